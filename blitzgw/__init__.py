@@ -1,0 +1,13 @@
+"""An LLM serving gateway that scales live.
+
+cli/        click: run, check-config, models              the face for operators
+node.py     composition root: builds, joins, starts and stops everything
+api/        OpenAI over HTTP: routes, validation, SSE, text, metrics
+worker/     the child process that drives one device, and its handle in the parent
+router/     which instance serves a request; token log and failover
+scheduler/  continuous batching and KV blocks: a decider and its thin shell
+weights/    checkpoint formats → blobs; the model cache
+engine/     torch decoder over any span of layers, sampling; the paced device
+wire.py     framing and codec between processes      config.py   TOML → frozen dataclasses
+core/       the vocabulary that all of them speak    errors.py   the one tree of errors
+"""

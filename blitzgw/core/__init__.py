@@ -1,0 +1,1 @@
+"""The vocabulary: what siblings share. Imports nothing but the standard library."""

@@ -1,0 +1,87 @@
+"""Devices, instances and the states that an instance goes through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from blitzgw.core.model import Dtype, ModelShape
+
+
+class InstanceState(StrEnum):
+    """The life of an instance."""
+
+    LOADING = "loading"
+    SERVING = "serving"
+    DRAINING = "draining"
+    KEPT = "kept"
+    GONE = "gone"
+
+
+# loading → serving → draining → kept → gone. A worker can die in any state; an instance that
+# drains or is kept can be revived at no cost, because its weights are still there.
+TRANSITIONS: dict[InstanceState, frozenset[InstanceState]] = {
+    InstanceState.LOADING: frozenset({InstanceState.SERVING, InstanceState.GONE}),
+    InstanceState.SERVING: frozenset({InstanceState.DRAINING, InstanceState.GONE}),
+    InstanceState.DRAINING: frozenset(
+        {InstanceState.SERVING, InstanceState.KEPT, InstanceState.GONE}
+    ),
+    InstanceState.KEPT: frozenset({InstanceState.SERVING, InstanceState.GONE}),
+    InstanceState.GONE: frozenset(),
+}
+
+
+class Role(StrEnum):
+    """Which phases an instance serves. Changed in place, without moving weights."""
+
+    BOTH = "both"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class DeviceKind(StrEnum):
+    """What stands behind a worker."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+    PACED = "paced"
+
+
+@dataclass(frozen=True, slots=True)
+class PacedCost:
+    """The cost model of a paced device: the time of one layer of one step, in microseconds.
+
+    layer_us = fixed_us + token_us × tokens + context_us × Σ over rows of the context read.
+    All zero: as fast as the machine can hash.
+    """
+
+    fixed_us: float = 0.0
+    token_us: float = 0.0
+    context_us: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """A device as configured: what a worker is started for. `index` picks a GPU."""
+
+    id: str
+    kind: DeviceKind
+    index: int = 0
+    threads: int = 0
+    kv_bytes: int = 0
+    cost: PacedCost = PacedCost()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model as resolved: enough for a worker to load it and for a scheduler to place it.
+
+    `path` is a folder of safetensors or a GGUF file. `eos_ids` end a sequence.
+    """
+
+    name: str
+    path: str
+    shape: ModelShape
+    dtype: Dtype
+    max_model_len: int
+    eos_ids: tuple[int, ...]

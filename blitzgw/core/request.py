@@ -1,0 +1,85 @@
+"""A request as the gateway means it, and the tokens that answer it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended. `stop` and `length` are OpenAI's; no client sees `abort`."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen, and when to stop.
+
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch a filter off. `seed` is
+    always set (the ingress draws one where the client gave none), so that a resubmission goes on
+    with the same noise. `logprobs` is the number of alternatives wanted beside the chosen token's
+    own log-probability; None: none at all.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One choice of one client request, or what is left of it after a failed attempt.
+
+    `tokens` is the prompt followed by the tokens generated so far; `prompt_length` the length of
+    the original prompt, so that penalties, `max_tokens` and noise positions survive a resubmission.
+    `tenant` is who is asking (a hash of the API key, or empty): fairness is between tenants, and
+    prefix reuse is salted with it. A lower `priority` goes first.
+    """
+
+    id: str
+    model: str
+    tokens: tuple[int, ...]
+    prompt_length: int
+    sampling: SamplingParams
+    choice: int = 0
+    attempt: int = 0
+    priority: int = 0
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """The log-probability of the chosen token, and the best alternatives, best first.
+
+    Taken from the raw logits (before temperature, penalties and filters), as vLLM does.
+    """
+
+    chosen: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True)
+class TokenEvent:
+    """What one step gave one request. `tokens` may be empty when only `finish` is told."""
+
+    request_id: str
+    attempt: int
+    tokens: list[int]
+    logprobs: list[Logprobs] | None = None
+    finish: FinishReason | None = None
+    cached_tokens: int = 0
+    """Prompt tokens that were reused from the prefix cache; set on a request's first event."""

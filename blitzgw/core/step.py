@@ -1,0 +1,110 @@
+"""What a scheduler tells its worker, and what comes back.
+
+A worker executes steps strictly in the order in which they were posted. Everything below relies on
+it: a row may read a token that an earlier, still unfinished step will sample, and a block may be
+given away as soon as the step that last uses it has been posted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from blitzgw.core.request import Logprobs, SamplingParams
+from blitzgw.core.span import Span
+
+BLOCK_TOKENS = 16
+"""Tokens in a KV block: small enough to share short prefixes, large enough to keep tables short."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewSequence:
+    """A sequence that the worker has not seen, with all tokens known so far.
+
+    `seq` names it in later steps; the worker appends what it samples to `tokens`.
+    `prompt_length` separates the original prompt from generated tokens (penalties, min_tokens).
+    """
+
+    seq: int
+    tokens: tuple[int, ...]
+    prompt_length: int
+    choice: int
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Compute positions `[start, start + count)` of a sequence.
+
+    `blocks` are appended to the sequence's block table first. With `sample`, the token after the
+    last position is sampled, appended to the sequence, and reported.
+    """
+
+    seq: int
+    start: int
+    count: int
+    sample: bool
+    blocks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call of a worker, for one instance and one span of its layers.
+
+    Carried out in this order: forget `drop`, give the memory of `release` (ranges of whole slots,
+    as `(first block, number of blocks)`) back, learn `new`, copy the KV of `copies` (source block,
+    target block), compute `rows`, sample. The order of `rows` is the order of hidden states.
+    """
+
+    id: int
+    instance: str
+    span: Span
+    rows: tuple[Row, ...]
+    new: tuple[NewSequence, ...] = ()
+    drop: tuple[int, ...] = ()
+    copies: tuple[tuple[int, int], ...] = ()
+    release: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The tokens of the rows that sample, in row order, and the seconds that the step took.
+
+    `logprobs` is aligned with `tokens`, and None where nobody in the step asked for any.
+    """
+
+    step: int
+    instance: str
+    tokens: tuple[int, ...]
+    duration_s: float
+    logprobs: tuple[Logprobs | None, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KvGeometry:
+    """How an instance's KV is cut: block id = slot × blocks_per_slot + index in the slot.
+
+    A sequence lives in one slot, its block table is a run of consecutive ids, so a kernel without
+    block tables can address it as one contiguous range.
+    """
+
+    slots: int
+    blocks_per_slot: int
+    block_bytes: int
+
+    @property
+    def slot_tokens(self) -> int:
+        """Positions in one slot."""
+        return self.blocks_per_slot * BLOCK_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceKv:
+    """KV of positions `[0, n_tokens)` of one sequence for the layers of `span`, as raw bytes.
+
+    Layers in order; in each K then V, `[kv_heads, n_tokens, head_dim]` row major in the model's
+    dtype (the paced device packs its own entries instead).
+    """
+
+    span: Span
+    n_tokens: int
+    data: bytes = field(repr=False)
