@@ -71,3 +71,17 @@ class ModelShape:
         """Return the number of matrix weights of one decoder layer."""
         heads = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
         return self.hidden * (heads + self.n_heads * self.head_dim + 3 * self.intermediate)
+
+
+@dataclass(frozen=True, slots=True)
+class TextSpec:
+    """What the API needs to turn text into tokens and back.
+
+    `tokenizer_path` is a Hugging Face tokenizer.json; `chat_template` its jinja source, None where
+    the model has none; `bos_token` and `eos_token` are handed to the template.
+    """
+
+    tokenizer_path: str
+    chat_template: str | None
+    bos_token: str
+    eos_token: str

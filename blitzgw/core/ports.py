@@ -7,6 +7,7 @@ from typing import Protocol
 
 from blitzgw.core.request import GenerationRequest, TokenEvent
 from blitzgw.core.step import Step
+from blitzgw.errors import RequestError
 
 
 class StepPort(Protocol):
@@ -46,3 +47,23 @@ class InstancePort(Protocol):
 
     def abort(self, request_id: str) -> None:
         """Stop a request and free what it holds; unknown ids are ignored."""
+
+
+class TokenSink(Protocol):
+    """Who asked for a generation. Called from the event loop; must not block."""
+
+    def push(self, event: TokenEvent) -> None:
+        """Take tokens; the last event carries a finish."""
+
+    def fail(self, error: RequestError) -> None:
+        """Take the error that ends the generation; nothing follows it."""
+
+
+class Generator(Protocol):
+    """The router as the API sees it."""
+
+    def generate(self, request: GenerationRequest, sink: TokenSink) -> None:
+        """Route a request; raises `RequestError` where it is refused, else the sink is called."""
+
+    def abort(self, request_id: str) -> None:
+        """Stop a generation within a step; its sink is not called any more."""
