@@ -1,0 +1,138 @@
+"""From logits to a token: penalties, filters, noise.
+
+The order is bias and penalties → temperature → top-k → top-p → min-p → noise → maximum, candidates
+sorted by (logit, lower id). Noise is a hash of (seed, choice, position, token): noise.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from blitzgw.core.request import Logprobs, SamplingParams
+from blitzgw.engine.base import RowInput, Sampled
+from blitzgw.engine.noise import MAX_NOISE, MIN_NOISE, gumbel, noise_key
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+
+def sample(rows: Sequence[RowInput], logits: torch.Tensor, eos_ids: Sequence[int]) -> list[Sampled]:
+    """Choose a token for each row. `logits` is fp32 `[rows, vocabulary]`."""
+    if not rows:
+        return []
+    best: list[int] = torch.argmax(logits, dim=-1).tolist()
+    if all(_is_plain(row) for row in rows):
+        return [Sampled(token) for token in best]
+    lines: F32 = logits.cpu().numpy()
+    return [
+        Sampled(best[i]) if _is_plain(row) else _sample_row(row, lines[i], eos_ids)
+        for i, row in enumerate(rows)
+    ]
+
+
+def _is_plain(row: RowInput) -> bool:
+    """Tell whether the row wants the largest raw logit and nothing else."""
+    p = row.sequence.sampling
+    return (
+        p.temperature == 0
+        and p.logprobs is None
+        and not p.logit_bias
+        and p.presence_penalty == 0
+        and p.frequency_penalty == 0
+        and p.repetition_penalty == 1
+        and _generated(row) >= p.min_tokens
+    )
+
+
+def _generated(row: RowInput) -> int:
+    """Return the number of tokens generated before the one to be sampled."""
+    return row.start + row.count - row.sequence.prompt_length
+
+
+def _sample_row(row: RowInput, raw: F32, eos_ids: Sequence[int]) -> Sampled:
+    p = row.sequence.sampling
+    position = row.start + row.count
+    adjusted = adjust(raw, row, eos_ids)
+    if p.temperature == 0:
+        token = int(np.argmax(adjusted))
+    else:
+        token = draw(adjusted, p, noise_key(p.seed, row.sequence.choice, position))
+    if p.logprobs is None:
+        return Sampled(token)
+    return Sampled(token, logprobs_of(raw, token, p.logprobs))
+
+
+def adjust(raw: F32, row: RowInput, eos_ids: Sequence[int]) -> F32:
+    """Return logits with bias, penalties and the ban on early ends applied.
+
+    Repetition counts prompt and output (Keskar et al. 2019), presence and frequency the output
+    only, as OpenAI defines them.
+    """
+    p, sequence = row.sequence.sampling, row.sequence
+    logits = raw.copy()
+    if p.repetition_penalty != 1:
+        seen = np.unique(np.asarray(sequence.tokens[: row.start + row.count], dtype=np.int64))
+        values = logits[seen]
+        factor = np.float32(p.repetition_penalty)
+        logits[seen] = np.where(values > 0, values / factor, values * factor)
+    if p.presence_penalty or p.frequency_penalty:
+        output = sequence.tokens[sequence.prompt_length : row.start + row.count]
+        ids, counts = np.unique(np.asarray(output, dtype=np.int64), return_counts=True)
+        penalty = p.frequency_penalty * counts + p.presence_penalty
+        logits[ids] -= penalty.astype(np.float32)
+    for token, bias in p.logit_bias:
+        logits[token] += np.float32(bias)
+    if _generated(row) < p.min_tokens:
+        logits[list({*eos_ids, *p.stop_token_ids})] = -np.inf
+    return logits
+
+
+def draw(logits: F32, p: SamplingParams, key: int) -> int:
+    """Draw from softmax(logits / temperature) under the filters, by the Gumbel-max trick.
+
+    Exactly the answer over the whole vocabulary, though only candidates are looked at: noise is
+    bounded, so a token further below the best than the bounds are apart cannot win.
+    """
+    scaled: F64 = logits.astype(np.float64) / p.temperature
+    best = float(scaled.max())
+    reach = MAX_NOISE - MIN_NOISE
+    if p.min_p > 0:
+        reach = min(reach, -math.log(p.min_p))
+    ids: I64 = np.nonzero(scaled >= best - reach)[0]
+    ids = ids[np.argsort(-scaled[ids], kind="stable")]
+    if p.top_k > 0:
+        ids = ids[: p.top_k]
+    if p.top_p < 1:
+        ids = ids[: _nucleus(scaled, ids, best, p)]
+    scores = scaled[ids] + gumbel(key, ids)
+    return int(ids[np.argmax(scores)])
+
+
+def _nucleus(scaled: F64, ids: I64, best: float, p: SamplingParams) -> int:
+    """Return how many of the sorted candidates reach the probability `top_p` (Holtzman 2020)."""
+    weights = np.exp(scaled[ids] - best)
+    total = weights.sum() if p.top_k > 0 else np.exp(scaled - best).sum()
+    before = np.cumsum(weights) - weights
+    return max(1, int(np.count_nonzero(before < p.top_p * total)))
+
+
+def logprobs_of(raw: F32, token: int, n_top: int) -> Logprobs:
+    """Return log-softmax of the raw logits at the chosen token and the `n_top` best, best first."""
+    logits = raw.astype(np.float64)
+    best = logits.max()
+    normaliser = best + math.log(np.exp(logits - best).sum())
+    top: tuple[tuple[int, float], ...] = ()
+    if n_top > 0:
+        n_top = min(n_top, len(logits))
+        ids = np.argpartition(-logits, n_top - 1)[:n_top]
+        edge = logits[ids].min()
+        ids = np.nonzero(logits >= edge)[0]
+        ids = ids[np.argsort(-logits[ids], kind="stable")][:n_top]
+        top = tuple((int(i), float(logits[i] - normaliser)) for i in ids)
+    return Logprobs(float(logits[token] - normaliser), top)
