@@ -1,13 +1,13 @@
 """The decoder of the Llama family, cut at any layer.
 
-Legend: T tokens of the step, E hidden size, H query heads, K kv heads, D head dimension,
-M intermediate size, V vocabulary.
+Legend: T tokens of the step, E hidden size, D head dimension, V vocabulary, R rows that sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,46 @@ from blitzgw.core.instance import DeviceKind, DeviceSpec, ModelSpec
 from blitzgw.core.layout import blob_layouts
 from blitzgw.core.span import Span
 from blitzgw.core.step import BLOCK_TOKENS, KvGeometry, SequenceKv
-from blitzgw.engine.attention import AttentionPlan, Extent, SlotAttention
+from blitzgw.engine.attention import Extent
 from blitzgw.engine.base import RowInput, Sampled
 from blitzgw.engine.kv import KvArena
 from blitzgw.engine.memory import TORCH_DTYPES, WeightSlab
-from blitzgw.engine.rope import rope_table, rotate
+from blitzgw.engine.native import build, layer
+from blitzgw.engine.rope import rope_table
 from blitzgw.engine.sampling import sample
+from blitzgw.engine.torch_layer import TorchKernels
+
+
+class Layer(Protocol):
+    """One decoder layer; `plan` is what its kernels prepared for the step."""
+
+    def forward(
+        self, x_TE: torch.Tensor, plan: Any, cache: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        """Return the layer's output, writing its KV; `x` may be overwritten."""
+
+
+class Kernels(Protocol):
+    """How one model's layers are computed on one device."""
+
+    def layer(self, tensors: dict[str, torch.Tensor]) -> Layer:
+        """Return a layer over views into its blob."""
+
+    def plan(
+        self, extents: Sequence[Extent], n_decode: int, cos: torch.Tensor, sin: torch.Tensor
+    ) -> Any:
+        """Prepare a step: its extents (decode rows first), and their angles `[T, D / 2]`."""
+
+    def head(self, x_RE: torch.Tensor, norm: torch.Tensor, matrix_VE: torch.Tensor) -> torch.Tensor:
+        """Return fp32 logits `[R, V]` of hidden states before the final norm."""
+
+
+def choose_kernels(spec: ModelSpec, device: torch.device) -> Kernels:
+    """Return the fastest kernels that cover a model here."""
+    library = build.library() if device.type == "cpu" else None
+    if library is not None and layer.supports(spec.shape, spec.dtype):
+        return layer.NativeKernels(library, spec)
+    return TorchKernels(spec)
 
 
 class TorchEngine:
@@ -37,6 +71,7 @@ class TorchEngine:
         self._dtype = TORCH_DTYPES[spec.dtype]
         self._slab = WeightSlab(blob_layouts(self._shape, spec.dtype), spec.dtype, self._device)
         self._kv = KvArena(self._shape, spec.dtype, kv, self._device)
+        self._kernels = choose_kernels(spec, self._device)
         positions = min(spec.max_model_len, kv.slot_tokens)
         cos, sin = rope_table(self._shape.rope, self._shape.head_dim, positions)
         self._cos, self._sin = cos.to(self._device), sin.to(self._device)
@@ -54,7 +89,7 @@ class TorchEngine:
         if index == 0:
             self._embedding = tensors["embedding"]
         elif index <= self._shape.n_layers:
-            self._layers[index - 1] = Layer(self._spec, tensors)
+            self._layers[index - 1] = self._kernels.layer(tensors)
         else:
             self._head = tensors
 
@@ -70,10 +105,10 @@ class TorchEngine:
         x_TE = self._embed(rows) if hidden is None else hidden
         if len(span) == 0 or not rows:
             return x_TE
-        x_TE = order.apply(x_TE)
-        plan, cos, sin = self._plan(rows, order)
+        x_TE = order.apply(x_TE if hidden is None else x_TE.clone())
+        plan = self._plan(rows, order)
         for i in span.layers():
-            x_TE = self._layers[i].forward(x_TE, cos, sin, plan, self._kv.layer(i))
+            x_TE = self._layers[i].forward(x_TE, plan, self._kv.layer(i))
         return order.undo(x_TE)
 
     def _embed(self, rows: Sequence[RowInput]) -> torch.Tensor:
@@ -84,10 +119,7 @@ class TorchEngine:
             tokens += row.sequence.tokens[row.start : row.start + row.count]
         return F.embedding(torch.tensor(tokens, device=self._device), self._embedding)
 
-    def _plan(
-        self, rows: Sequence[RowInput], order: _Order
-    ) -> tuple[AttentionPlan, torch.Tensor, torch.Tensor]:
-        """Return the attention plan, and cos and sin `[T, 1, D / 2]`, all in internal order."""
+    def _plan(self, rows: Sequence[RowInput], order: _Order) -> Any:
         extents: list[Extent] = []
         positions: list[int] = []
         for i in order.rows:
@@ -100,8 +132,7 @@ class TorchEngine:
             )
             positions += range(row.start, stop)
         at = torch.tensor(positions, device=self._device)
-        plan = SlotAttention(extents, order.n_decode, self._shape.window, self._device)
-        return plan, self._cos[at][:, None], self._sin[at][:, None]
+        return self._kernels.plan(extents, order.n_decode, self._cos[at], self._sin[at])
 
     @torch.inference_mode()
     def logits(self, rows: Sequence[RowInput], hidden: torch.Tensor) -> torch.Tensor:
@@ -116,8 +147,7 @@ class TorchEngine:
             if row.sample:
                 last.append(offset - 1)
         x = hidden[torch.tensor(last, dtype=torch.long, device=self._device)]
-        x = F.rms_norm(x, x.shape[-1:], self._head["norm"], self._shape.norm_eps)
-        return F.linear(x, matrix).float()
+        return self._kernels.head(x, self._head["norm"], matrix)
 
     def sample(self, rows: Sequence[RowInput], logits: torch.Tensor) -> list[Sampled]:
         """Choose one token for each row that samples."""
@@ -149,49 +179,6 @@ class TorchEngine:
         if flat.numel() % self._shape.hidden:
             raise ValueError(f"{len(data)} bytes are no whole hidden states")
         return flat.view(-1, self._shape.hidden).to(self._device)
-
-
-class Layer:
-    """One decoder layer over views into its blob."""
-
-    def __init__(self, spec: ModelSpec, tensors: dict[str, torch.Tensor]) -> None:
-        self._shape, self._eps = spec.shape, spec.shape.norm_eps
-        self._w = tensors
-
-    def forward(
-        self,
-        x_TE: torch.Tensor,
-        cos_T1d: torch.Tensor,
-        sin_T1d: torch.Tensor,
-        attend: AttentionPlan,
-        cache: tuple[torch.Tensor, torch.Tensor],
-    ) -> torch.Tensor:
-        """Return the layer's output `[T, E]`, writing this layer's KV on the way."""
-        w, shape = self._w, self._shape
-        normed = F.rms_norm(x_TE, x_TE.shape[-1:], w["attn_norm"], self._eps)
-        qkv = F.linear(normed, w["qkv"], w.get("qkv.bias"))
-        qkv = qkv.view(x_TE.shape[0], -1, shape.head_dim)
-        q, k, v = self._rotated(qkv, cos_T1d, sin_T1d)
-        attended = attend(q, k, v, cache)
-        x_TE = x_TE + F.linear(attended, w["out"], w.get("out.bias"))
-        normed = F.rms_norm(x_TE, x_TE.shape[-1:], w["mlp_norm"], self._eps)
-        gate_up = F.linear(normed, w["gate_up"], w.get("gate_up.bias"))
-        gate, up = gate_up.chunk(2, dim=-1)
-        return x_TE + F.linear(F.silu(gate) * up, w["down"], w.get("down.bias"))
-
-    def _rotated(
-        self, qkv: torch.Tensor, cos_T1d: torch.Tensor, sin_T1d: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Split `[T, H + 2K, D]` into q, k and v, with q and k normed (Qwen3) and rotated."""
-        n_q, n_kv = self._shape.n_heads, self._shape.n_kv_heads
-        qk, v = qkv[:, : n_q + n_kv], qkv[:, n_q + n_kv :]
-        if self._shape.qk_norm:
-            q, k = qk[:, :n_q], qk[:, n_q:]
-            q = F.rms_norm(q, q.shape[-1:], self._w["q_norm"], self._eps)
-            k = F.rms_norm(k, k.shape[-1:], self._w["k_norm"], self._eps)
-            qk = torch.cat((q, k), dim=1)
-        qk = rotate(qk, cos_T1d, sin_T1d).to(qkv.dtype)
-        return qk[:, :n_q], qk[:, n_q:], v
 
 
 class _Order:

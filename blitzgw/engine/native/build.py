@@ -1,0 +1,90 @@
+"""Compile the kernels once per machine, and load them.
+
+The library has a plain C interface and needs no headers but the compiler's own, so a build takes
+seconds. It is kept in the cache folder under a hash of source and command. It shares torch's
+OpenMP threads: torch has loaded libgomp by then, and the loader takes the one that is there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from blitzgw.core.paths import cache_dir
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).parent
+NEEDED_FLAGS = frozenset(
+    {"amx_bf16", "amx_tile", "avx512_bf16", "avx512bw", "avx512dq", "avx512vl"}
+)
+COMPILE = (
+    *("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-w", "-mfma"),
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16"),
+    *("-mamx-tile", "-mamx-bf16"),
+)
+BUILD_TIMEOUT_S = 120.0
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Return the kernels, or None where this machine cannot run or build them (logged once)."""
+    if os.environ.get("BLITZGW_NATIVE") == "0":
+        return None
+    missing = NEEDED_FLAGS - cpu_flags()
+    if missing:
+        log.info("native_kernels_off reason=cpu_without flags=%s", ",".join(sorted(missing)))
+        return None
+    try:
+        loaded = ctypes.CDLL(str(build()))
+    except (OSError, subprocess.SubprocessError) as e:
+        log.warning("native_kernels_off reason=build_failed error=%s", e)
+        return None
+    if loaded.blitzgw_init() != 0:
+        log.warning("native_kernels_off reason=kernel_denies_amx")
+        return None
+    loaded.blitzgw_scratch_bytes.restype = ctypes.c_size_t
+    return loaded
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return the processor's feature flags; empty where Linux does not tell them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.split() for line in lines if line.startswith("flags")), []))
+
+
+def build() -> Path:
+    """Compile unless done before; return the library's path.
+
+    Raises OSError without a compiler or a writable cache, SubprocessError where it fails.
+    """
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise OSError("no C++ compiler: install g++, or set CXX")
+    digest = hashlib.blake2b(" ".join((compiler, *COMPILE)).encode(), digest_size=12)
+    for source in (*sorted(SOURCE.glob("*.h")), SOURCE / "layer.cpp"):
+        digest.update(source.read_bytes())
+    target = cache_dir() / "native" / f"layer-{digest.hexdigest()}.so"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / "layer.so"
+        subprocess.run(  # noqa: S603 - the operator's own compiler, no shell
+            [compiler, *COMPILE, str(SOURCE / "layer.cpp"), "-o", str(made)],
+            check=True,
+            capture_output=True,
+            timeout=BUILD_TIMEOUT_S,
+        )
+        made.replace(target)
+    return target

@@ -1,0 +1,298 @@
+// One decoder layer of the Llama family in bf16, for CPUs with AMX: called once a layer and step.
+//
+// Threads enter one parallel region and meet at a barrier between phases:
+//   norm, pack → q k v → rotate, write KV → attend → pack → out + x → norm, pack
+//   → gate, up, SwiGLU (already packed) → down + x
+// Sums are fp32 and rounded where a value is stored. Nothing depends on the rest of the batch.
+
+#include <omp.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <atomic>
+
+#include "attention.h"
+#include "linear.h"
+
+// Mirrored field by field in layer.py.
+struct Shape {
+    int32_t hidden, heads, kv_heads, head_dim, intermediate, window;
+    float eps;
+};
+
+struct Weights {  // rows as core/layout.py lays them; null: the model has none
+    const bf16 *attn_norm, *qkv, *qkv_bias, *q_norm, *k_norm, *out, *out_bias;
+    const bf16 *mlp_norm, *gate_up, *gate_up_bias, *down, *down_bias;
+};
+
+struct Batch {
+    int32_t tokens, extents;
+    const int32_t *slots, *starts, *stops, *offsets;  // [extents]
+    const float *cos, *sin;                           // [tokens][head_dim / 2]
+};
+
+struct Cache {  // this layer's K and V; strides in elements
+    bf16 *keys, *values;
+    int64_t slot_stride, head_stride;
+};
+
+namespace {
+
+struct Scratch {
+    uint32_t *packed, *packed_mlp;
+    bf16 *qkv, *attended;
+
+    // Lay the parts out from `base` (64-byte aligned); return the bytes that they take.
+    size_t lay_out(char* base, const Shape& s, int tokens) {
+        const size_t q = size_t(s.heads) * s.head_dim, kv = size_t(s.kv_heads) * s.head_dim;
+        const size_t width = std::max(size_t(s.hidden), q);
+        size_t used = 0;
+        auto take = [&](size_t bytes) {
+            char* at = base + used;
+            used += (bytes + 63) / 64 * 64;
+            return at;
+        };
+        packed = reinterpret_cast<uint32_t*>(take(packed_bytes(tokens, int(width))));
+        packed_mlp = reinterpret_cast<uint32_t*>(take(packed_bytes(tokens, s.intermediate)));
+        qkv = reinterpret_cast<bf16*>(take(tokens * (q + 2 * kv) * sizeof(bf16)));
+        attended = reinterpret_cast<bf16*>(take(tokens * q * sizeof(bf16)));
+        return used;
+    }
+};
+
+float inverse_rms(const bf16* x, int n, float eps) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int i = 0; i < n; i += 16) {
+        const __m512 v = load_bf16(x + i);
+        sum = _mm512_fmadd_ps(v, v, sum);
+    }
+    return 1.0f / std::sqrt(_mm512_reduce_add_ps(sum) / n + eps);
+}
+
+void norm(const bf16* x, const bf16* weight, int n, float eps, bf16* out) {
+    const __m512 scale = _mm512_set1_ps(inverse_rms(x, n, eps));
+    for (int i = 0; i < n; i += 16)
+        store_bf16(out + i, _mm512_mul_ps(_mm512_mul_ps(load_bf16(x + i), scale),
+                                          load_bf16(weight + i)));
+}
+
+// RMSNorm of this thread's token groups, straight into packed order.
+void norm_and_pack(const bf16* x, const bf16* weight, int m, int k, float eps, uint32_t* packed,
+                   Work work) {
+    int begin, end;
+    work.share((m + TILE - 1) / TILE, begin, end);
+    bf16 rows[TILE][TILE_K];
+    for (int g = begin; g < end; g++) {
+        const int count = std::min(TILE, m - g * TILE);
+        float scale[TILE];
+        for (int i = 0; i < count; i++)
+            scale[i] = inverse_rms(x + size_t(g * TILE + i) * k, k, eps);
+        for (int at = 0; at < k; at += TILE_K) {
+            const bf16* pointers[TILE] = {};
+            for (int i = 0; i < count; i++) {
+                const bf16* row = x + size_t(g * TILE + i) * k + at;
+                for (int j = 0; j < TILE_K; j += 16)
+                    store_bf16(rows[i] + j,
+                               _mm512_mul_ps(_mm512_mul_ps(load_bf16(row + j),
+                                                           _mm512_set1_ps(scale[i])),
+                                             load_bf16(weight + at + j)));
+                pointers[i] = rows[i];
+            }
+            pack_b(pointers, packed + (size_t(g) * (k / TILE_K) + at / TILE_K) * 256);
+        }
+    }
+}
+
+// Rotate one head in place: pairs are (i, i + dim / 2).
+void rotate(bf16* head, const float* cos, const float* sin, int dim) {
+    const int half = dim / 2;
+    for (int i = 0; i < half; i += 16) {
+        const __m512 a = load_bf16(head + i), b = load_bf16(head + half + i);
+        const __m512 c = _mm512_loadu_ps(cos + i), s = _mm512_loadu_ps(sin + i);
+        store_bf16(head + i, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)));
+        store_bf16(head + half + i, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)));
+    }
+}
+
+// Norm (Qwen3) and rotate q and k, and put k and v where they belong in the slot.
+void place_token(const Shape& s, const Weights& w, const Batch& batch, const Cache& cache,
+                 bf16* qkv, int extent, int token) {
+    const int dim = s.head_dim, half = dim / 2;
+    const int position = batch.starts[extent] + token - batch.offsets[extent];
+    const float *cos = batch.cos + size_t(token) * half, *sin = batch.sin + size_t(token) * half;
+    for (int h = 0; h < s.heads + s.kv_heads; h++) {
+        bf16* head = qkv + size_t(h) * dim;
+        const bf16* weight = h < s.heads ? w.q_norm : w.k_norm;
+        if (weight) norm(head, weight, dim, s.eps, head);
+        rotate(head, cos, sin, dim);
+    }
+    for (int h = 0; h < s.kv_heads; h++) {
+        const size_t at = batch.slots[extent] * cache.slot_stride + h * cache.head_stride +
+                          size_t(position) * dim;
+        memcpy(cache.keys + at, qkv + size_t(s.heads + h) * dim, dim * sizeof(bf16));
+        memcpy(cache.values + at, qkv + size_t(s.heads + s.kv_heads + h) * dim,
+               dim * sizeof(bf16));
+    }
+}
+
+void place(const Shape& s, const Weights& w, const Batch& batch, const Cache& cache, bf16* qkv,
+           Work work) {
+    const size_t width = size_t(s.heads + 2 * s.kv_heads) * s.head_dim;
+    int begin, end;
+    work.share(batch.tokens, begin, end);
+    for (int e = 0; e < batch.extents; e++) {
+        const int first = batch.offsets[e], last = first + batch.stops[e] - batch.starts[e];
+        for (int t = std::max(begin, first); t < std::min(end, last); t++)
+            place_token(s, w, batch, cache, qkv + t * width, e, t);
+    }
+}
+
+// Up to 16 queries of an extent from its token `first` on, those of one kv head.
+void attend_tile(const Shape& s, const Batch& batch, const Cache& cache, const Scratch& scratch,
+                 int extent, int first, int kv_head, AttentionScratch& own) {
+    const int group = s.heads / s.kv_heads, dim = s.head_dim;
+    const int count = batch.stops[extent] - batch.starts[extent];
+    const size_t width = size_t(s.heads + 2 * s.kv_heads) * dim;
+    Query queries[TILE];
+    int n = 0;
+    for (int i = first; i < count && n + group <= TILE; i++)
+        for (int g = 0; g < group; g++) {
+            const size_t token = batch.offsets[extent] + i, head = kv_head * group + g;
+            queries[n++] = {scratch.qkv + token * width + head * dim,
+                            scratch.attended + (token * s.heads + head) * dim,
+                            batch.starts[extent] + i};
+        }
+    const size_t at = batch.slots[extent] * cache.slot_stride + kv_head * cache.head_stride;
+    attend(queries, n, cache.keys + at, cache.values + at, dim, s.window,
+           1.0f / std::sqrt(float(dim)), own);
+}
+
+// Tiles of queries are handed out one by one: later ones of a chunk see more and take longer.
+void attend_all(const Shape& s, const Batch& batch, const Cache& cache, const Scratch& scratch,
+                std::atomic<int>& next) {
+    const int per_tile = TILE / (s.heads / s.kv_heads);
+    AttentionScratch own;
+    int mine = next.fetch_add(1), index = 0;
+    for (int e = 0; e < batch.extents; e++) {
+        const int tiles = (batch.stops[e] - batch.starts[e] + per_tile - 1) / per_tile;
+        for (; mine < index + tiles * s.kv_heads; mine = next.fetch_add(1))
+            attend_tile(s, batch, cache, scratch, e, (mine - index) / s.kv_heads * per_tile,
+                        (mine - index) % s.kv_heads, own);
+        index += tiles * s.kv_heads;
+    }
+}
+
+// x += W · packed (+ bias), rounded once.
+void add_linear(const bf16* w, const bf16* bias, int n_rows, int k, const uint32_t* packed, int m,
+                bf16* x, Work work) {
+    linear_by_token(w, n_rows, k, packed, m, work, [&](int t, int n, __m512 y) {
+        bf16* at = x + size_t(t) * n_rows + n;
+        if (bias) y = _mm512_add_ps(y, load_bf16(bias + n));
+        store_bf16(at, _mm512_add_ps(load_bf16(at), y));
+    });
+}
+
+// silu(gate) · up, left in packed order: two rows of sums are one row of pairs.
+void swiglu(const Shape& s, const Weights& w, const uint32_t* packed, int m, uint32_t* out,
+            Work work) {
+    const int rows = s.intermediate, steps = rows / TILE_K;
+    const bf16* up_bias = w.gate_up_bias ? w.gate_up_bias + rows : nullptr;
+    linear(w.gate_up, w.gate_up + size_t(rows) * s.hidden, rows, s.hidden, packed, m, work,
+           [&](int n, int group, float (*gate)[TILE], float (*up)[TILE]) {
+               uint32_t* at = out + (size_t(group) * steps + n / TILE_K) * 256 + n % TILE_K * 8;
+               __m512i pair[2];
+               for (int i = 0; i < TILE; i++) {
+                   __m512 g = _mm512_load_ps(gate[i]), u = _mm512_load_ps(up[i]);
+                   if (w.gate_up_bias) {
+                       g = _mm512_add_ps(g, _mm512_set1_ps(to_float(w.gate_up_bias[n + i])));
+                       u = _mm512_add_ps(u, _mm512_set1_ps(to_float(up_bias[n + i])));
+                   }
+                   // silu(g) = g / (1 + e^−g), by e^−|g| so that nothing overflows
+                   const __m512 e = exp_negative(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(g)));
+                   const __mmask16 negative = _mm512_cmp_ps_mask(g, _mm512_setzero_ps(), _CMP_LT_OQ);
+                   const __m512 top = _mm512_mask_mul_ps(g, negative, g, e);
+                   const __m512 y = _mm512_div_ps(top, _mm512_add_ps(e, _mm512_set1_ps(1.0f)));
+                   pair[i % 2] = _mm512_cvtepu16_epi32(round_bf16(_mm512_mul_ps(y, u)));
+                   if (i % 2)
+                       _mm512_store_si512(at + i / 2 * TILE,
+                                          _mm512_or_si512(pair[0], _mm512_slli_epi32(pair[1], 16)));
+               }
+           });
+}
+
+void run_layer(const Shape& s, const Weights& w, const Batch& batch, const Cache& cache, bf16* x,
+               const Scratch& scratch, std::atomic<int>& next, Work work) {
+    const int m = batch.tokens, q_width = s.heads * s.head_dim;
+    const int qkv_width = q_width + 2 * s.kv_heads * s.head_dim;
+    norm_and_pack(x, w.attn_norm, m, s.hidden, s.eps, scratch.packed, work);
+#pragma omp barrier
+    linear_by_token(w.qkv, qkv_width, s.hidden, scratch.packed, m, work,
+                    [&](int t, int n, __m512 y) {
+                        if (w.qkv_bias) y = _mm512_add_ps(y, load_bf16(w.qkv_bias + n));
+                        store_bf16(scratch.qkv + size_t(t) * qkv_width + n, y);
+                    });
+#pragma omp barrier
+    place(s, w, batch, cache, scratch.qkv, work);
+#pragma omp barrier
+    attend_all(s, batch, cache, scratch, next);
+#pragma omp barrier
+    pack(scratch.attended, m, q_width, q_width, scratch.packed, work);
+#pragma omp barrier
+    add_linear(w.out, w.out_bias, s.hidden, q_width, scratch.packed, m, x, work);
+#pragma omp barrier
+    norm_and_pack(x, w.mlp_norm, m, s.hidden, s.eps, scratch.packed, work);
+#pragma omp barrier
+    swiglu(s, w, scratch.packed, m, scratch.packed_mlp, work);
+#pragma omp barrier
+    add_linear(w.down, w.down_bias, s.hidden, s.intermediate, scratch.packed_mlp, m, x, work);
+}
+
+template <class Phases>
+void in_parallel(int threads, Phases phases) {
+#pragma omp parallel num_threads(threads)
+    {
+        configure_tiles();
+        phases(Work{omp_get_thread_num(), omp_get_num_threads()});
+        _tile_release();
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Ask the kernel for the use of tiles; 0 where they may be used.
+int blitzgw_init() {
+    constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
+    return int(syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA));
+}
+
+size_t blitzgw_scratch_bytes(const Shape* shape, int tokens) {
+    return Scratch().lay_out(nullptr, *shape, tokens);
+}
+
+// x [tokens, hidden] is replaced by the layer's output.
+void blitzgw_layer(const Shape* shape, const Weights* weights, const Batch* batch,
+                   const Cache* cache, bf16* x, char* scratch_base, int threads) {
+    Scratch scratch;
+    scratch.lay_out(scratch_base, *shape, batch->tokens);
+    std::atomic<int> next{0};
+    in_parallel(threads, [&](Work work) {
+        run_layer(*shape, *weights, *batch, *cache, x, scratch, next, work);
+    });
+}
+
+// logits [tokens, vocab] (fp32) of x [tokens, hidden] after the final norm.
+void blitzgw_head(const bf16* x, const bf16* norm_weight, const bf16* matrix, int tokens,
+                  int hidden, int vocab, float eps, float* logits, char* scratch, int threads) {
+    uint32_t* packed = reinterpret_cast<uint32_t*>(scratch);
+    in_parallel(threads, [&](Work work) {
+        norm_and_pack(x, norm_weight, tokens, hidden, eps, packed, work);
+#pragma omp barrier
+        linear_by_token(matrix, vocab, hidden, packed, tokens, work,
+                        [&](int t, int n, __m512 y) {
+                            _mm512_storeu_ps(logits + size_t(t) * vocab + n, y);
+                        });
+    });
+}
+}
