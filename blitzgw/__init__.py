@@ -8,6 +8,7 @@ router/     which instance serves a request; token log and failover
 scheduler/  continuous batching and KV blocks: a decider and its thin shell
 weights/    checkpoint formats → blobs; the model cache
 engine/     torch decoder over any span of layers, sampling; the paced device
-wire.py     framing and codec between processes      config.py   TOML → frozen dataclasses
+wire.py     framing and codec between processes      config.py   what a node can be told
+configfile/ TOML and options → config.py, all mistakes at once
 core/       the vocabulary that all of them speak    errors.py   the one tree of errors
 """

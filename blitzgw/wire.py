@@ -52,7 +52,7 @@ def pack(message: Any) -> bytes:
     return HEADER.pack(len(body) + 1, tag) + body
 
 
-def check_header(header: bytes | memoryview) -> tuple[int, int]:
+def check_header(header: bytes | bytearray) -> tuple[int, int]:
     """Return (body size in bytes, tag) of a frame's first `HEADER.size` bytes."""
     length, tag = HEADER.unpack(header)
     limit = _LIMITS.get(tag)
@@ -63,7 +63,7 @@ def check_header(header: bytes | memoryview) -> tuple[int, int]:
     return length - 1, tag
 
 
-def unpack(tag: int, body: bytes | memoryview) -> Any:
+def unpack(tag: int, body: bytes | bytearray) -> Any:
     """Return the message of a frame's body."""
     try:
         return _DECODERS[tag].decode(body)
@@ -82,16 +82,12 @@ class FrameBuffer:
         self._buffer += data
         messages: list[Any] = []
         start = 0
-        view = memoryview(self._buffer)
-        try:
-            while len(view) - start >= HEADER.size:
-                size, tag = check_header(view[start : start + HEADER.size])
-                end = start + HEADER.size + size
-                if end > len(view):
-                    break
-                messages.append(unpack(tag, view[start + HEADER.size : end]))
-                start = end
-        finally:
-            view.release()
-            del self._buffer[:start]
+        while len(self._buffer) - start >= HEADER.size:
+            at = start + HEADER.size
+            size, tag = check_header(self._buffer[start:at])
+            if at + size > len(self._buffer):
+                break
+            messages.append(unpack(tag, self._buffer[at : at + size]))
+            start = at + size
+        del self._buffer[:start]
         return messages

@@ -67,6 +67,11 @@ class ModelShape:
         """Return the bytes of K and V that one token leaves in all layers."""
         return 2 * self.n_layers * self.n_kv_heads * self.head_dim * dtype.size_bytes
 
+    def parameters(self) -> int:
+        """Return the number of matrix weights of the whole model."""
+        ends = self.vocab * self.hidden * (1 if self.tied_head else 2)
+        return self.n_layers * self.layer_parameters() + ends
+
     def layer_parameters(self) -> int:
         """Return the number of matrix weights of one decoder layer."""
         heads = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim

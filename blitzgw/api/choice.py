@@ -1,0 +1,103 @@
+"""One choice of a response: tokens in, text out, stop strings applied by token index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from blitzgw.api.sampling import Stopping
+from blitzgw.api.stops import StopMatcher
+from blitzgw.api.text import TextModel
+from blitzgw.core.request import FinishReason, TokenEvent
+
+
+class Choice:
+    """The text of one generation as it grows.
+
+    `count` is the number of tokens that count as output: up to the one that completed a stop
+    string. `used` is how many of the last event's tokens those were.
+    """
+
+    __slots__ = (
+        "_detokenizer", "_enders", "_include", "_matcher", "_min_tokens", "_stop_ids",
+        "count", "finish", "index", "stop_reason", "used",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        index: int,
+        text: TextModel,
+        stopping: Stopping,
+        *,
+        eos_ids: tuple[int, ...] = (),
+        stop_token_ids: tuple[int, ...] = (),
+        min_tokens: int = 0,
+    ) -> None:
+        self.index = index
+        self.count = 0
+        self.used = 0
+        self.finish: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+        self._detokenizer = text.detokenizer(skip_special_tokens=stopping.skip_special_tokens)
+        self._matcher = (
+            StopMatcher(stopping.strings, stopping.include) if stopping.strings else None
+        )
+        self._include = stopping.include
+        self._stop_ids = frozenset(stop_token_ids)
+        self._enders = self._stop_ids.union(eos_ids)
+        self._min_tokens = min_tokens
+
+    def take(self, event: TokenEvent) -> str:
+        """Return the text that an event adds; sets `finish` once the choice is complete."""
+        tokens = event.tokens
+        if self._matcher is None and event.finish is None:
+            self.used = len(tokens)
+            self.count += self.used
+            return self._detokenizer.feed(tokens)
+        text = self._cut(self._matcher, tokens, event.finish)
+        if self.finish is None and event.finish is not None:
+            self.finish = event.finish
+            text += self._end(self._matcher)
+        return text
+
+    def _cut(
+        self, matcher: StopMatcher | None, tokens: Sequence[int], finish: FinishReason | None
+    ) -> str:
+        """Feed the visible tokens, one by one where stop strings are looked for."""
+        visible = len(tokens) - self._hides_last(tokens, finish)
+        if matcher is None:
+            self.used = len(tokens)
+            self.count += self.used
+            return self._detokenizer.feed(tokens[:visible])
+        parts: list[str] = []
+        for self.used in range(1, visible + 1):
+            armed = self.count + self.used > self._min_tokens
+            part, stop = matcher.feed(
+                self._detokenizer.feed(tokens[self.used - 1 : self.used]), armed
+            )
+            parts.append(part)
+            if stop is not None:
+                self.finish, self.stop_reason = FinishReason.STOP, stop
+                break
+        else:
+            self.used = len(tokens)
+        self.count += self.used
+        return "".join(parts)
+
+    def _hides_last(self, tokens: Sequence[int], finish: FinishReason | None) -> bool:
+        """Tell whether the last token ended the text, and is no part of it."""
+        if finish is not FinishReason.STOP or not tokens or tokens[-1] not in self._enders:
+            return False
+        if tokens[-1] in self._stop_ids:
+            self.stop_reason = tokens[-1]
+        return not self._include
+
+    def _end(self, matcher: StopMatcher | None) -> str:
+        """Return all that was held back: the text ends here."""
+        rest = self._detokenizer.flush()
+        if matcher is None:
+            return rest
+        text, stop = matcher.feed(rest)
+        if stop is not None:
+            self.finish, self.stop_reason = FinishReason.STOP, stop
+            return text
+        return text + matcher.flush()

@@ -1,0 +1,125 @@
+"""From a request body to generations: what is wanted, of which model, from which prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from blitzgw.api.bodies import ChatBody, CompletionBody
+from blitzgw.api.chunks import Tally
+from blitzgw.api.exchange import Exchange
+from blitzgw.api.generation import Options
+from blitzgw.api.metrics import ModelMetrics
+from blitzgw.api.models import ModelEntry
+from blitzgw.api.prompts import Prompt, chat_prompt, completion_prompts
+from blitzgw.api.sampling import MAX_INT32, SamplingReader, Stopping
+from blitzgw.api.services import Services
+from blitzgw.core.request import GenerationRequest
+from blitzgw.errors import InvalidRequest
+
+MAX_N = 128
+"""Choices of one prompt."""
+
+MAX_CHOICES = 1024
+"""Choices of one request, all prompts together: each is a generation of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A request that has been understood. `requests` are in the order of choices."""
+
+    exchange: Exchange
+    entry: ModelEntry
+    options: Options
+    stopping: Stopping
+    requests: list[tuple[GenerationRequest, Prompt]]
+    response_id: str
+    created: int
+    tally: Tally
+    metrics: ModelMetrics
+
+
+async def understand(
+    services: Services, exchange: Exchange, body: ChatBody | CompletionBody, entry: ModelEntry
+) -> Work:
+    """Check a body against its model and tokenise it; raises InvalidRequest."""
+    reader = SamplingReader(body, entry.spec.shape.vocab, services.draw_seed)
+    copies, priority, options = _copies(body), _priority(body), _options(body)
+    if isinstance(body, ChatBody):
+        prompts = [await chat_prompt(body, entry)]
+    else:
+        prompts = await completion_prompts(body, entry)
+    if len(prompts) * copies > MAX_CHOICES:
+        raise InvalidRequest(f"at most {MAX_CHOICES} choices fit into one request", param="n")
+    if options.echo:
+        prompts = [_with_text(prompt, entry, reader.stopping) for prompt in prompts]
+    kind = "chatcmpl" if options.chat else "cmpl"
+    requests = [
+        (_request(exchange, f"{kind}-{exchange.unique_id}", entry, prompt, reader), prompt)
+        for prompt in prompts
+        for _ in range(copies)
+    ]
+    numbered = [
+        (dataclasses.replace(r, id=f"{r.id}-{i}", choice=i, priority=priority), prompt)
+        for i, (r, prompt) in enumerate(requests)
+    ]
+    return Work(
+        exchange=exchange,
+        entry=entry,
+        options=options,
+        stopping=reader.stopping,
+        requests=numbered,
+        response_id=f"{kind}-{exchange.request_id}",
+        created=services.unix_time(),
+        tally=Tally(sum(len(prompt.tokens) for prompt in prompts)),
+        metrics=services.metrics.model(entry.name, entry.spec.max_model_len),
+    )
+
+
+def _request(
+    exchange: Exchange, request_id: str, entry: ModelEntry, prompt: Prompt, reader: SamplingReader
+) -> GenerationRequest:
+    length = len(prompt.tokens)
+    return GenerationRequest(
+        id=request_id,
+        model=entry.name,
+        tokens=prompt.tokens,
+        prompt_length=length,
+        sampling=reader.at(length, entry.spec.max_model_len),
+        tenant=exchange.tenant,
+    )
+
+
+def _copies(body: ChatBody | CompletionBody) -> int:
+    copies = 1 if body.n is None else body.n
+    if not 1 <= copies <= MAX_N:
+        raise InvalidRequest(f"n must be within [1, {MAX_N}]", param="n")
+    return copies
+
+
+def _priority(body: ChatBody | CompletionBody) -> int:
+    priority = body.priority or 0
+    if abs(priority) > MAX_INT32:
+        raise InvalidRequest("priority must fit into 32 bits", param="priority")
+    return priority
+
+
+def _options(body: ChatBody | CompletionBody) -> Options:
+    usage = body.stream_options
+    return Options(
+        chat=isinstance(body, ChatBody),
+        stream=bool(body.stream),
+        include_usage=usage is not None and bool(usage.include_usage),
+        continuous_usage=usage is not None and bool(usage.continuous_usage_stats),
+        echo=bool(body.echo),
+        token_ids=bool(body.return_token_ids),
+        logprobs=body.logprobs is not None and body.logprobs is not False,
+    )
+
+
+def _with_text(prompt: Prompt, entry: ModelEntry, stopping: Stopping) -> Prompt:
+    """Give a prompt of token ids the text that `echo` repeats."""
+    if prompt.text is not None:
+        return prompt
+    text = entry.text.decode(prompt.tokens, skip_special_tokens=stopping.skip_special_tokens)
+    return Prompt(prompt.tokens, text)

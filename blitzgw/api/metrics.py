@@ -1,0 +1,131 @@
+"""What this node's API has seen, per model, under vLLM's names and with vLLM's buckets.
+
+Everything is counted at the ingress: a request that another node serves is counted here. Gauges
+come from the `StatusPort` at scrape time. Other components register with `registry`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from prometheus_client import CollectorRegistry
+
+from blitzgw.api.histogram import Histogram, one_two_five
+from blitzgw.core.clock import Clock
+from blitzgw.core.request import FinishReason
+
+TTFT_S = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
+)  # fmt: skip
+TOKEN_S = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0,
+    40.0, 80.0,
+)  # fmt: skip
+REQUEST_S = (
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
+    480.0, 960.0, 1920.0, 7680.0,
+)  # fmt: skip
+
+
+class ModelMetrics:
+    """Counters and histograms of one model. Times in seconds."""
+
+    def __init__(self, name: str, max_model_len: int) -> None:
+        self.name = name
+        self.time_to_first_token = Histogram(TTFT_S)
+        self.inter_token_latency = Histogram(TOKEN_S)
+        self.time_per_output_token = Histogram(TOKEN_S)
+        self.e2e_latency = Histogram(REQUEST_S)
+        self.queue_time = Histogram(REQUEST_S)
+        self.prefill_time = Histogram(REQUEST_S)
+        self.decode_time = Histogram(REQUEST_S)
+        self.inference_time = Histogram(REQUEST_S)
+        self.request_prompt_tokens = Histogram(one_two_five(max_model_len))
+        self.request_generation_tokens = Histogram(one_two_five(max_model_len))
+        self.prompt_tokens = 0
+        self.generation_tokens = 0
+        self.cached_tokens = 0
+        self.success: Counter[str] = Counter({reason.value: 0 for reason in FinishReason})
+        self.rejections: Counter[str] = Counter()
+
+
+class Metrics:
+    """All models' metrics, and the registry that other components register with."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.models: dict[str, ModelMetrics] = {}
+        self.rejections: Counter[str] = Counter()
+        """Refusals before a model was known, by error code."""
+
+    def model(self, name: str, max_model_len: int) -> ModelMetrics:
+        """Return the metrics of a model, made on first use."""
+        found = self.models.get(name)
+        if found is None:
+            found = self.models[name] = ModelMetrics(name, max_model_len)
+        return found
+
+
+class Meter:
+    """Times one generation: arrival, first token, every token, end."""
+
+    __slots__ = (
+        "_arrival", "_first", "_last", "_leads", "_metrics", "_now", "_prompt_tokens", "tokens",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        metrics: ModelMetrics,
+        clock: Clock,
+        arrival: float,
+        prompt_tokens: int,
+        leads: bool = True,
+    ) -> None:
+        """`leads`: this is the first choice of its prompt, whose tokens are counted once."""
+        self._metrics = metrics
+        self._now = clock.now
+        self._arrival = arrival
+        self._first = 0.0
+        self._last = 0.0
+        self._prompt_tokens = prompt_tokens
+        self._leads = leads
+        self.tokens = 0
+
+    @property
+    def ttft_s(self) -> float:
+        """Seconds from arrival to the first token; 0 before it."""
+        return self._first - self._arrival if self.tokens else 0.0
+
+    def step(self, tokens: int) -> None:
+        """Count the tokens of one step."""
+        now = self._now()
+        metrics = self._metrics
+        if self.tokens:
+            metrics.inter_token_latency.observe(now - self._last)
+        elif tokens:
+            self._first = now
+            metrics.time_to_first_token.observe(now - self._arrival)
+            if self._leads:
+                metrics.prompt_tokens += self._prompt_tokens
+        self._last = now
+        self.tokens += tokens
+        metrics.generation_tokens += tokens
+
+    def end(self, reason: FinishReason, cached_tokens: int, queued_s: float | None) -> None:
+        """Count a finished generation; `queued_s` is the wait before its first step, if known."""
+        metrics, now = self._metrics, self._now()
+        metrics.success[reason.value] += 1
+        metrics.cached_tokens += cached_tokens if self._leads else 0
+        metrics.e2e_latency.observe(now - self._arrival)
+        metrics.request_prompt_tokens.observe(self._prompt_tokens)
+        metrics.request_generation_tokens.observe(self.tokens)
+        if queued_s is not None:
+            metrics.queue_time.observe(queued_s)
+        if self.tokens:
+            started = self._arrival + (queued_s or 0.0)
+            metrics.prefill_time.observe(self._first - started)
+            metrics.decode_time.observe(self._last - self._first)
+            metrics.inference_time.observe(self._last - started)
+        if self.tokens > 1:
+            metrics.time_per_output_token.observe((self._last - self._first) / (self.tokens - 1))

@@ -1,0 +1,63 @@
+"""Which models this node answers for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from blitzgw.api.text import TextModel
+from blitzgw.core.instance import ModelSpec
+from blitzgw.errors import InvalidRequest, UnknownModel
+
+ANY = "*"
+"""An alias that stands for every name that no other model has."""
+
+ECHOED_CHARS = 100
+"""How much of an unknown name an error repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A model as clients see it. `created` is in seconds of the Unix epoch."""
+
+    name: str
+    aliases: tuple[str, ...]
+    spec: ModelSpec
+    text: TextModel
+    created: int
+
+
+class ModelTable:
+    """Finds models by name or alias; a name never becomes a path."""
+
+    def __init__(self, entries: Iterable[ModelEntry]) -> None:
+        self.entries = tuple(entries)
+        self._by_name: dict[str, ModelEntry] = {}
+        for entry in self.entries:
+            for name in (entry.name, *entry.aliases):
+                self._by_name.setdefault(name, entry)
+        self._any = self._by_name.pop(ANY, None)
+
+    def lookup(self, name: str | None) -> ModelEntry:
+        """Return a model; raises UnknownModel, or InvalidRequest where a name is needed."""
+        if name is None:
+            return self._default()
+        entry = self._by_name.get(name, self._any)
+        if entry is None:
+            known = ", ".join(sorted(entry.name for entry in self.entries)) or "none"
+            raise UnknownModel(
+                f"the model `{name[:ECHOED_CHARS]}` does not exist; known models: {known}",
+                param="model",
+            )
+        return entry
+
+    def names(self) -> list[tuple[str, ModelEntry]]:
+        """Return all names and aliases with what they stand for; configured order."""
+        return list(self._by_name.items())
+
+    def _default(self) -> ModelEntry:
+        if self._any is not None:
+            return self._any
+        if len(self.entries) != 1:
+            raise InvalidRequest("model is required: several are served here", param="model")
+        return self.entries[0]

@@ -1,0 +1,184 @@
+"""The HTTP server: routes, keys, errors; starting, draining and stopping.
+
+aiohttp's low-level server under one handler of ours, without its router and middlewares: each of
+those costs, and here every answer, a 404 too, takes the same path and form.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from blitzgw.api.auth import Keyring
+from blitzgw.api.completions import Completions
+from blitzgw.api.connection import ConnectionServer
+from blitzgw.api.exchange import Exchange, check_head, open_exchange
+from blitzgw.api.info import Info
+from blitzgw.api.respond import HttpError, error_response, internal_error, send_rest
+from blitzgw.api.services import Services
+from blitzgw.errors import RequestError
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[Exchange], Awaitable[web.StreamResponse]]
+
+PUBLIC_PATHS = frozenset({"/health", "/ready"})
+"""Answered without an API key unless configured otherwise."""
+
+MODELS_PREFIX = "/v1/models/"
+
+BACKLOG = 1024
+"""Connections that the kernel holds until they are accepted: a burst of clients at start-up."""
+
+LAST_WORDS_S = 2.0
+"""What cut-off streams get to send their error before their connections close."""
+
+POLL_S = 0.05
+"""How often `stop` looks whether the last request has finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What one method of one path does."""
+
+    handler: Handler
+    public: bool
+
+
+class HttpServer:
+    """Serves the API on one address."""
+
+    def __init__(
+        self,
+        services: Services,
+        *,
+        api_keys: Iterable[str] = (),
+        public_paths: frozenset[str] = PUBLIC_PATHS,
+    ) -> None:
+        self._services = services
+        self._keys = Keyring(api_keys)
+        self._public_paths = public_paths
+        self._completions = Completions(services)
+        self._info = Info(services)
+        self._routes: dict[str, dict[str, Route]] = {}
+        self._runner: web.ServerRunner | None = None
+        self._site: web.TCPSite | None = None
+        self._add_all()
+
+    def add_route(self, method: str, path: str, handler: Handler) -> None:
+        """Serve one more path; before `start`. A GET answers HEAD too."""
+        self._routes.setdefault(path, {})[method] = Route(handler, path in self._public_paths)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, and return the port (which port 0 leaves to the kernel); raises OSError."""
+        server = ConnectionServer(self._handle, self._services.limits)
+        self._runner = web.ServerRunner(server, shutdown_timeout=LAST_WORDS_S)
+        await self._runner.setup()
+        self._site = web.TCPSite(self._runner, host, port, backlog=BACKLOG)
+        await self._site.start()
+        return self._site.port
+
+    @property
+    def active(self) -> int:
+        """Requests that generate now."""
+        return self._completions.active
+
+    def drain(self) -> None:
+        """Turn `/ready` to 503 and close connections after their current answer.
+
+        What still comes is served: load balancers take a while to look away.
+        """
+        self._info.draining = True
+
+    async def stop(self, grace_s: float = 30.0) -> None:
+        """Listen no more, let requests finish for `grace_s`, end the rest with an error."""
+        self.drain()
+        if self._runner is None or self._site is None:
+            return
+        await self._site.stop()
+        clock = self._services.clock
+        deadline = clock.now() + grace_s
+        while self._completions.active and clock.now() < deadline:
+            await clock.sleep(POLL_S)
+        self._completions.fail_all("this node is shutting down")
+        await self._runner.cleanup()
+        self._runner = self._site = None
+
+    def _add_all(self) -> None:
+        info, completions = self._info, self._completions
+        self.add_route("POST", "/v1/chat/completions", completions.chat)
+        self.add_route("POST", "/v1/completions", completions.text)
+        self.add_route("POST", "/tokenize", info.tokenize)
+        self.add_route("POST", "/detokenize", info.detokenize)
+        self.add_route("GET", "/v1/models", info.models)
+        self.add_route("GET", "/health", info.health)
+        self.add_route("GET", "/ready", info.ready)
+        self.add_route("GET", "/load", info.load)
+        self.add_route("GET", "/metrics", info.metrics)
+        self.add_route("GET", "/version", info.version)
+        self.add_route("GET", "/ping", info.health)
+        self.add_route("POST", "/ping", info.health)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request, come what may."""
+        exchange = open_exchange(request, self._services.node, self._services.clock.now())
+        try:
+            response = await self._dispatch(exchange)
+        except RequestError as error:
+            response = self._refusal(exchange, error)
+        except (ConnectionError, asyncio.CancelledError):
+            raise  # the client is gone
+        except Exception as error:
+            _log_failure(exchange, error)
+            response = error_response(internal_error(), exchange.headers)
+        if self._info.draining and not response.prepared:
+            response.force_close()
+        if not response.prepared:
+            await response.prepare(request)
+            await send_rest(response, request.transport)
+        return response
+
+    async def _dispatch(self, exchange: Exchange) -> web.StreamResponse:
+        request = exchange.request
+        check_head(request, self._services.limits)
+        path = request.path
+        methods = self._routes.get(path)
+        method = "GET" if request.method == "HEAD" else request.method
+        route = None if methods is None else methods.get(method)
+        if route is None or not route.public:
+            exchange.tenant = self._keys.tenant(request.headers.get("Authorization"))
+        if route is not None:
+            return await route.handler(exchange)
+        if path.startswith(MODELS_PREFIX) and method == "GET":
+            return await self._info.model(exchange, path.removeprefix(MODELS_PREFIX))
+        if methods is not None:
+            exchange.headers["Allow"] = ", ".join(sorted(methods))
+            raise HttpError(405, "method_not_allowed", "this path has no such method")
+        raise HttpError(404, "not_found", "there is nothing at this path", "NotFoundError")
+
+    def _refusal(self, exchange: Exchange, error: RequestError) -> web.StreamResponse:
+        logger.info(
+            "request_refused id=%s status=%d code=%s param=%s",
+            exchange.request_id,
+            error.status,
+            error.code,
+            error.param,
+        )
+        response = error_response(error, exchange.headers)
+        if error.status in (408, 413) or not exchange.request.content.is_eof():
+            response.force_close()  # the rest of the body is not read
+        return response
+
+
+def _log_failure(exchange: Exchange, error: Exception) -> None:
+    """Log where an unexpected error was raised; its message could quote a prompt."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = " ".join(f"{frame.filename}:{frame.lineno}" for frame in frames[-4:])
+    logger.error(
+        "request_failed id=%s error=%s at=%s", exchange.request_id, type(error).__name__, where
+    )

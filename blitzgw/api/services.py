@@ -1,0 +1,41 @@
+"""What handlers work with; put together by whoever builds the server."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from blitzgw.api.limits import Limits
+from blitzgw.api.metrics import Metrics
+from blitzgw.api.models import ModelTable
+from blitzgw.api.status import StatusPort
+from blitzgw.core.clock import Clock
+from blitzgw.core.ports import Generator
+
+
+def draw_seed() -> int:
+    """Return 63 random bits."""
+    return secrets.randbits(63)
+
+
+def unix_time() -> int:
+    """Return the wall clock in seconds of the Unix epoch, for the `created` of responses."""
+    return int(datetime.now(UTC).timestamp())
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The node as the API's handlers see it."""
+
+    node: str
+    models: ModelTable
+    generator: Generator
+    status: StatusPort
+    clock: Clock
+    metrics: Metrics = field(default_factory=Metrics)
+    limits: Limits = field(default_factory=Limits)
+    version: str = "0.1.0"
+    draw_seed: Callable[[], int] = draw_seed
+    unix_time: Callable[[], int] = unix_time

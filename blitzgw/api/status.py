@@ -1,0 +1,60 @@
+"""What the API asks the rest of the node about its state. `node.py` implements `StatusPort`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """One configured model, as this node sees it.
+
+    `state` is what operators read: serving, loading, scaled_to_zero, …; `eta_s` the seconds until
+    a loading model serves, None where nothing is on its way. `kv_usage` is within [0, 1] and means
+    full at 1; `kv_blocks` and `preemptions` are sums over this node's instances.
+    """
+
+    name: str
+    state: str
+    instances: int = 0
+    layers_resident: int = 0
+    layers_total: int = 0
+    eta_s: float | None = None
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+    kv_blocks: int = 0
+    preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """The node itself. `reason` says why it does not accept requests, empty where it does."""
+
+    accepting: bool
+    reason: str
+    models: tuple[ModelStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Who serves a request.
+
+    `split` tells how layers are split between instances, and is empty where they are not;
+    `queued_s` the seconds that the request waited before its first step, None where not known.
+    """
+
+    instance: str
+    split: str = ""
+    queued_s: float | None = None
+
+
+class StatusPort(Protocol):
+    """The node as the API sees it. Both calls are cheap and do not block."""
+
+    def status(self) -> NodeStatus:
+        """Return the state of the node and of every configured model."""
+
+    def served_by(self, request_id: str) -> Served | None:
+        """Tell who serves a running request, once that is known."""

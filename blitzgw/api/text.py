@@ -1,0 +1,129 @@
+"""A model's text: tokenizer, chat template and detokenising, from a tokenizer.json."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import orjson
+from tokenizers import Tokenizer
+
+from blitzgw.api.detokenizer import DecoderRules, Detokenizer, build_table, read_rules
+from blitzgw.api.template import ChatTemplate
+from blitzgw.core.model import TextSpec
+from blitzgw.errors import CheckpointError, InvalidRequest
+
+INLINE_CHARS = 4000
+"""Texts up to this length are tokenised on the event loop: about 1 ms, ten times the cost of a
+hop to a thread and back. Longer ones go to a thread, where the tokenizer releases the GIL."""
+
+INLINE_TEMPLATE_CHARS = 20_000
+"""Conversations up to this length are rendered on the event loop (well below 1 ms)."""
+
+
+class TextModel:
+    """Text to tokens and back, for one model."""
+
+    def __init__(self, spec: TextSpec, vocab: int = 0, executor: Executor | None = None) -> None:
+        """Load a tokenizer; raises CheckpointError where it cannot be used.
+
+        `vocab` is the model's number of token ids, which may exceed the tokenizer's. `executor`
+        runs what is too long for the event loop; None: the loop's own.
+        """
+        source = _read(spec.tokenizer_path)
+        try:
+            self._tokenizer: Any = Tokenizer.from_buffer(source)
+            document = orjson.loads(source)
+        except Exception as error:  # tokenizers raises bare Exception
+            raise CheckpointError(f"{spec.tokenizer_path}: not a tokenizer.json") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._rules = read_rules(document.get("decoder"))
+        self._executor = executor
+        self.template = _template(spec)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.special = frozenset(index for index, token in added.items() if token.special)
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.table = build_table(vocabulary, self.special, self._rules, vocab)
+        self.max_token_bytes = max(map(len, self.table.raw))
+
+    @property
+    def rules(self) -> DecoderRules:
+        """How tokens become text."""
+        return self._rules
+
+    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Return the token ids of a text."""
+        if len(text) <= INLINE_CHARS:
+            return self.encode_now(text, add_special_tokens)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._executor, self.encode_now, text, add_special_tokens
+        )
+
+    def encode_now(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Return the token ids of a text, in the calling thread.
+
+        `encode_batch_fast` computes no offsets and releases the GIL, `encode` does neither.
+        """
+        batch = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = batch[0].ids
+        return ids
+
+    def fits(self, text: str, max_tokens: int) -> bool:
+        """Tell whether a text can have `max_tokens` tokens or fewer, without tokenising it.
+
+        Each token of a byte-level vocabulary stands for at most `max_token_bytes` bytes.
+        """
+        return not self._rules.byte_level or len(text) <= max_tokens * self.max_token_bytes
+
+    async def render(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        extra: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return the prompt of a conversation; raises InvalidRequest."""
+        template = self.template
+        if template is None:
+            raise InvalidRequest(
+                "this model has no chat template: use /v1/completions", param="messages"
+            )
+
+        def run() -> str:
+            return template.render(
+                messages,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                extra=extra,
+            )
+
+        if sum(len(message["content"]) for message in messages) <= INLINE_TEMPLATE_CHARS:
+            return run()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, run)
+
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Return the text of a whole sequence of tokens."""
+        whole = Detokenizer(self.table, skip_special_tokens, at_start=True)
+        return whole.feed(tokens) + whole.flush()
+
+    def detokenizer(self, *, skip_special_tokens: bool) -> Detokenizer:
+        """Return a detokenizer for what follows a prompt."""
+        return Detokenizer(self.table, skip_special_tokens)
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _template(spec: TextSpec) -> ChatTemplate | None:
+    if spec.chat_template is None:
+        return None
+    return ChatTemplate(spec.chat_template, spec.bos_token, spec.eos_token)

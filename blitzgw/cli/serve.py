@@ -1,0 +1,114 @@
+"""`blitzgw run`: a configuration file, and vLLM's spellings of the options that people know."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from blitzgw.config import Config
+    from blitzgw.configfile.load import Option
+
+EXAMPLES = """\b
+Examples:
+  blitzgw run
+  blitzgw run smollm2-135m --port 9000
+  blitzgw run ./Qwen3-0.6B --served-model-name qwen --dtype bf16
+  blitzgw run --config blitzgw.toml --host 0.0.0.0
+
+Every other knob is explained in config.example.toml.
+"""
+
+# parameter → key of the configuration file
+KEYS = {
+    "host": "http.host",
+    "port": "http.port",
+    "api_key": "http.api_keys",
+    "max_model_len": "models[0].max_model_len",
+    "max_num_seqs": "models[0].max_num_seqs",
+    "max_num_batched_tokens": "models[0].max_batched_tokens",
+    "dtype": "models[0].dtype",
+    "log_level": "node.log_level",
+}
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("model", required=False)
+@click.option("--model", "model_option", metavar="MODEL", help="The same as the argument MODEL.")
+@click.option("--config", "config_file", metavar="FILE", type=Path, help="A configuration in TOML.")
+@click.option("--host", metavar="ADDRESS", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="Port to listen on; 0: any free one.  [default: 8000]")
+@click.option(
+    "--api-key",
+    metavar="KEY",
+    multiple=True,
+    envvar="BLITZGW_API_KEY",
+    help="Key that clients must send; repeatable. Better in $BLITZGW_API_KEY or in a key file:"
+    " a command line can be seen by every user of the machine.",
+)
+@click.option(
+    "--served-model-name",
+    metavar="NAME",
+    multiple=True,
+    help="Name that clients use; repeat it for aliases.",
+)
+@click.option("--max-model-len", type=int, metavar="TOKENS", help="Prompt and completion together.")
+@click.option("--max-num-seqs", type=int, metavar="N", help="Sequences that compute at once.")
+@click.option("--max-num-batched-tokens", type=int, metavar="TOKENS", help="Tokens of one step.")
+@click.option("--dtype", help="auto, bfloat16, float16 or float32.")
+@click.option("--device", help="auto, cpu, cuda or paced, instead of the file's devices.")
+@click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
+@click.pass_context
+def run(context: click.Context, /, **parameters: Any) -> None:
+    """Serve models until ^C or SIGTERM.
+
+    MODEL is a folder, a .gguf file, a hub id or a name from `blitzgw models list`. Without MODEL
+    and --config it is smollm2-135m. Options override the file.
+    """
+    config = read_configuration(parameters)
+    for warning in config.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    os.environ["BLITZGW_CACHE"] = config.node.cache_dir  # for workers, too
+    from blitzgw import node  # noqa: PLC0415  serving takes much that --help does not need
+
+    context.exit(node.run(config))
+
+
+def read_configuration(parameters: dict[str, Any]) -> Config:
+    """Return what the parameters of `run` come to; raises `ConfigError`."""
+    from blitzgw.configfile.load import load  # noqa: PLC0415  keeps --help quick
+    from blitzgw.worker.discovery import discover  # noqa: PLC0415
+
+    return load(parameters["config_file"], list(_options(parameters)), discover)
+
+
+def _options(parameters: dict[str, Any]) -> Iterator[Option]:
+    """Yield what was given on the command line, replacements of whole sections first."""
+    from blitzgw.configfile.load import Option  # noqa: PLC0415
+
+    model, named = parameters["model"], parameters["model_option"]
+    if model and named and model != named:
+        raise click.UsageError(f"two models, {model} and {named}: more than one needs --config")
+    if model or named:
+        yield Option("--model" if named else "MODEL", "models", [{"path": _path(named or model)}])
+    if parameters["device"]:
+        yield Option("--device", "devices", [{"kind": parameters["device"]}])
+    for parameter, key in KEYS.items():
+        value = parameters[parameter]
+        if value not in (None, ()):
+            value = list(value) if isinstance(value, tuple) else value
+            yield Option(f"--{parameter.replace('_', '-')}", key, value)
+    if names := parameters["served_model_name"]:
+        yield Option("--served-model-name", "models[0].name", names[0])
+        yield Option("--served-model-name", "models[0].aliases", list(names[1:]))
+
+
+def _path(model: str) -> str:
+    """Make a path absolute: in a file it would count from the file's folder."""
+    path = Path(model)
+    is_path = model.startswith(("./", "../")) or model.endswith(".gguf")
+    return str(path.absolute()) if is_path or ("/" in model and os.path.exists(model)) else model

@@ -1,0 +1,182 @@
+"""What a node is told: frozen dataclasses, one per section of the configuration file.
+
+`config.example.toml` explains every knob and holds every default; a test keeps the two together.
+A default of "" or 0 often means "automatic": `configfile` puts in what that comes to on this
+machine where it is a matter of configuration (names, folders, devices), and leaves it where it
+depends on what is loaded (memory, threads, a model's length).
+
+A field's annotation says what it accepts: a description that completes the sentence "VALUE is
+not …", and a function where something can be written in several ways (`"4GiB"`, `"bf16"`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from blitzgw.core.instance import DeviceKind, DeviceSpec, PacedCost
+from blitzgw.core.model import Dtype
+
+DAY_S = 86_400
+"""Seconds: the longest time-out that can be meant; more is a slip of the unit."""
+
+_UNITS = {"": 1, "b": 1} | {
+    f"{prefix}{suffix}": base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for suffix, base in (("", 1024), ("ib", 1024), ("b", 1000))
+}
+"""Factors of sizes: KiB is 1024 bytes, KB 1000, and a bare K is KiB."""
+
+DTYPE_SPELLINGS = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "float": "float32",
+}
+"""Other names of dtypes, vLLM's among them."""
+
+
+def parse_size(value: object) -> object:
+    """Turn `"4GiB"`, `"512 MB"` or `"16k"` into bytes; anything else is returned as it is."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([a-z]*)", value.strip().lower(), re.ASCII)
+    if match is None or match[2] not in _UNITS:
+        return value
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _dtype(value: object) -> object:
+    return DTYPE_SPELLINGS.get(value, value) if isinstance(value, str) else value
+
+
+_NAME = r"[!-~\u00a1-\U0010ffff]([ -~\u00a1-\U0010ffff]*[!-~\u00a1-\U0010ffff])?"
+"""One line without control characters that neither begins nor ends with a space."""
+
+OptionalPath = Annotated[str, Meta(pattern=rf"^({_NAME})?$", description="a path")]
+Label = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9._-]*$", description="made of letters, digits and . _ - only")
+]
+Name = Annotated[str, Meta(pattern=rf"^{_NAME}$", description="a name")]
+OptionalName = Annotated[str, Meta(pattern=rf"^({_NAME})?$", description="a name")]
+Names = Annotated[tuple[Name, ...], Meta(description='a list of names such as ["a", "b"]')]
+Count = Annotated[int, Meta(ge=1, le=1 << 31, description="a whole number, 1 or more")]
+Natural = Annotated[int, Meta(ge=0, le=1 << 31, description="a whole number, 0 or more")]
+Seconds = Annotated[float, Meta(ge=0, le=DAY_S, description="a number of seconds, 0 to 86400")]
+Port = Annotated[int, Meta(ge=0, le=65535, description="a port, 0 to 65535 (0: any free one)")]
+Factor = Annotated[float, Meta(gt=0, le=1000, description="a factor above 0, up to 1000")]
+Size = Annotated[
+    int,
+    Meta(ge=0, lt=1 << 62, description='a size: a number of bytes, or text such as "4GiB"'),
+    parse_size,
+]
+Keys = Annotated[
+    tuple[Annotated[str, Meta(pattern=r"^[!-~]+$")], ...],
+    Meta(description="a list of keys of printable ASCII without spaces"),
+]
+Routes = Annotated[
+    tuple[Annotated[str, Meta(pattern=r"^/\S*$")], ...],
+    Meta(description='a list of paths that begin with "/"'),
+]
+Level = Annotated[
+    Literal["debug", "info", "warning", "error"],
+    Meta(description="one of debug, info, warning, error"),
+    _lower,
+]
+Kind = Annotated[
+    Literal["auto", "cpu", "cuda", "paced"],
+    Meta(description="one of auto, cpu, cuda, paced"),
+    _lower,
+]
+DtypeName = Annotated[
+    Literal["auto", "bfloat16", "float16", "float32"],
+    Meta(description="one of auto, bfloat16, float16, float32"),
+    _dtype,
+]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """The process itself. After `load`, `name` and `cache_dir` are never empty."""
+
+    name: Label = ""
+    cache_dir: OptionalPath = ""
+    log_level: Level = "info"
+    dilation: Factor = 1.0
+    drain_timeout_s: Seconds = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class HttpConfig:
+    """The client plane. After `load`, `api_keys` also holds the keys of `api_key_file`."""
+
+    host: Name = "127.0.0.1"
+    port: Port = 8000
+    api_keys: Keys = field(default=(), repr=False)
+    api_key_file: OptionalPath = ""
+    public_routes: Routes = ("/health", "/ready", "/ping", "/version")
+    max_body_bytes: Size = 16 << 20
+    max_connections: Count = 8192
+    body_timeout_s: Seconds = 30.0
+    max_stream_buffer_bytes: Size = 1 << 20
+    max_queue: Count = 512
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    """What happens to requests when workers die or have not started."""
+
+    max_attempts: Count = 3
+    hold_timeout_s: Seconds = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceEntry:
+    """One [[devices]] as written; `load` makes `DeviceSpec`s of it, several where it is auto."""
+
+    id: Label = ""
+    kind: Kind = "auto"
+    index: Natural = 0
+    threads: Natural = 0
+    kv_bytes: Size = 0
+    cost: PacedCost = field(default_factory=PacedCost)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A model to serve. After `load`, `name` and `devices` (ids) are never empty."""
+
+    name: OptionalName = ""
+    path: Name = "smollm2-135m"
+    aliases: Names = ()
+    dtype: DtypeName = "auto"
+    max_model_len: Natural = 0
+    max_num_seqs: Count = 64
+    max_batched_tokens: Count = 512
+    prefix_caching: bool = True
+    devices: Names = ()
+
+    @property
+    def forced_dtype(self) -> Dtype | None:
+        """The dtype to load with; None: device and checkpoint choose."""
+        return None if self.dtype == "auto" else Dtype(self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that a node is told. `warnings` are for the operator, one sentence each."""
+
+    node: NodeConfig = NodeConfig()
+    http: HttpConfig = HttpConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    devices: tuple[DeviceSpec, ...] = (DeviceSpec("cpu0", DeviceKind.CPU),)
+    models: tuple[ModelConfig, ...] = (ModelConfig("smollm2-135m", devices=("cpu0",)),)
+    warnings: tuple[str, ...] = ()

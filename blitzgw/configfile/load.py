@@ -1,0 +1,138 @@
+"""Read a configuration: tables one by one, then options, folders, keys and warnings."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from blitzgw.config import ClusterConfig, Config, DeviceEntry, HttpConfig, ModelConfig, NodeConfig
+from blitzgw.configfile.resolve import resolve_devices, resolve_models
+from blitzgw.configfile.tables import Mistakes, check_names, read_array, read_table, read_toml
+from blitzgw.core.instance import DeviceKind, DeviceSpec
+from blitzgw.core.paths import cache_dir
+
+SECTIONS = ("node", "http", "cluster", "devices", "models")
+
+MAX_KEY_FILE_BYTES = 1 << 20
+"""Room for ten thousand keys; what is larger was named by mistake."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A command-line option that sets `key`: `http.port`, `models[0].dtype`, `devices`."""
+
+    name: str
+    key: str
+    value: object = field(repr=False)
+
+
+def load(
+    path: Path | None = None,
+    options: Sequence[Option] = (),
+    discover: Callable[[], list[DeviceSpec]] = list,
+) -> Config:
+    """Read a file (None: defaults only), let options override it, and resolve what is automatic.
+
+    `discover` lists the GPUs that an automatic device stands for. Raises `ConfigError` with every
+    mistake found, each naming file and key, or the option.
+    """
+    mistakes = Mistakes(str(path or "defaults"), {option.key: option.name for option in options})
+    document = read_toml(path) if path else {}
+    for option in options:
+        _override(document, option, mistakes)
+    check_names(document, SECTIONS, "", mistakes)
+    base = path.parent if path else Path()
+    node = read_table(NodeConfig, document.get("node", {}), "node", mistakes)
+    http = read_table(HttpConfig, document.get("http", {}), "http", mistakes)
+    cluster = read_table(ClusterConfig, document.get("cluster", {}), "cluster", mistakes)
+    entries = read_array(DeviceEntry, document.get("devices"), "devices", mistakes)
+    models = read_array(ModelConfig, document.get("models"), "models", mistakes)
+    http, warnings = _with_key_file(http, base, mistakes)
+    groups = resolve_devices(entries, discover, mistakes)
+    models = resolve_models(models, groups, base, mistakes)
+    mistakes.raise_if_any()
+    devices = tuple({spec.id: spec for group in groups.values() for spec in group}.values())
+    warnings += _exposure(http) + _crowding(devices)
+    return Config(_resolve_node(node, base), http, cluster, devices, tuple(models), tuple(warnings))
+
+
+def _override(document: dict[str, Any], option: Option, mistakes: Mistakes) -> None:
+    section, _, name = option.key.partition(".")
+    if not name:
+        document[section] = option.value
+        return
+    if section == "models[0]":
+        tables = document.setdefault("models", [{}])
+        if not isinstance(tables, list) or len(tables) != 1:
+            text = f"is for a single model; set {name} in each [[models]] of {mistakes.source}"
+            mistakes.add(option.key, text)
+            return
+        table = tables[0]
+    else:
+        table = document.setdefault(section, {})
+    if isinstance(table, dict):
+        table[name] = option.value
+
+
+def _resolve_node(node: NodeConfig, base: Path) -> NodeConfig:
+    cache = base / os.path.expanduser(node.cache_dir) if node.cache_dir else cache_dir()
+    name = node.name or re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()) or "node"
+    return replace(node, name=name, cache_dir=str(cache.absolute()))
+
+
+def _with_key_file(
+    http: HttpConfig, base: Path, mistakes: Mistakes
+) -> tuple[HttpConfig, list[str]]:
+    """Add the keys of `api_key_file`, and warn where others can read it."""
+    if not http.api_key_file:
+        return http, []
+    path = (base / os.path.expanduser(http.api_key_file)).absolute()
+    try:
+        keys = _read_keys(path)
+        exposed = path.stat().st_mode & 0o077
+    except OSError as error:
+        reason = f"{path} cannot be read ({error.strerror}); create it with one key a line"
+        mistakes.add("http.api_key_file", reason)
+        return http, []
+    if not keys or not all(re.fullmatch("[!-~]+", key) for key in keys):
+        mistakes.add("http.api_key_file", f"{path} does not hold keys of ASCII, one a line")
+    http = replace(http, api_keys=tuple(dict.fromkeys((*http.api_keys, *keys))))
+    return http, [f"{path} can be read by others: chmod 600 it"] if exposed else []
+
+
+def _read_keys(path: Path) -> list[str]:
+    """Return the lines that are neither empty nor # comments; raises `OSError`."""
+    with path.open("rb") as file:
+        text = file.read(MAX_KEY_FILE_BYTES).decode("utf-8", "replace")
+    lines = (line.strip() for line in text.split("\n"))
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _exposure(http: HttpConfig) -> list[str]:
+    if http.api_keys or _is_loopback(http.host):
+        return []
+    return [
+        f"http.host is {http.host} and there are no API keys: whoever reaches port {http.port} can"
+        " use the models; set http.api_key_file"
+    ]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _crowding(devices: Sequence[DeviceSpec]) -> list[str]:
+    """Warn where devices would each take most of one GPU's memory for KV."""
+    automatic = [spec for spec in devices if spec.kind is DeviceKind.CUDA and not spec.kv_bytes]
+    shared = [index for index, n in Counter(spec.index for spec in automatic).items() if n > 1]
+    return [f"GPU {index} is shared by several devices: set kv_bytes for each" for index in shared]

@@ -1,0 +1,1 @@
+"""Continuous batching and KV blocks: a decider and its thin shell."""

@@ -1,0 +1,45 @@
+"""How fast an instance is, measured while it works. No capacity is written down by hand."""
+
+from __future__ import annotations
+
+SMOOTHING = 0.1
+"""Weight of the newest step: the memory is about ten steps, less than a second of serving."""
+
+
+class Pace:
+    """Exponentially weighted prefill rate and decode step time of one instance.
+
+    The rate is a quotient of two averages, tokens and seconds, so that short steps do not count
+    for more than they take. From a step that also decodes, the time that decoding alone would take
+    is subtracted, down to the prefill's share of the tokens.
+    """
+
+    __slots__ = ("_prefill_s", "_prefill_tokens", "decode_step_s")
+
+    def __init__(self) -> None:
+        self._prefill_tokens = 0.0
+        self._prefill_s = 0.0
+        self.decode_step_s: float | None = None
+
+    @property
+    def prefill_tokens_per_s(self) -> float | None:
+        """Prompt tokens per second; None before the first measurement."""
+        return self._prefill_tokens / self._prefill_s if self._prefill_s > 0 else None
+
+    def observe(self, prefill_tokens: int, decode_rows: int, duration_s: float) -> None:
+        """Take the duration of a step of so many prompt tokens and decoding sequences."""
+        if duration_s <= 0:
+            return
+        if not prefill_tokens:
+            before = self.decode_step_s
+            if before is None:
+                before = duration_s
+            self.decode_step_s = before + SMOOTHING * (duration_s - before)
+            return
+        own_s = duration_s
+        if decode_rows:
+            share = prefill_tokens / (prefill_tokens + decode_rows)
+            own_s = max(duration_s - (self.decode_step_s or 0.0), duration_s * share)
+        keep = 1.0 - SMOOTHING
+        self._prefill_tokens = keep * self._prefill_tokens + SMOOTHING * prefill_tokens
+        self._prefill_s = keep * self._prefill_s + SMOOTHING * own_s

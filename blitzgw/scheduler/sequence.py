@@ -1,0 +1,122 @@
+"""One request on its way through the scheduler, and the states it goes through."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from blitzgw.core.request import FinishReason, GenerationRequest
+from blitzgw.scheduler.fairness import Account
+
+
+class Phase(Enum):
+    """Where a sequence is."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    PREEMPTED = auto()
+    ENDED = auto()
+
+
+# waiting → running → ended. A running sequence that must make room gives its KV away and waits
+# again with all its tokens; while a step in flight still samples for it, it is `preempted`: that
+# token is valid (the KV it was computed from was still in place when the step ran) and must be
+# known before the sequence is computed anew. Whatever is not ended can be aborted or lost.
+TRANSITIONS: dict[Phase, frozenset[Phase]] = {
+    Phase.WAITING: frozenset({Phase.RUNNING, Phase.ENDED}),
+    Phase.RUNNING: frozenset({Phase.PREEMPTED, Phase.ENDED}),
+    Phase.PREEMPTED: frozenset({Phase.WAITING, Phase.ENDED}),
+    Phase.ENDED: frozenset(),
+}
+
+
+class Sequence:
+    """A request with what has been scheduled of it.
+
+    `number` names it to the worker and is new at each admission (0: the worker does not know it).
+    Of `tokens`, the positions `[0, scheduled)` are computed or posted; `samples_in_flight` more
+    tokens will follow from posted rows. KV blocks cover `[0, capacity)`; those in `new_blocks` the
+    worker has not been told of. The sequence ends for length at `limit` tokens. `cached_tokens`
+    is what the next event still has to tell.
+    """
+
+    __slots__ = (
+        "account",
+        "admitted",
+        "arrival",
+        "arrived_s",
+        "attempt",
+        "cached_tokens",
+        "capacity",
+        "first_stop",
+        "id",
+        "instance",
+        "limit",
+        "new_blocks",
+        "number",
+        "phase",
+        "priority",
+        "request",
+        "samples_in_flight",
+        "scheduled",
+        "stop_ids",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        instance: str,
+        *,
+        account: Account,
+        arrival: int,
+        arrived_s: float,
+        context: int,
+        eos_ids: tuple[int, ...],
+    ) -> None:
+        sampling = request.sampling
+        self.request = request
+        self.instance = instance
+        self.id = request.id
+        self.attempt = request.attempt
+        self.priority = request.priority
+        self.account = account
+        self.arrival = arrival
+        self.arrived_s = arrived_s
+        self.tokens = list(request.tokens)
+        self.limit = min(request.prompt_length + sampling.max_tokens, context)
+        self.stop_ids = frozenset(sampling.stop_token_ids)
+        if not sampling.ignore_eos:
+            self.stop_ids |= frozenset(eos_ids)
+        self.first_stop = request.prompt_length + sampling.min_tokens
+        self.phase = Phase.WAITING
+        self.number = 0
+        self.scheduled = 0
+        self.samples_in_flight = 0
+        self.capacity = 0
+        self.new_blocks: tuple[int, ...] = ()
+        self.cached_tokens = 0
+        self.admitted = False
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Who keeps its memory when there is too little: the smaller rank."""
+        return self.priority, self.arrival
+
+    def move(self, phase: Phase) -> None:
+        """Go to a phase; a transition that is not in the table is a bug."""
+        assert phase in TRANSITIONS[self.phase], f"{self.id}: {self.phase} → {phase}"
+        self.phase = phase
+
+    def forget_kv(self) -> None:
+        """Start from the first token again: the KV is gone."""
+        self.number = 0
+        self.scheduled = 0
+        self.capacity = 0
+        self.new_blocks = ()
+
+    def finish_reason(self) -> FinishReason | None:
+        """Return why the last token ends the sequence, or None. Stopping beats length."""
+        n_tokens = len(self.tokens)
+        if self.tokens[-1] in self.stop_ids and n_tokens >= self.first_stop:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if n_tokens >= self.limit else None

@@ -1,0 +1,144 @@
+"""Performs what the scheduler decides: steps to the worker, tokens and losses to the router."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from blitzgw.core.clock import Clock
+from blitzgw.core.messages import StepFailed
+from blitzgw.core.ports import StepPort, TokenPort
+from blitzgw.core.request import GenerationRequest
+from blitzgw.core.step import StepResult
+from blitzgw.scheduler.events import (
+    Effect,
+    EmitTokens,
+    Event,
+    InstanceReady,
+    InstanceRemoved,
+    Lose,
+    Refuse,
+    RequestAborted,
+    RequestArrived,
+    RunStep,
+    ServedInstance,
+    StepCompleted,
+)
+from blitzgw.scheduler.scheduler import Scheduler, SchedulerStatistics
+
+OnLost = Callable[[Sequence[str], str], None]
+"""Takes the ids of requests that ended here without an answer, and the reason."""
+
+
+class SchedulerShell:
+    """A scheduler with its worker and its router attached. Call it from the event loop only.
+
+    Every method returns at once. Steps are posted before anybody is told anything, so a listener
+    may call back in.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        clock: Clock,
+        steps: StepPort,
+        tokens: TokenPort,
+        on_lost: OnLost,
+    ) -> None:
+        self._scheduler = scheduler
+        self._clock = clock
+        self._steps = steps
+        self._tokens = tokens
+        self._on_lost = on_lost
+        self._performers: dict[type, Callable[[Any], None]] = {
+            RunStep: self._run_step,
+            EmitTokens: self._emit_tokens,
+            Lose: self._lose,
+            Refuse: self._refuse,
+        }
+
+    def add_instance(self, instance: ServedInstance) -> LocalInstance:
+        """Take a loaded instance into service and return the router's way to it.
+
+        Raises ValueError for an id that is here already.
+        """
+        self._tell(InstanceReady(instance))
+        return LocalInstance(self, instance)
+
+    def remove_instance(self, instance: str) -> None:
+        """Stop an instance; what it had is reported lost. Post its UnloadModel before."""
+        self._tell(InstanceRemoved(instance))
+
+    def submit(self, instance: str, request: GenerationRequest) -> None:
+        """Queue a request; raises the RequestError of a refusal.
+
+        A resubmission that has nothing left to generate is told its finish before this returns.
+        """
+        self._tell(RequestArrived(instance, request))
+
+    def abort(self, request_id: str) -> None:
+        """Stop a request; unknown ids are ignored."""
+        self._tell(RequestAborted(request_id))
+
+    def on_result(self, result: StepResult) -> None:
+        """Take what the worker reports of a step."""
+        self._tell(StepCompleted(result))
+
+    def on_step_failed(self, failed: StepFailed) -> None:
+        """Take the worker's report that a step raised."""
+        self._tell(failed)
+
+    def queued_tokens(self, instance: str) -> int:
+        """Return the tokens that wait or are in flight at an instance."""
+        return self._scheduler.queued_tokens(instance)
+
+    def statistics(self) -> SchedulerStatistics:
+        """Return the scheduler's figures."""
+        return self._scheduler.statistics()
+
+    def _tell(self, event: Event) -> None:
+        effects: list[Effect] = self._scheduler.handle(event, self._clock.now())
+        for effect in effects:
+            self._performers[type(effect)](effect)
+
+    def _run_step(self, effect: RunStep) -> None:
+        self._steps.post(effect.step)
+
+    def _emit_tokens(self, effect: EmitTokens) -> None:
+        self._tokens.on_tokens(effect.events)
+
+    def _lose(self, effect: Lose) -> None:
+        self._on_lost(effect.request_ids, effect.reason)
+
+    def _refuse(self, effect: Refuse) -> None:
+        raise effect.error
+
+
+class LocalInstance:
+    """A `core.ports.InstancePort` for an instance of this node."""
+
+    def __init__(self, shell: SchedulerShell, served: ServedInstance) -> None:
+        self._shell = shell
+        self._served = served
+
+    @property
+    def instance(self) -> str:
+        """The instance's id."""
+        return self._served.id
+
+    @property
+    def model(self) -> str:
+        """The name of the model that it serves."""
+        return self._served.model
+
+    def queued_tokens(self) -> int:
+        """Return the tokens that wait or are in flight."""
+        return self._shell.queued_tokens(self._served.id)
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queue a request; raises the RequestError of a refusal."""
+        self._shell.submit(self._served.id, request)
+
+    def abort(self, request_id: str) -> None:
+        """Stop a request and free what it holds; unknown ids are ignored."""
+        self._shell.abort(request_id)

@@ -1,0 +1,161 @@
+"""What a worker can drive: each kind of device, warmed, with its facts and its engines.
+
+Everything heavy is imported here and only for the kind that needs it: a paced worker never sees
+torch.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from blitzgw.core.instance import DeviceKind, DeviceSpec, ModelSpec
+from blitzgw.core.layout import LAYOUT_VERSION
+from blitzgw.core.messages import Hello
+from blitzgw.core.step import KvGeometry
+from blitzgw.worker.executor import Engine
+
+
+class Device(Protocol):
+    """A warm device."""
+
+    def engine(self, spec: ModelSpec, kv: KvGeometry) -> Engine:
+        """Return an engine without weights. Raises MemoryError or the device's own error."""
+
+    def hello(self) -> Hello:
+        """Return the device's facts."""
+
+    def reclaim(self) -> None:
+        """Return what deleted engines have held to the operating system."""
+
+    def is_broken(self, error: Exception) -> bool:
+        """Say whether an error leaves the device unusable, so that only a new process helps."""
+
+
+def open_device(spec: DeviceSpec, dilation: float) -> Device:
+    """Warm a device: import what it needs and run it once."""
+    if spec.kind is DeviceKind.PACED:
+        return PacedDevice(spec, dilation)
+    return TorchDevice(spec)
+
+
+class PacedDevice:
+    """No hardware: hashes in numpy, at the pace of the configured cost, times the dilation."""
+
+    def __init__(self, spec: DeviceSpec, dilation: float) -> None:
+        from blitzgw.engine.paced import PacedEngine  # noqa: PLC0415
+
+        self._spec, self._dilation, self._new = spec, dilation, PacedEngine
+
+    def engine(self, spec: ModelSpec, kv: KvGeometry) -> Engine:
+        """Return a paced engine whose time is undilated, as its cost model is."""
+        return self._new(
+            spec,
+            kv,
+            self._spec.cost,
+            sleep=lambda duration_s: time.sleep(duration_s * self._dilation),
+            now=undilated(self._dilation),
+        )
+
+    def hello(self) -> Hello:
+        """Return the facts: no other software matters for a paced device's tokens."""
+        return Hello(os.getpid(), "paced", host_memory_bytes(), _software(self._spec.kind))
+
+    def reclaim(self) -> None:
+        """Do nothing: the memory was the engine's own."""
+
+    def is_broken(self, error: Exception) -> bool:  # noqa: ARG002
+        """Say no: there is nothing to break."""
+        return False
+
+
+class TorchDevice:
+    """A CPU share or a GPU."""
+
+    def __init__(self, spec: DeviceSpec) -> None:
+        import torch  # noqa: PLC0415
+
+        from blitzgw.engine.decoder import TorchEngine  # noqa: PLC0415
+
+        self._spec, self._torch, self._new = spec, torch, TorchEngine
+        torch.set_num_threads(spec.threads or usable_cores())
+        where = "cpu"
+        if spec.kind is DeviceKind.CUDA:
+            torch.cuda.set_device(spec.index)
+            where = f"cuda:{spec.index}"
+        # The first product starts the thread pool and, on a GPU, creates the context and cuBLAS.
+        ones = torch.ones(64, 64, dtype=torch.bfloat16, device=where)
+        (ones @ ones).sum().item()
+
+    def engine(self, spec: ModelSpec, kv: KvGeometry) -> Engine:
+        """Return a torch engine on this device."""
+        return self._new(spec, kv, self._spec)
+
+    def hello(self) -> Hello:
+        """Return the facts: tokens depend on torch's version."""
+        name, memory_bytes = cpu_name(), host_memory_bytes()
+        if self._spec.kind is DeviceKind.CUDA:
+            facts = self._torch.cuda.get_device_properties(self._spec.index)
+            name, memory_bytes = facts.name, facts.total_memory
+        software = _software(self._spec.kind) | {"torch": str(self._torch.__version__)}
+        return Hello(os.getpid(), name, memory_bytes, software)
+
+    def reclaim(self) -> None:
+        """Empty the GPU allocator's cache; host memory is the engine's own."""
+        if self._spec.kind is DeviceKind.CUDA:
+            self._torch.cuda.empty_cache()
+
+    def is_broken(self, error: Exception) -> bool:
+        """Say yes to CUDA errors other than a lack of memory: they poison the context."""
+        return (
+            self._spec.kind is DeviceKind.CUDA
+            and not isinstance(error, self._torch.cuda.OutOfMemoryError)
+            and "CUDA error" in str(error)
+        )
+
+
+def undilated(dilation: float) -> Callable[[], float]:
+    """Return a clock in the units of `core/clock.py`: seconds divided by the dilation.
+
+    Raises ValueError unless the dilation is positive.
+    """
+    if dilation <= 0:
+        raise ValueError(f"dilation must be positive, not {dilation}")
+    return lambda: time.perf_counter() / dilation
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may run on."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def host_memory_bytes() -> int:
+    """Return the memory that this process may use: the host's, or its control group's limit."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdecimal() else total
+
+
+def cpu_name() -> str:
+    """Return the processor's name as Linux tells it, else the architecture."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.machine()
+
+
+def _software(kind: DeviceKind) -> dict[str, str]:
+    return {"layout": str(LAYOUT_VERSION), "device": kind.value}

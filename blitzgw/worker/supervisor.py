@@ -1,0 +1,245 @@
+"""Keeps one device's worker alive and its instances loaded.
+
+    start → Hello → load what is wanted → … → death → wait → start
+
+    wait_s = min(10, 0.1 · 2ⁿ) after the n-th death in a row; n is 0 again for a worker that lived
+    for 60 s.
+
+A crash is answered with a restart, however often. A checkpoint that cannot be loaded is not: the
+same bytes would fail again, so the instance waits until somebody asks with `load`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from blitzgw.core.clock import Clock
+from blitzgw.core.instance import DeviceSpec
+from blitzgw.core.messages import (
+    BlobResident,
+    Hello,
+    LoadFailed,
+    LoadModel,
+    ModelLoaded,
+    StepFailed,
+    UnloadModel,
+)
+from blitzgw.core.step import Step, StepResult
+from blitzgw.errors import WorkerLost
+from blitzgw.worker.handle import EXIT_GRACE_S, WorkerHandle
+
+FIRST_WAIT_S = 0.1
+"""Wait after a first death: long enough not to spin, short enough not to be noticed."""
+
+LONGEST_WAIT_S = 10.0
+"""Cap of the doubling: how late a device comes back after whatever broke it was mended."""
+
+HEALTHY_S = 60.0
+"""A worker that lived this long did not die of what it does at its start."""
+
+HELLO_S = 120.0
+"""Longest start: importing torch from a cold disk takes tens of seconds, a hang takes for ever."""
+
+
+class WorkerListener(Protocol):
+    """Who is told about a device. Called from the event loop; must not block or raise."""
+
+    def worker_up(self, hello: Hello) -> None:
+        """The worker is warm; its instances are being loaded."""
+
+    def worker_lost(self, reason: str) -> None:
+        """The worker died, and with it every sequence and every loaded instance."""
+
+    def instance_loading(self, instance: str, resident: int, total: int) -> None:
+        """So many of the instance's decoder layers are in place."""
+
+    def instance_ready(self, instance: str, duration_s: float) -> None:
+        """The instance has all its weights and is warm."""
+
+    def instance_failed(self, instance: str, message: str) -> None:
+        """The instance cannot be loaded; it is not tried again until asked for."""
+
+    def step_done(self, result: StepResult) -> None:
+        """A step has ended."""
+
+    def step_failed(self, failure: StepFailed) -> None:
+        """A step has raised; its sequences are lost."""
+
+
+@dataclass(slots=True)
+class _Wanted:
+    message: LoadModel
+    failed: bool = False
+    resident: set[int] = field(default_factory=set)
+
+
+class WorkerSupervisor:
+    """One device. `start` it once, `stop` it at the end; in between it looks after itself."""
+
+    def __init__(
+        self,
+        device: DeviceSpec,
+        instances: Iterable[LoadModel],
+        clock: Clock,
+        listener: WorkerListener,
+        *,
+        dilation: float = 1.0,
+    ) -> None:
+        self.device = device
+        self._clock, self._listener, self._dilation = clock, listener, dilation
+        self._wanted = {message.instance: _Wanted(message) for message in instances}
+        self._handle: WorkerHandle | None = None
+        self._up = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id, or None between two of them."""
+        return None if self._handle is None else self._handle.pid
+
+    def start(self) -> None:
+        """Begin: the first worker is started from the event loop."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """End the worker and wait until its process is gone. The listener hears nothing more.
+
+        Can be called twice, and again after being cancelled: the end goes on by itself.
+        """
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})  # bounded by the handle's grace and SIGKILL
+            if not self._task.cancelled():
+                self._task.result()  # raises what a listener has raised
+
+    def post(self, step: Step) -> None:
+        """Send a step without waiting; without a worker it is dropped, as `worker_lost` said."""
+        if self._up and self._handle is not None:
+            self._handle.post(step)
+
+    def load(self, message: LoadModel) -> None:
+        """Want an instance, from now on and on every worker to come.
+
+        One that has failed is tried again; one that is wanted already stays as it is.
+        """
+        known = self._wanted.get(message.instance)
+        if known is not None and not known.failed:
+            return
+        self._wanted[message.instance] = wanted = _Wanted(message)
+        if self._up:
+            self._post_load(wanted)
+
+    def unload(self, instance: str) -> None:
+        """Stop wanting an instance and forget it on the worker."""
+        if self._wanted.pop(instance, None) and self._up and self._handle is not None:
+            self._handle.post(UnloadModel(instance))
+
+    async def _run(self) -> None:
+        wait_s = FIRST_WAIT_S
+        while True:
+            born = self._clock.now()
+            reason = await self._one_life()
+            self._listener.worker_lost(reason)
+            if self._clock.now() - born >= HEALTHY_S:
+                wait_s = FIRST_WAIT_S
+            await self._clock.sleep(wait_s)
+            wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
+
+    async def _one_life(self) -> str:
+        """Start a worker, serve until it dies, return why it did."""
+        loop = asyncio.get_running_loop()
+        hello: asyncio.Future[None] = loop.create_future()
+        death: asyncio.Future[str] = loop.create_future()
+
+        def on_message(message: Any) -> None:
+            if isinstance(message, Hello) and not hello.done():
+                hello.set_result(None)
+            self._dispatch(message)
+
+        def on_death(error: WorkerLost) -> None:
+            self._up = False
+            if not death.done():  # cancelled, when `stop` came first
+                death.set_result(str(error))
+
+        try:
+            self._handle = handle = await WorkerHandle.start(
+                self.device,
+                self._clock,
+                dilation=self._dilation,
+                on_message=on_message,
+                on_death=on_death,
+            )
+        except OSError as error:
+            return f"a worker could not be started: {error}"
+        try:
+            await self._wait_for_either(hello, death, HELLO_S)
+            if not hello.done():
+                handle.kill(f"was not ready within {HELLO_S:.0f} s")
+            return await death  # unbounded on purpose: this is the worker's life
+        finally:
+            self._up, self._handle = False, None
+            await handle.close(EXIT_GRACE_S)
+
+    async def _wait_for_either(
+        self, first: asyncio.Future[Any], second: asyncio.Future[Any], patience_s: float
+    ) -> None:
+        timer = asyncio.get_running_loop().create_task(self._clock.sleep(patience_s))
+        try:
+            await asyncio.wait({first, second, timer}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
+            await asyncio.wait({timer})  # at once
+
+    def _dispatch(self, message: Any) -> None:
+        handler = _HANDLERS.get(type(message))
+        if handler is not None:
+            handler(self, message)
+
+    def _on_hello(self, hello: Hello) -> None:
+        self._up = True
+        self._listener.worker_up(hello)
+        for wanted in list(self._wanted.values()):
+            if not wanted.failed:
+                self._post_load(wanted)
+
+    def _post_load(self, wanted: _Wanted) -> None:
+        wanted.resident.clear()
+        if self._handle is not None:
+            self._handle.post(wanted.message)
+
+    def _on_blob(self, message: BlobResident) -> None:
+        wanted = self._wanted.get(message.instance)
+        total = 0 if wanted is None else wanted.message.model.shape.n_layers
+        if wanted is not None and 1 <= message.index <= total:
+            wanted.resident.add(message.index)
+            self._listener.instance_loading(message.instance, len(wanted.resident), total)
+
+    def _on_loaded(self, message: ModelLoaded) -> None:
+        if message.instance in self._wanted:
+            self._listener.instance_ready(message.instance, message.duration_s)
+
+    def _on_load_failed(self, message: LoadFailed) -> None:
+        wanted = self._wanted.get(message.instance)
+        if wanted is not None:
+            wanted.failed = True
+            self._listener.instance_failed(message.instance, message.message)
+
+    def _on_result(self, message: StepResult) -> None:
+        self._listener.step_done(message)
+
+    def _on_step_failed(self, message: StepFailed) -> None:
+        self._listener.step_failed(message)
+
+
+_HANDLERS: dict[type[Any], Callable[[WorkerSupervisor, Any], None]] = {
+    Hello: WorkerSupervisor._on_hello,
+    BlobResident: WorkerSupervisor._on_blob,
+    ModelLoaded: WorkerSupervisor._on_loaded,
+    LoadFailed: WorkerSupervisor._on_load_failed,
+    StepResult: WorkerSupervisor._on_result,
+    StepFailed: WorkerSupervisor._on_step_failed,
+}

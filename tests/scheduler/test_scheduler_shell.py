@@ -1,0 +1,106 @@
+"""The shell performs effects in order and speaks the ports' language."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from blitzgw.core.messages import StepFailed
+from blitzgw.core.ports import InstancePort
+from blitzgw.core.request import FinishReason, GenerationRequest, SamplingParams, TokenEvent
+from blitzgw.core.step import Step, StepResult
+from blitzgw.errors import InvalidRequest, Unavailable
+from blitzgw.scheduler.scheduler import Scheduler
+from blitzgw.scheduler.shell import SchedulerShell
+from tests.scheduler.world import served
+
+
+class Everything:
+    """Worker, router and clock: writes down what it is told."""
+
+    def __init__(self):
+        self.steps: list[Step] = []
+        self.tokens: list[TokenEvent] = []
+        self.lost: list[tuple[tuple[str, ...], str]] = []
+        self.shell = SchedulerShell(
+            Scheduler(1000), self, self, self, lambda ids, why: self.lost.append((tuple(ids), why))
+        )
+        self.abort_on_token = False
+
+    def now(self) -> float:
+        return 1.0
+
+    async def sleep(self, duration_s: float) -> None:
+        raise AssertionError("the shell never waits")
+
+    def post(self, step: Step) -> None:
+        self.steps.append(step)
+
+    def on_tokens(self, events: Sequence[TokenEvent]) -> None:
+        self.tokens += events
+        if self.abort_on_token:
+            for event in events:
+                self.shell.abort(event.request_id)
+
+    def answer(self, step: Step) -> None:
+        n_tokens = sum(row.sample for row in step.rows)
+        self.shell.on_result(StepResult(step.id, step.instance, (5,) * n_tokens, 0.01))
+
+
+def request(name: str = "r", n_tokens: int = 10, max_tokens: int = 2) -> GenerationRequest:
+    tokens = tuple(range(1, n_tokens + 1))
+    return GenerationRequest(name, "toy", tokens, n_tokens, SamplingParams(max_tokens))
+
+
+def test_a_request_runs_through_the_ports():
+    world = Everything()
+    port: InstancePort = world.shell.add_instance(served())
+    assert (port.instance, port.model, port.queued_tokens()) == ("a", "toy", 0)
+    port.submit(request())
+    assert port.queued_tokens() == 10
+    while world.steps:
+        world.answer(world.steps.pop(0))
+    assert [event.tokens for event in world.tokens] == [[5], [5]]
+    assert world.tokens[-1].finish is FinishReason.LENGTH
+    assert port.queued_tokens() == 0
+    assert world.shell.statistics().instances["a"].running == 0
+
+
+def test_a_refusal_is_raised():
+    world = Everything()
+    port = world.shell.add_instance(served())
+    with pytest.raises(InvalidRequest):
+        port.submit(request(n_tokens=90))
+    with pytest.raises(Unavailable):
+        world.shell.submit("elsewhere", request())
+    assert world.steps == []
+
+
+def test_a_failed_step_is_told_to_the_router():
+    world = Everything()
+    world.shell.add_instance(served()).submit(request(max_tokens=30))
+    world.shell.on_step_failed(StepFailed(world.steps[0].id, "a", "out of luck"))
+    assert world.lost == [(("r",), "out of luck")]
+
+
+def test_removing_an_instance_loses_what_it_has():
+    world = Everything()
+    port = world.shell.add_instance(served())
+    port.submit(request("x"))
+    port.submit(request("y"))
+    world.shell.remove_instance("a")
+    assert world.lost == [(("x", "y"), "instance a was removed")]
+    with pytest.raises(Unavailable):
+        port.submit(request())
+    assert port.queued_tokens() == 0
+
+
+def test_a_listener_may_call_back_in():
+    world = Everything()
+    world.abort_on_token = True
+    world.shell.add_instance(served()).submit(request(max_tokens=30))
+    while world.steps:
+        world.answer(world.steps.pop(0))
+    assert len(world.tokens) == 1
+    assert world.shell.statistics().kv_active_bytes == 0

@@ -1,0 +1,272 @@
+"""The supervisor brings a device back, whatever happens to its worker, and goes when told."""
+
+import asyncio
+import os
+import shutil
+import signal
+
+import pytest
+
+from blitzgw.core.clock import MonotonicClock
+from blitzgw.core.messages import Hello
+from blitzgw.errors import WorkerLost
+from blitzgw.worker import supervisor as supervisor_module
+from blitzgw.worker.supervisor import WorkerSupervisor
+from tests.worker.worker_kit import (
+    LAYERS,
+    PACED,
+    first_step,
+    is_gone,
+    load_message,
+    next_step,
+    until,
+    write_checkpoint,
+)
+
+
+class Listener:
+    """Keeps what it is told as tuples."""
+
+    def __init__(self):
+        self.told = []
+
+    def worker_up(self, hello):
+        self.told.append(("up", hello.pid))
+
+    def worker_lost(self, reason):
+        self.told.append(("lost", reason))
+
+    def instance_loading(self, instance, resident, total):
+        self.told.append(("loading", instance, resident, total))
+
+    def instance_ready(self, instance, duration_s):
+        self.told.append(("ready", instance))
+
+    def instance_failed(self, instance, message):
+        self.told.append(("failed", instance, message))
+
+    def step_done(self, result):
+        self.told.append(("done", result.step, result.tokens))
+
+    def step_failed(self, failure):
+        self.told.append(("step failed", failure.step, failure.message))
+
+    def of(self, kind):
+        return [entry for entry in self.told if entry[0] == kind]
+
+    async def wait(self, kind, count=1):
+        await until(lambda: len(self.of(kind)) >= count, f"{count} × {kind} among {self.told}")
+        return self.of(kind)[count - 1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture
+async def supervise():
+    """Start supervisors of real workers; at the end no process may be left."""
+    made, pids = [], set()
+
+    def start(*messages):
+        listener = Listener()
+        supervisor = WorkerSupervisor(PACED, messages, MonotonicClock(), listener)
+        made.append((supervisor, listener))
+        supervisor.start()
+        return supervisor, listener
+
+    yield start
+    for supervisor, listener in made:
+        pids.add(supervisor.pid)
+        pids |= {pid for _, pid in listener.of("up")}
+        await supervisor.stop()
+        assert supervisor.pid is None
+    assert all(is_gone(pid) for pid in pids - {None})
+
+
+async def test_it_loads_what_is_wanted_and_passes_steps(supervise, folder):
+    supervisor, listener = supervise(load_message(folder))
+    supervisor.post(first_step(1))  # too early: dropped, for nothing is up
+    await listener.wait("ready")
+    assert listener.told[0][0] == "up"
+    assert listener.of("loading") == [("loading", "i0", n, LAYERS) for n in range(1, LAYERS + 1)]
+    supervisor.post(first_step(2))
+    supervisor.post(next_step(3, 99))
+    done = await listener.wait("done")
+    assert done[1] == 2
+    assert (await listener.wait("step failed"))[1] == 3
+
+
+async def test_a_killed_worker_comes_back_with_its_instances(supervise, folder):
+    supervisor, listener = supervise(load_message(folder), load_message(folder, "i1"))
+    await listener.wait("ready", 2)
+    supervisor.post(first_step(1))
+    tokens = (await listener.wait("done"))[2]
+    for life in (1, 2):
+        os.kill(supervisor.pid, signal.SIGKILL)
+        assert "SIGKILL" in (await listener.wait("lost", life))[1]
+        await listener.wait("ready", 2 + 2 * life)
+        supervisor.post(first_step(1 + life))
+        assert (await listener.wait("done", 1 + life))[2] == tokens
+    assert len(listener.of("lost")) == 2
+    assert len({pid for _, pid in listener.of("up")}) == 3
+
+
+async def test_a_broken_checkpoint_is_not_tried_again_until_asked(supervise, folder, tmp_path):
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    message = load_message(broken, "broken")
+    (broken / "model.safetensors").rename(tmp_path / "away")
+    supervisor, listener = supervise(message, load_message(folder))
+    assert (await listener.wait("failed"))[1] == "broken"
+    await listener.wait("ready")
+    os.kill(supervisor.pid, signal.SIGKILL)
+    await listener.wait("ready", 2)
+    assert len(listener.of("failed")) == 1
+    (tmp_path / "away").rename(broken / "model.safetensors")
+    supervisor.load(load_message(broken, "broken"))
+    assert (await listener.wait("ready", 3))[1] == "broken"
+
+
+async def test_instances_come_and_go(supervise, folder):
+    supervisor, listener = supervise()
+    await listener.wait("up")
+    supervisor.load(load_message(folder))
+    supervisor.load(load_message(folder))  # wanted already: nothing happens
+    await listener.wait("ready")
+    supervisor.unload("i0")
+    supervisor.unload("i0")
+    supervisor.post(first_step(1))
+    assert "unknown instance" in (await listener.wait("step failed"))[2]
+    os.kill(supervisor.pid, signal.SIGKILL)
+    await listener.wait("up", 2)
+    assert listener.of("failed") == []
+    assert len(listener.of("ready")) == 1
+
+
+async def test_stop_during_a_load_and_twice(supervise, tmp_path):
+    large = write_checkpoint(tmp_path / "large", layers=300)
+    supervisor, listener = supervise(load_message(large))
+    await listener.wait("loading")
+    pid, told = supervisor.pid, len(listener.told)
+    await asyncio.gather(supervisor.stop(), supervisor.stop())
+    assert is_gone(pid)
+    await supervisor.stop()
+    assert len(listener.told) == told
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.3])
+async def test_stop_right_after_start(supervise, folder, after_s):
+    supervisor, listener = supervise(load_message(folder))
+    await asyncio.sleep(after_s)
+    await supervisor.stop()
+    assert listener.of("lost") == []
+
+
+async def test_stop_without_start():
+    await WorkerSupervisor(PACED, (), MonotonicClock(), Listener()).stop()
+
+
+async def test_a_cancelled_stop_goes_on(supervise, folder):
+    supervisor, listener = supervise(load_message(folder))
+    pid = (await listener.wait("up"))[1]
+    stopping = asyncio.ensure_future(supervisor.stop())
+    await asyncio.sleep(0)
+    stopping.cancel()
+    await asyncio.wait({stopping})
+    await until(lambda: is_gone(pid), "the worker's end")
+    await supervisor.stop()
+
+
+class ScriptClock:
+    """Time that passes only by sleeping, without waiting."""
+
+    def __init__(self):
+        self.time, self.slept = 0.0, []
+
+    def now(self):
+        return self.time
+
+    async def sleep(self, duration_s):
+        self.slept.append(duration_s)
+        self.time += duration_s
+        await asyncio.sleep(0)
+
+
+class FakeHandle:
+    """A worker that dies `lives_s` after it said hello, or that never says it."""
+
+    def __init__(self, clock, lives_s, on_message, on_death):
+        self.pid, self.closed = 1, False
+        self._clock, self._lives_s, self._on_death = clock, lives_s, on_death
+        if lives_s is not None:
+            asyncio.get_running_loop().call_soon(self._live, on_message)
+
+    def _live(self, on_message):
+        on_message(Hello(1, "fake", 0, {}))
+        self._clock.time += self._lives_s
+        self._on_death(WorkerLost("fell over"))
+
+    def kill(self, reason):
+        self._on_death(WorkerLost(reason))
+
+    def post(self, message):
+        raise AssertionError(message)
+
+    async def close(self, grace_s):
+        self.closed = True
+
+
+async def lives(monkeypatch, script):
+    """Run a supervisor through a script of lives; return what it waited and what it told."""
+    clock, listener, script = ScriptClock(), Listener(), iter(script)
+    handles = []
+
+    async def start(device, clock, *, dilation, on_message, on_death):
+        lives_s = next(script, "over")
+        if lives_s == "over":
+            await asyncio.Event().wait()
+        if lives_s == "no process":
+            raise OSError("no memory")
+        handles.append(FakeHandle(clock, lives_s, on_message, on_death))
+        return handles[-1]
+
+    monkeypatch.setattr(supervisor_module.WorkerHandle, "start", start)
+    monkeypatch.setattr(ScriptClock, "sleep", patient(ScriptClock.sleep))
+    supervisor = WorkerSupervisor(PACED, (), clock, listener)
+    supervisor.start()
+    for _ in range(400):
+        await asyncio.sleep(0)
+    await supervisor.stop()
+    assert all(handle.closed for handle in handles)
+    return [wait for wait in clock.slept if wait != supervisor_module.HELLO_S], listener
+
+
+def patient(sleep):
+    """The wait for Hello lasts until it is cancelled, unless nothing else can happen."""
+
+    async def patient_sleep(self, duration_s):
+        if duration_s == supervisor_module.HELLO_S:
+            for _ in range(10):
+                await asyncio.sleep(0)
+        await sleep(self, duration_s)
+
+    return patient_sleep
+
+
+async def test_waits_double_up_to_a_cap(monkeypatch):
+    waits, listener = await lives(monkeypatch, ["no process"] * 5 + [1.0] * 5)
+    assert waits == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0, 10.0]
+    assert listener.of("lost")[0] == ("lost", "a worker could not be started: no memory")
+    assert listener.of("lost")[-1] == ("lost", "fell over")
+
+
+async def test_a_long_life_resets_the_wait(monkeypatch):
+    waits, _ = await lives(monkeypatch, [0.0, 0.0, 59.0, 61.0, 0.0])
+    assert waits == [0.1, 0.2, 0.4, 0.1, 0.2]
+
+
+async def test_a_worker_that_never_says_hello_is_killed(monkeypatch):
+    waits, listener = await lives(monkeypatch, [None])
+    assert listener.told == [("lost", "was not ready within 120 s")]
+    assert waits == [0.1]
