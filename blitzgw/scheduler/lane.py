@@ -86,6 +86,7 @@ class Lane:
         self.drops: list[int] = []
         self.pace = Pace()
         self.posted_prefill_tokens = 0
+        self.held_until = 0  # see Planner.hold
         self.preemptions = 0
         self.prefix_queries = 0
         self.prefix_hits = 0

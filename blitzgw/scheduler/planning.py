@@ -61,6 +61,15 @@ class Planner:
                 break
         return effects
 
+    def hold(self, lane: Lane) -> None:
+        """Post nothing more for an instance until what is in flight now has been reported.
+
+        A failed step's sequences stand in the steps posted after it, which must fail as well and
+        take others with them. Those would stand in the next ones, and it would never end.
+        """
+        ids = [step.id for step in self.in_flight.values() if step.lane is lane]
+        lane.held_until = max(ids, default=0)
+
     def requeue(self, seq: Sequence) -> None:
         """Let a preempted sequence, all of whose tokens are known, wait in front."""
         seq.move(Phase.WAITING)
@@ -69,6 +78,8 @@ class Planner:
     def _post_next(self, effects: list[Effect]) -> bool:
         """Post a step for the next instance that has something to run."""
         for lane in self._turns:
+            if lane.held_until and self._is_held(lane):
+                continue
             batch = self._compose(lane)
             if not batch:
                 continue
@@ -83,6 +94,11 @@ class Planner:
             self._turns.append(lane)
             return True
         return False
+
+    def _is_held(self, lane: Lane) -> bool:
+        return any(
+            step.lane is lane and step.id <= lane.held_until for step in self.in_flight.values()
+        )
 
     def _post_news(self, lane: Lane, effects: list[Effect]) -> None:
         self._last_step += 1

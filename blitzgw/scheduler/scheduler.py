@@ -236,6 +236,7 @@ class Scheduler:
         if posted is None:
             return []
         posted.lane.posted_prefill_tokens -= posted.prefill_tokens
+        self._planner.hold(posted.lane)
         return self._lose(posted.members(), event.message)
 
     def _lose(self, sequences: list[Sequence], reason: str) -> list[Effect]:

@@ -153,8 +153,6 @@ class SlotAllocator:
         self._budget.give_back(touched * self.geometry.block_bytes)
         self._budget.members.remove(self)
 
-    # What the budget asks.
-
     def evictable_bytes(self) -> int:
         """Return the bytes in slots that no sequence occupies and no pending copy reads."""
         return sum(slot.account for slot in self._idle()) * self.geometry.block_bytes
@@ -169,8 +167,6 @@ class SlotAllocator:
         self._forget(slot, 0)
         self._release(slot)
         self._evictions += 1
-
-    # Places for a sequence.
 
     def _continue(
         self, seq: int, names: list[bytes], need: int
@@ -231,8 +227,6 @@ class SlotAllocator:
         slot.names = names
         blocks = tuple(range(first, first + slot.used))
         return Allocation(blocks, copies, len(names) * BLOCK_TOKENS)
-
-    # Slots and their memory.
 
     def _idle(self) -> list[_Slot]:
         pinned = self._pinned

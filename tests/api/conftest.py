@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 import aiohttp
 import pytest
 import pytest_asyncio
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 from blitzgw.api.limits import Limits
 from blitzgw.api.models import ModelEntry, ModelTable
@@ -49,7 +57,29 @@ def byte_level():
 
 def sentencepiece(strip=True):
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))]
-    words = "▁the ▁fox ▁a b c d e ▁ he llo ▁he lo ▁世 界 é ▁naïve . , ▁▁ ▁▁▁▁ 😀".split()
+    words = [
+        "▁the",
+        "▁fox",
+        "▁a",
+        "b",
+        "c",
+        "d",
+        "e",
+        "▁",
+        "he",
+        "llo",
+        "▁he",
+        "lo",
+        "▁世",
+        "界",
+        "é",
+        "▁naïve",
+        ".",
+        ",",
+        "▁▁",
+        "▁▁▁▁",
+        "😀",
+    ]
     pieces += words
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = Tokenizer(
@@ -71,9 +101,7 @@ def text_model(tokenizer, folder, template=TEMPLATE, name="tokenizer.json", voca
 
 
 def model_spec(name, vocab, max_model_len=4096, eos_ids=(2,)):
-    shape = ModelShape(
-        "llama", 2, 8, 1, 1, 8, 8, vocab, 1e-5, Rope(), max_model_len, True
-    )
+    shape = ModelShape("llama", 2, 8, 1, 1, 8, 8, vocab, 1e-5, Rope(), max_model_len, True)
     return ModelSpec(name, "/nowhere", shape, Dtype.FLOAT32, max_model_len, eos_ids)
 
 
@@ -197,9 +225,7 @@ def stream_events(payload):
     lines = payload.decode().split("\n\n")
     assert lines[-1] == ""
     assert all(line.startswith("data: ") and "\n" not in line for line in lines[:-1])
-    return [
-        "[DONE]" if line == "data: [DONE]" else json.loads(line[6:]) for line in lines[:-1]
-    ]
+    return ["[DONE]" if line == "data: [DONE]" else json.loads(line[6:]) for line in lines[:-1]]
 
 
 @pytest.fixture(scope="session")
@@ -269,7 +295,15 @@ def tools():
     class Tools:
         pass
 
-    for helper in (byte_level, sentencepiece, text_model, events, post_bytes, stream_events,
-                   model_spec, FakeGenerator):
+    for helper in (
+        byte_level,
+        sentencepiece,
+        text_model,
+        events,
+        post_bytes,
+        stream_events,
+        model_spec,
+        FakeGenerator,
+    ):
         setattr(Tools, helper.__name__, staticmethod(helper))
     return Tools

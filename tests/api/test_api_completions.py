@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from itertools import chain
 
 import openai
 import pytest
@@ -164,9 +165,7 @@ async def test_continuous_usage_counts_up_on_every_chunk(world, tools, path):
 
 async def test_choices_and_prompts_interleave_by_index(world, tools):
     texts = {i: f"choice {i}" for i in range(6)}
-    world.generator.script = lambda request: tools.events(
-        request, world.ids(texts[request.choice])
-    )
+    world.generator.script = lambda request: tools.events(request, world.ids(texts[request.choice]))
     body = {"model": "m", "prompt": ["a", "b", "c"], "n": 2, "max_tokens": 50}
     *chunks, _ = await stream(world, tools, "/v1/completions", body)
     joined = dict.fromkeys(texts, "")
@@ -218,8 +217,11 @@ async def test_a_stop_string_cuts_counts_and_aborts(world, tools):
             choice = answer["choices"][0]
             assert (choice.get("text") or choice["message"]["content"]) == "one two "
             assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", "STOP")
-            used = next(i for i in range(len(tokens)) if "STOP" in world.text.decode(
-                tokens[:i], skip_special_tokens=True))
+            used = next(
+                i
+                for i in range(len(tokens))
+                if "STOP" in world.text.decode(tokens[:i], skip_special_tokens=True)
+            )
             assert answer["usage"]["completion_tokens"] == used
             if per_event < 50:
                 assert world.generator.last[0].id in world.generator.aborted
@@ -249,7 +251,7 @@ async def test_an_unfinished_character_is_flushed_at_the_end(world, tools):
 async def test_logprobs_of_chat(world, tools):
     text, tokens = say(world, tools, "Hi you")
     logprobs = [Logprobs(-0.5, ((5, -0.25), (token, -0.5))) for token in tokens]
-    made = [TokenEvent("", 0, [t], [l]) for t, l in zip(tokens, logprobs, strict=True)]
+    made = [TokenEvent("", 0, [t], [given]) for t, given in zip(tokens, logprobs, strict=True)]
     made[-1].finish = FinishReason.LENGTH
     world.generator.script = lambda r: made
     body = CHAT | {"logprobs": True, "top_logprobs": 2}
@@ -261,7 +263,9 @@ async def test_logprobs_of_chat(world, tools):
     assert content[0]["logprob"] == -0.5
     assert [top["logprob"] for top in content[0]["top_logprobs"]] == [-0.25, -0.5]
     *chunks, _ = await stream(world, tools, "/v1/chat/completions", body)
-    streamed = [i for c in chunks for i in (c["choices"][0]["logprobs"] or {"content": []})["content"]]
+    streamed = [
+        i for c in chunks for i in (c["choices"][0]["logprobs"] or {"content": []})["content"]
+    ]
     assert streamed == content
 
 
@@ -275,7 +279,8 @@ async def test_logprobs_of_text(world, tools):
     assert "".join(found["tokens"]) == text
     assert found["token_logprobs"] == [-9999.0] * len(tokens)
     assert found["top_logprobs"][0] == {
-        world.text.table.raw[5].decode(): -0.25, found["tokens"][0]: -9999.0
+        world.text.table.raw[5].decode(): -0.25,
+        found["tokens"][0]: -9999.0,
     }
     assert found["text_offset"][-1] == len(text) - len(found["tokens"][-1])
 
@@ -288,12 +293,12 @@ async def test_token_ids_come_back_where_asked(world, tools):
     assert answer["choices"][0]["token_ids"] == tokens
     assert answer["choices"][0]["prompt_token_ids"] == prompt
     *chunks, _ = await stream(world, tools, "/v1/completions", TEXT | ask)
-    assert sum((c["choices"][0]["token_ids"] for c in chunks), []) == tokens
+    assert list(chain.from_iterable(c["choices"][0]["token_ids"] for c in chunks)) == tokens
     assert chunks[0]["choices"][0]["prompt_token_ids"] == prompt
     assert "prompt_token_ids" not in chunks[1]["choices"][0]
     *chunks, _ = await stream(world, tools, "/v1/chat/completions", CHAT | ask)
     assert chunks[0]["prompt_token_ids"] == list(world.generator.last[0].tokens)
-    assert sum((c["choices"][0].get("token_ids", []) for c in chunks), []) == tokens
+    assert list(chain.from_iterable(c["choices"][0].get("token_ids", []) for c in chunks)) == tokens
 
 
 async def test_refusals_before_the_first_token_are_statuses(world):
@@ -304,7 +309,10 @@ async def test_refusals_before_the_first_token_are_statuses(world):
         assert headers["Retry-After"] == "120"
         assert headers["x-blitzgw-error-code"] == "overloaded"
         assert body["error"] == {
-            "message": "full", "type": "RateLimitError", "param": None, "code": 429
+            "message": "full",
+            "type": "RateLimitError",
+            "param": None,
+            "code": 429,
         }
     world.generator.refusal = None
     world.generator.script = lambda r: [Unavailable("none", retry_after_s=0.2)]
@@ -325,7 +333,8 @@ async def test_a_refused_choice_undoes_the_others(world):
 async def test_an_error_after_the_headers_is_an_event(world):
     world.generator.tick_s = 0.01
     world.generator.script = lambda r: [
-        TokenEvent(r.id, 0, world.ids("Hi")), GenerationFailed("it broke")
+        TokenEvent(r.id, 0, world.ids("Hi")),
+        GenerationFailed("it broke"),
     ]
     async with world.http.post(
         world.url("/v1/completions"), json=TEXT | {"stream": True, "n": 2}
@@ -333,7 +342,10 @@ async def test_an_error_after_the_headers_is_an_event(world):
         assert response.status == 200
         events = [json.loads(e[6:]) for e in (await response.read()).strip().split(b"\n\n")]
     assert events[-1]["error"] == {
-        "message": "it broke", "type": "InternalServerError", "param": None, "code": 500
+        "message": "it broke",
+        "type": "InternalServerError",
+        "param": None,
+        "code": 500,
     }
     assert len(world.generator.aborted) == 1  # the sibling
 
@@ -378,10 +390,20 @@ async def test_openai_client_sync(world, tools):
 
 async def test_openai_client_sees_an_error_in_a_stream(world):
     world.generator.script = lambda r: [
-        TokenEvent(r.id, 0, world.ids("Hi")), GenerationFailed("it broke")
+        TokenEvent(r.id, 0, world.ids("Hi")),
+        GenerationFailed("it broke"),
     ]
     world.generator.tick_s = 0.01
     async with openai.AsyncOpenAI(base_url=world.url("/v1"), api_key="none") as client:
         with pytest.raises(openai.APIError, match="it broke"):
             async for _ in await client.chat.completions.create(**CHAT, stream=True):
                 pass
+
+
+async def test_a_token_that_cannot_be_meant_fails_its_own_request_only(world):
+    world.generator.script = lambda r: [TokenEvent(r.id, 0, [10**6])]
+    for streamed in (True, False):
+        status, _, body = await world.post("/v1/completions", TEXT | {"stream": streamed})
+        assert (status, body["error"]["message"]) == (500, "internal error")
+    assert len(world.generator.aborted) == 2
+    assert world.server.active == 0

@@ -2,10 +2,10 @@
 
 import pytest
 from prometheus_client import Counter, Histogram, generate_latest
-from prometheus_client.registry import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import CollectorRegistry
 
-from blitzgw.api.exposition import _histogram
+from blitzgw.api.exposition import _histogram, _labels
 from blitzgw.api.histogram import Histogram as Own
 from blitzgw.api.histogram import one_two_five
 from blitzgw.api.metrics import TTFT_S
@@ -16,7 +16,10 @@ TEXT = {"model": "m", "prompt": "Hello fox"}
 
 def samples(page):
     return {
-        (s.name, s.labels.get("finished_reason", s.labels.get("reason", s.labels.get("le")))): s.value
+        (
+            s.name,
+            s.labels.get("finished_reason", s.labels.get("reason", s.labels.get("le"))),
+        ): s.value
         for family in text_string_to_metric_families(page.decode())
         for s in family.samples
         if s.labels.get("model_name", "m") == "m"
@@ -73,7 +76,7 @@ def test_histograms_are_written_as_prometheus_client_writes_them(values):
     registry = CollectorRegistry()
     theirs = Histogram("h", "x", ["model_name", "engine"], buckets=TTFT_S, registry=registry)
     ours = Own(TTFT_S)
-    child = theirs.labels("a\"b\\c\n", "0")
+    child = theirs.labels('a"b\\c\n', "0")
     for value in values:
         child.observe(value)
         ours.observe(value)
@@ -81,9 +84,7 @@ def test_histograms_are_written_as_prometheus_client_writes_them(values):
         line for line in generate_latest(registry).decode().splitlines()
         if line.startswith(("h_bucket", "h_count", "h_sum"))
     ]  # fmt: skip
-    from blitzgw.api.exposition import _labels  # noqa: PLC0415
-
-    written = "".join(_histogram("h", _labels("a\"b\\c\n"), ours)).splitlines()
+    written = "".join(_histogram("h", _labels('a"b\\c\n'), ours)).splitlines()
 
     def canonical(lines):
         text = "\n".join(["# TYPE h histogram", *lines, ""])

@@ -42,7 +42,7 @@ def is_error(answer, status, code):
     return True
 
 
-# -- routes ---------------------------------------------------------------------------------------
+# -- routes ----------------------------------------------------------------------------------------
 
 
 async def test_information_routes(world):
@@ -135,7 +135,7 @@ async def test_an_internal_error_tells_nothing(world, caplog):
     assert world.server.active == 0
 
 
-# -- limits ---------------------------------------------------------------------------------------
+# -- limits ----------------------------------------------------------------------------------------
 
 
 async def test_header_floods(world):
@@ -204,7 +204,7 @@ async def test_a_broken_chunked_body(world):
     head = (b"POST /v1/completions HTTP/1.1\r\nContent-Type: application/json\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n")  # fmt: skip
     answer = await world.raw(head + b"ZZ\r\n{}\r\n")
-    assert answer.startswith(b"HTTP/1.") and b" 400 " in answer[:20]
+    assert b" 400 " in answer[:20]
 
 
 async def test_encodings_and_types_of_bodies(world, tools):
@@ -253,7 +253,7 @@ async def test_too_many_requests_in_flight(make_world):
     first.cancel()
 
 
-# -- keys -----------------------------------------------------------------------------------------
+# -- keys ------------------------------------------------------------------------------------------
 
 
 async def test_keys_are_needed_everywhere_but_on_public_paths(make_world, tools, caplog):
@@ -289,7 +289,7 @@ async def test_without_keys_everybody_is_one_tenant(world, tools):
     assert world.generator.last[0].tenant == ""
 
 
-# -- clients that leave, clients that do not read -----------------------------------------------------
+# -- clients that leave, clients that do not read --------------------------------------------------
 
 
 @pytest.mark.parametrize("body", [TEXT, STREAM, TEXT | {"n": 3}])
@@ -364,7 +364,7 @@ async def test_keep_alive_adds_no_delay(world, tools):
     writer.close()
 
 
-# -- the end ------------------------------------------------------------------------------------------
+# -- the end ---------------------------------------------------------------------------------------
 
 
 async def test_stop_lets_streams_finish(world, tools):
@@ -375,7 +375,7 @@ async def test_stop_lets_streams_finish(world, tools):
     await world.server.stop(grace_s=5.0)
     response = await post
     assert (await response.read()).endswith(b"data: [DONE]\n\n")
-    with pytest.raises(OSError):
+    with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", world.port), timeout=1).close()
 
 

@@ -101,7 +101,10 @@ def test_generated_text_keeps_the_space_after_a_prompt(sp_text):
         {"type": "WordPiece", "prefix": "##", "cleanup": True},
         {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
         {"type": "Sequence", "decoders": []},
-        {"type": "Sequence", "decoders": [{"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        {
+            "type": "Sequence",
+            "decoders": [{"type": "Strip", "content": " ", "start": 1, "stop": 0}],
+        },
         {"type": "Replace", "pattern": {"Regex": "x"}, "content": " "},
     ],
 )
@@ -212,8 +215,8 @@ MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "
 def test_templates_get_what_transformers_gives_them():
     rendered = template(
         "{{ bos_token }}{% for m in messages %}\n  {% if loop.index > 1 %}{% break %}{% endif %}\n"
-        "{{ m|tojson }}{% generation %}x{% endgeneration %}{% endfor %}{{ strftime_now('%Y')|length }}"
-        "{{ flag }}"
+        "{{ m|tojson }}{% generation %}x{% endgeneration %}{% endfor %}"
+        "{{ strftime_now('%Y')|length }}{{ flag }}"
     ).render(MESSAGES, extra={"flag": True})
     assert rendered == '<s>{"role": "user", "content": "a"}x4True'
 

@@ -66,6 +66,7 @@ BAD_COMMON = [
     ({"functions": [{"name": "f"}]}, "functions"),
     ({"cache_salt": "x"}, "cache_salt"),
 ]
+IMAGE = {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}
 BAD_CHAT = [
     ({"messages": []}, "messages"),
     ({"messages": None}, "messages"),
@@ -73,7 +74,7 @@ BAD_CHAT = [
     ({"messages": [{"content": "x"}]}, "messages"),
     ({"messages": [{"role": "user"}]}, "messages"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]}, "messages"),
+    ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages"),
     ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages"),
     ({"messages": [{"role": "user", "content": "x " * 5000}]}, "messages"),
     ({"logprobs": 3}, "logprobs"),
@@ -200,7 +201,9 @@ async def test_defaults(world, tools):
 
 
 async def test_parts_and_names_reach_the_template(make_world, tools, tmp_path):
-    source = "{% for m in messages %}{{ m.role }}/{{ m.name }}:{{ m.content }}{% endfor %}|{{ mode }}"
+    source = (
+        "{% for m in messages %}{{ m.role }}/{{ m.name }}:{{ m.content }}{% endfor %}|{{ mode }}"
+    )
     text = tools.text_model(tools.byte_level(), tmp_path, source)
     world = await make_world(text=text)
     world.generator.script = lambda r: tools.events(r, world.ids("Hi"))
@@ -243,7 +246,9 @@ async def test_tokenize_and_detokenize(world):
     status, _, answer = await world.post("/tokenize", {"model": "m", "prompt": "Köln 😀"})
     assert status == 200
     assert answer == {
-        "tokens": world.ids("Köln 😀"), "count": len(world.ids("Köln 😀")), "max_model_len": 4096
+        "tokens": world.ids("Köln 😀"),
+        "count": len(world.ids("Köln 😀")),
+        "max_model_len": 4096,
     }
     _, _, back = await world.post("/detokenize", {"model": "m", "tokens": answer["tokens"]})
     assert back == {"prompt": "Köln 😀"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from blitzgw.core.messages import StepFailed
 from blitzgw.core.request import FinishReason, GenerationRequest, SamplingParams
 from blitzgw.core.step import BLOCK_TOKENS, KvGeometry, Step, StepResult
 from blitzgw.errors import InvalidRequest, Overloaded
@@ -332,6 +333,19 @@ def test_a_failed_step_loses_its_sequences_and_no_others():
     assert made.story(second).request.attempt == 0
     made.run()
     assert made.story(first).finish is made.story(second).finish is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_failure_spreads_no_further_than_the_steps_in_flight(depth):
+    made = world(depth=depth, max_num_seqs=2, max_batched_tokens=24)
+    names = [made.ask([i + 1] * 22, 4) for i in range(6)]
+    for _ in range(4):
+        made.step()
+    in_flight = made.compute_in_flight()
+    made.step(fail=True)
+    made.run(limit=300)
+    assert sum(isinstance(event, StepFailed) for event in made.events) <= in_flight
+    assert max(made.story(name).request.attempt for name in names) == 1
 
 
 def test_memory_goes_from_one_instance_to_another_in_order():
