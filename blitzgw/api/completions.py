@@ -76,7 +76,9 @@ class Completions:
         chunks = ChunkFormat(
             work.response_id, work.entry.name, work.created, chat=work.options.chat
         )
-        stream = EventStream(work.options, chunks, work.tally, len(work.requests))
+        stream = EventStream(
+            work.options, chunks, work.tally, len(work.requests), self._services.limits.max_unsent
+        )
         batch = self._begin(work, stream)
         try:
             stream.on_gone = batch.abort
@@ -85,6 +87,8 @@ class Completions:
             if stream.error is not None and not stream.opened:
                 raise stream.error
             response = web.StreamResponse(headers=self._headers(work, batch) | STREAM_HEADERS)
+            if work.exchange.closing:
+                response.force_close()
             await stream.run(work.exchange.request, response)
             return response
         finally:

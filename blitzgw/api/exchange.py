@@ -29,6 +29,8 @@ class Exchange:
     unique_id: str
     arrival: float
     tenant: str = ""
+    closing: bool = False
+    """The connection is to be closed after the answer: the node is draining."""
     headers: dict[str, str] = field(default_factory=dict)
 
 

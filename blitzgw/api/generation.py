@@ -7,13 +7,14 @@ from typing import Any, Protocol
 
 from blitzgw.api.choice import Choice
 from blitzgw.api.chunks import Tally
+from blitzgw.api.failures import log_failure
 from blitzgw.api.logprobs import ChatLogprobs, CompletionLogprobs
 from blitzgw.api.metrics import Meter
 from blitzgw.api.prompts import Prompt
 from blitzgw.api.status import Served, StatusPort
 from blitzgw.core.ports import Generator
 from blitzgw.core.request import FinishReason, GenerationRequest, TokenEvent
-from blitzgw.errors import RequestError
+from blitzgw.errors import GenerationFailed, RequestError
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,10 @@ class Output(Protocol):
 class Generation:
     """One choice: the sink that a generator pushes to. Ignores what comes after its end."""
 
-    __slots__ = ("_batch", "_deliver", "choice", "ended", "formatter", "meter", "prompt", "request")
+    __slots__ = (
+        "_batch", "_deliver", "_step", "_tally",
+        "choice", "ended", "formatter", "meter", "prompt", "request",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -60,6 +64,8 @@ class Generation:
     ) -> None:
         self._batch = batch
         self._deliver = batch.output.deliver
+        self._step = meter.step
+        self._tally = batch.tally
         self.request = request
         self.prompt = prompt
         self.choice = choice
@@ -68,19 +74,32 @@ class Generation:
         self.ended = False
 
     def push(self, event: TokenEvent) -> None:
-        """Take what one step gave; implements `TokenSink`."""
+        """Take what one step gave; implements `TokenSink`.
+
+        Never raises: the caller goes on with other requests' tokens.
+        """
         if self.ended:
             return
-        choice = self.choice
-        text = choice.take(event)
-        if choice.used or choice.finish is not None:
-            self.meter.step(choice.used)
-            self._batch.tally.completion_tokens += choice.used
-            if event.cached_tokens:
-                self._batch.count_cached(self, event.cached_tokens)
-            if choice.finish is not None:
-                self._batch.end(self, choice.finish, told=event.finish is not None)
-            self._deliver(self, text, event)
+        try:
+            choice = self.choice
+            text = choice.take(event)
+            used = choice.used
+            if used or choice.finish is not None:
+                self._step(used)
+                self._tally.completion_tokens += used
+                if event.cached_tokens or choice.finish is not None:
+                    self._note(event)
+                self._deliver(self, text, event)
+        except Exception as error:
+            log_failure("push_failed", self.request.id, error)
+            self._batch.fail(GenerationFailed("internal error"))
+
+    def _note(self, event: TokenEvent) -> None:
+        """Do what only the first and the last event ask for."""
+        if event.cached_tokens:
+            self._batch.count_cached(self, event.cached_tokens)
+        if self.choice.finish is not None:
+            self._batch.end(self, self.choice.finish, told=event.finish is not None)
 
     def fail(self, error: RequestError) -> None:
         """End the whole response with an error; implements `TokenSink`."""

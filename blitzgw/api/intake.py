@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from blitzgw.api.bodies import ChatBody, CompletionBody
@@ -53,40 +52,33 @@ async def understand(
         raise InvalidRequest(f"at most {MAX_CHOICES} choices fit into one request", param="n")
     if options.echo:
         prompts = [_with_text(prompt, entry, reader.stopping) for prompt in prompts]
+    limit = entry.spec.max_model_len
+    samplings = [reader.at(len(prompt.tokens), limit) for prompt in prompts]
     kind = "chatcmpl" if options.chat else "cmpl"
     requests = [
-        (_request(exchange, f"{kind}-{exchange.unique_id}", entry, prompt, reader), prompt)
-        for prompt in prompts
-        for _ in range(copies)
-    ]
-    numbered = [
-        (dataclasses.replace(r, id=f"{r.id}-{i}", choice=i, priority=priority), prompt)
-        for i, (r, prompt) in enumerate(requests)
+        GenerationRequest(
+            id=f"{kind}-{exchange.unique_id}-{position * copies + copy}",
+            model=entry.name,
+            tokens=prompt.tokens,
+            prompt_length=len(prompt.tokens),
+            sampling=sampling,
+            choice=position * copies + copy,
+            priority=priority,
+            tenant=exchange.tenant,
+        )
+        for position, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True))
+        for copy in range(copies)
     ]
     return Work(
         exchange=exchange,
         entry=entry,
         options=options,
         stopping=reader.stopping,
-        requests=numbered,
+        requests=[(request, prompts[request.choice // copies]) for request in requests],
         response_id=f"{kind}-{exchange.request_id}",
         created=services.unix_time(),
         tally=Tally(sum(len(prompt.tokens) for prompt in prompts)),
-        metrics=services.metrics.model(entry.name, entry.spec.max_model_len),
-    )
-
-
-def _request(
-    exchange: Exchange, request_id: str, entry: ModelEntry, prompt: Prompt, reader: SamplingReader
-) -> GenerationRequest:
-    length = len(prompt.tokens)
-    return GenerationRequest(
-        id=request_id,
-        model=entry.name,
-        tokens=prompt.tokens,
-        prompt_length=length,
-        sampling=reader.at(length, entry.spec.max_model_len),
-        tenant=exchange.tenant,
+        metrics=services.metrics.model(entry.name, limit),
     )
 
 

@@ -71,7 +71,8 @@ class Meter:
     """Times one generation: arrival, first token, every token, end."""
 
     __slots__ = (
-        "_arrival", "_first", "_last", "_leads", "_metrics", "_now", "_prompt_tokens", "tokens",
+        "_arrival", "_first", "_last", "_leads", "_metrics", "_now", "_observe_gap",
+        "_prompt_tokens", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +85,7 @@ class Meter:
     ) -> None:
         """`leads`: this is the first choice of its prompt, whose tokens are counted once."""
         self._metrics = metrics
+        self._observe_gap = metrics.inter_token_latency.observe
         self._now = clock.now
         self._arrival = arrival
         self._first = 0.0
@@ -100,17 +102,16 @@ class Meter:
     def step(self, tokens: int) -> None:
         """Count the tokens of one step."""
         now = self._now()
-        metrics = self._metrics
         if self.tokens:
-            metrics.inter_token_latency.observe(now - self._last)
+            self._observe_gap(now - self._last)
         elif tokens:
             self._first = now
-            metrics.time_to_first_token.observe(now - self._arrival)
+            self._metrics.time_to_first_token.observe(now - self._arrival)
             if self._leads:
-                metrics.prompt_tokens += self._prompt_tokens
+                self._metrics.prompt_tokens += self._prompt_tokens
         self._last = now
         self.tokens += tokens
-        metrics.generation_tokens += tokens
+        self._metrics.generation_tokens += tokens
 
     def end(self, reason: FinishReason, cached_tokens: int, queued_s: float | None) -> None:
         """Count a finished generation; `queued_s` is the wait before its first step, if known."""

@@ -41,7 +41,7 @@ async def chat_prompt(body: ChatBody | TokenizeBody, entry: ModelEntry) -> Promp
         continue_final_message=continues,
         extra=_extra(body),
     )
-    return await _tokenise(text, entry, bool(body.add_special_tokens), "messages")
+    return (await _tokenise([text], entry, bool(body.add_special_tokens), "messages"))[0]
 
 
 async def completion_prompts(body: CompletionBody, entry: ModelEntry) -> list[Prompt]:
@@ -60,7 +60,7 @@ async def completion_prompts(body: CompletionBody, entry: ModelEntry) -> list[Pr
             f"prompt has {len(given)} entries, at most {MAX_PROMPTS} are allowed", param="prompt"
         )
     if kinds == {str}:
-        return [await _tokenise(str(text), entry, special, "prompt") for text in given]
+        return await _tokenise([str(text) for text in given], entry, special, "prompt")
     if kinds == {list}:
         return [_ids(ids, entry) for ids in given]
     raise InvalidRequest("prompt mixes texts, token ids and lists", param="prompt")
@@ -105,17 +105,19 @@ def _extra(body: ChatBody | TokenizeBody) -> dict[str, Any]:
     return extra
 
 
-async def _tokenise(text: str, entry: ModelEntry, special: bool, param: str) -> Prompt:
+async def _tokenise(texts: list[str], entry: ModelEntry, special: bool, param: str) -> list[Prompt]:
     limit = entry.spec.max_model_len
-    if not entry.text.fits(text, limit):
-        raise InvalidRequest(
-            f"the prompt of {len(text)} characters cannot fit into the context of {limit} tokens",
-            param=param,
-        )
-    tokens = await entry.text.encode(text, add_special_tokens=special)
-    if not tokens:
+    for text in texts:
+        if not entry.text.fits(text, limit):
+            raise InvalidRequest(
+                f"the prompt of {len(text)} characters cannot fit into the context of "
+                f"{limit} tokens",
+                param=param,
+            )
+    all_tokens = await entry.text.encode_all(texts, add_special_tokens=special)
+    if not all(all_tokens):
         raise InvalidRequest("the prompt is empty", param=param)
-    return Prompt(tuple(tokens), text)
+    return [Prompt(tuple(tokens), text) for tokens, text in zip(all_tokens, texts, strict=True)]
 
 
 def _ids(given: Any, entry: ModelEntry) -> Prompt:

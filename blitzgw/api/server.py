@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import traceback
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from blitzgw.api.auth import Keyring
 from blitzgw.api.completions import Completions
 from blitzgw.api.connection import ConnectionServer
 from blitzgw.api.exchange import Exchange, check_head, open_exchange
+from blitzgw.api.failures import log_failure
 from blitzgw.api.info import Info
 from blitzgw.api.respond import HttpError, error_response, internal_error, send_rest
 from blitzgw.api.services import Services
@@ -95,15 +95,20 @@ class HttpServer:
         """
         self._info.draining = True
 
-    async def stop(self, grace_s: float = 30.0) -> None:
-        """Listen no more, let requests finish for `grace_s`, end the rest with an error."""
+    async def stop(
+        self, grace_s: float = 30.0, *, enough: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Listen no more, let requests finish for `grace_s`, end the rest with an error.
+
+        Looked at now and then, `enough` cuts the grace short.
+        """
         self.drain()
         if self._runner is None or self._site is None:
             return
         await self._site.stop()
         clock = self._services.clock
         deadline = clock.now() + grace_s
-        while self._completions.active and clock.now() < deadline:
+        while self._completions.active and clock.now() < deadline and not enough():
             await clock.sleep(POLL_S)
         self._completions.fail_all("this node is shutting down")
         await self._runner.cleanup()
@@ -127,6 +132,7 @@ class HttpServer:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request, come what may."""
         exchange = open_exchange(request, self._services.node, self._services.clock.now())
+        exchange.closing = self._info.draining
         try:
             response = await self._dispatch(exchange)
         except RequestError as error:
@@ -134,11 +140,11 @@ class HttpServer:
         except (ConnectionError, asyncio.CancelledError):
             raise  # the client is gone
         except Exception as error:
-            _log_failure(exchange, error)
+            log_failure("request_failed", exchange.request_id, error)
             response = error_response(internal_error(), exchange.headers)
-        if self._info.draining and not response.prepared:
-            response.force_close()
         if not response.prepared:
+            if exchange.closing:
+                response.force_close()
             await response.prepare(request)
             await send_rest(response, request.transport)
         return response
@@ -173,12 +179,3 @@ class HttpServer:
         if error.status in (408, 413) or not exchange.request.content.is_eof():
             response.force_close()  # the rest of the body is not read
         return response
-
-
-def _log_failure(exchange: Exchange, error: Exception) -> None:
-    """Log where an unexpected error was raised; its message could quote a prompt."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = " ".join(f"{frame.filename}:{frame.lineno}" for frame in frames[-4:])
-    logger.error(
-        "request_failed id=%s error=%s at=%s", exchange.request_id, type(error).__name__, where
-    )

@@ -22,17 +22,24 @@ from blitzgw.api.respond import error_object, send_rest
 from blitzgw.core.request import TokenEvent
 from blitzgw.errors import RequestError
 
-MAX_UNSENT_BYTES = 1 << 20
-"""Unsent bytes of a stream above which its client counts as gone: some thousand chunks, far beyond
-any pause of the network, and 1,000 such clients hold no more than 1 GiB."""
-
 
 class EventStream:
     """The stream of one response, all choices interleaved; an `Output` of its batch."""
 
+    __slots__ = (
+        "_chunks", "_formats", "_framed", "_max_unsent", "_open_choices", "_options", "_pending",
+        "_plain", "_tally", "_transport", "done", "error", "first", "on_gone", "opened",
+    )  # fmt: skip
+
     def __init__(
-        self, options: Options, chunks: ChunkFormat, tally: Tally, open_choices: int
+        self,
+        options: Options,
+        chunks: ChunkFormat,
+        tally: Tally,
+        open_choices: int,
+        max_unsent: int,
     ) -> None:
+        """`max_unsent` is the bytes above which a client that does not read counts as gone."""
         self._options = options
         self._chunks = chunks
         self._tally = tally
@@ -42,7 +49,7 @@ class EventStream:
         self._pending: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self._framed = True
-        self._max_unsent = MAX_UNSENT_BYTES
+        self._max_unsent = max_unsent
         self._plain = options.plain
         self._open_choices = open_choices
         self.opened = False
@@ -58,7 +65,7 @@ class EventStream:
         self.opened = True
         known = self._formats.get(choice.index)
         if known is not None and self._plain and choice.finish is None:
-            self._send(known.head + orjson.dumps(text) + known.tail)
+            self._send(b"%b%b%b" % (known.head, orjson.dumps(text), known.tail))
             return
         payload = b""
         if known is None:

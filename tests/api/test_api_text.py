@@ -18,6 +18,7 @@ from blitzgw.api.text import INLINE_CHARS, TextModel
 from blitzgw.core.model import TextSpec
 from blitzgw.core.request import FinishReason, TokenEvent
 from blitzgw.errors import CheckpointError, InvalidRequest
+from blitzgw.weights.info import open_checkpoint
 
 
 def streamed(table, ids, skip, cuts, at_start=True):
@@ -276,3 +277,15 @@ def test_json_of_the_tokenizer_has_no_limits_left(byte_text):
     document = json.loads(byte_text._tokenizer.to_str())
     assert document["truncation"] is None
     assert document["padding"] is None
+
+
+def test_smollm2_streams_what_tokenizers_decodes(smollm2):
+    text = TextModel(open_checkpoint(smollm2).text(), 49152)
+    rng = random.Random(3)
+    for _ in range(300):
+        ids = [rng.randrange(49152) for _ in range(rng.randrange(40))]
+        for skip in (True, False):
+            expected = text._tokenizer.decode(ids, skip_special_tokens=skip)
+            assert "".join(streamed(text.table, ids, skip, set(range(40)))) == expected
+    prompt = text.template.render([{"role": "user", "content": "Hello"}])
+    assert prompt.endswith("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")

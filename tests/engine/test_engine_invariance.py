@@ -6,14 +6,14 @@ import random
 
 import pytest
 import torch
-from tests.support.checkpoints import tiny_checkpoint
-from tests.support.engines import Rig, decode_row
 
 from blitzgw.core.model import Dtype
 from blitzgw.core.step import BLOCK_TOKENS
 from blitzgw.engine.base import RowInput
 from blitzgw.engine.native import build
 from blitzgw.engine.torch_layer import TorchKernels
+from tests.support.checkpoints import tiny_checkpoint
+from tests.support.engines import Rig, decode_row
 
 DRAW = random.Random(11)
 PROMPTS = [[DRAW.randrange(3, 300) for _ in range(n)] for n in (1, 5, 16, 17, 64, 130, 200)]

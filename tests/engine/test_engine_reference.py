@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tests.support.checkpoints import FAMILIES, tiny_checkpoint
-from tests.support.engines import Rig, Verdict, decode_row, judge
 
 from blitzgw.core.model import Dtype
+from tests.support.checkpoints import FAMILIES, tiny_checkpoint
+from tests.support.engines import Rig, Verdict, decode_row, judge
 
 LENGTHS = (
     *(1, 2, 3, 5, 7, 8, 11, 15, 16, 17, 20, 23, 31, 32, 33, 40, 47, 48, 50, 63, 64, 65, 70, 80, 95),
@@ -112,7 +112,9 @@ VARIANTS = {
         "qwen3",
         {
             "rope_parameters": {
-                **{"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4},
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "rope_theta": 1e4,
                 "original_max_position_embeddings": 128,
             }
         },
@@ -121,8 +123,11 @@ VARIANTS = {
         "llama",
         {
             "rope_parameters": {
-                **{"rope_type": "llama3", "factor": 8.0, "rope_theta": 1e4},
-                **{"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "rope_theta": 1e4,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
                 "original_max_position_embeddings": 64,
             }
         },

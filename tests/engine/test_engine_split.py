@@ -6,14 +6,14 @@ import random
 
 import pytest
 import torch
-from tests.support.checkpoints import tiny_checkpoint
-from tests.support.engines import Rig, decode_row
 
 from blitzgw.core.model import Dtype
 from blitzgw.core.span import Span
 from blitzgw.core.step import BLOCK_TOKENS
 from blitzgw.engine.base import RowInput, SequenceState
 from blitzgw.engine.decoder import TorchEngine
+from tests.support.checkpoints import tiny_checkpoint
+from tests.support.engines import Rig, decode_row
 
 PROMPT = [random.Random(5).randrange(3, 300) for _ in range(45)]
 
