@@ -26,13 +26,12 @@ def sample(rows: Sequence[RowInput], logits: torch.Tensor, eos_ids: Sequence[int
     """Choose a token for each row. `logits` is fp32 `[rows, vocabulary]`."""
     if not rows:
         return []
-    best: list[int] = torch.argmax(logits, dim=-1).tolist()
-    if all(_is_plain(row) for row in rows):
-        return [Sampled(token) for token in best]
-    lines: F32 = logits.cpu().numpy()
+    if logits.device.type != "cpu" and all(_is_plain(row) for row in rows):
+        return [Sampled(token) for token in torch.argmax(logits, dim=-1).tolist()]
+    lines: F32 = logits.cpu().numpy()  # whose argmax takes a fifth of torch's time on a CPU
     return [
-        Sampled(best[i]) if _is_plain(row) else _sample_row(row, lines[i], eos_ids)
-        for i, row in enumerate(rows)
+        Sampled(int(line.argmax())) if _is_plain(row) else _sample_row(row, line, eos_ids)
+        for row, line in zip(rows, lines, strict=True)
     ]
 
 

@@ -88,3 +88,8 @@ def build() -> Path:
         )
         made.replace(target)
     return target
+
+
+if __name__ == "__main__":  # ahead of the first start, which would otherwise wait for it
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    library()

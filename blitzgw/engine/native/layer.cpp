@@ -147,38 +147,53 @@ void place(const Shape& s, const Weights& w, const Batch& batch, const Cache& ca
     }
 }
 
-// Up to 16 queries of an extent from its token `first` on, those of one kv head.
+// How an extent's queries are dealt into tiles of 16: a decode token's kv heads share tiles, a
+// chunk's tokens do, one kv head a tile.
+struct Tiling {
+    int group, heads_per_tile, tokens_per_tile, tiles_of_heads, tiles_of_tokens;
+
+    Tiling(const Shape& s, int count) {
+        group = s.heads / s.kv_heads;
+        heads_per_tile = count == 1 ? std::min(s.kv_heads, TILE / group) : 1;
+        tokens_per_tile = count == 1 ? 1 : TILE / group;
+        tiles_of_heads = (s.kv_heads + heads_per_tile - 1) / heads_per_tile;
+        tiles_of_tokens = (count + tokens_per_tile - 1) / tokens_per_tile;
+    }
+    int tiles() const { return tiles_of_heads * tiles_of_tokens; }
+};
+
 void attend_tile(const Shape& s, const Batch& batch, const Cache& cache, const Scratch& scratch,
-                 int extent, int first, int kv_head, AttentionScratch& own) {
-    const int group = s.heads / s.kv_heads, dim = s.head_dim;
-    const int count = batch.stops[extent] - batch.starts[extent];
+                 int extent, const Tiling& tiling, int tile, AttentionScratch& own) {
+    const int dim = s.head_dim, count = batch.stops[extent] - batch.starts[extent];
     const size_t width = size_t(s.heads + 2 * s.kv_heads) * dim;
+    const int kv_first = tile % tiling.tiles_of_heads * tiling.heads_per_tile;
+    const int kv_last = std::min(s.kv_heads, kv_first + tiling.heads_per_tile);
+    const int first = tile / tiling.tiles_of_heads * tiling.tokens_per_tile;
     Query queries[TILE];
     int n = 0;
-    for (int i = first; i < count && n + group <= TILE; i++)
-        for (int g = 0; g < group; g++) {
-            const size_t token = batch.offsets[extent] + i, head = kv_head * group + g;
+    for (int i = first; i < std::min(count, first + tiling.tokens_per_tile); i++)
+        for (int head = kv_first * tiling.group; head < kv_last * tiling.group; head++) {
+            const size_t token = batch.offsets[extent] + i;
             queries[n++] = {scratch.qkv + token * width + head * dim,
                             scratch.attended + (token * s.heads + head) * dim,
-                            batch.starts[extent] + i};
+                            head / tiling.group - kv_first, batch.starts[extent] + i};
         }
-    const size_t at = batch.slots[extent] * cache.slot_stride + kv_head * cache.head_stride;
-    attend(queries, n, cache.keys + at, cache.values + at, dim, s.window,
-           1.0f / std::sqrt(float(dim)), own);
+    const size_t at = batch.slots[extent] * cache.slot_stride + kv_first * cache.head_stride;
+    const Heads heads{cache.keys + at, cache.values + at, size_t(cache.head_stride),
+                      kv_last - kv_first};
+    attend(queries, n, heads, dim, s.window, 1.0f / std::sqrt(float(dim)), own);
 }
 
 // Tiles of queries are handed out one by one: later ones of a chunk see more and take longer.
 void attend_all(const Shape& s, const Batch& batch, const Cache& cache, const Scratch& scratch,
                 std::atomic<int>& next) {
-    const int per_tile = TILE / (s.heads / s.kv_heads);
     AttentionScratch own;
     int mine = next.fetch_add(1), index = 0;
     for (int e = 0; e < batch.extents; e++) {
-        const int tiles = (batch.stops[e] - batch.starts[e] + per_tile - 1) / per_tile;
-        for (; mine < index + tiles * s.kv_heads; mine = next.fetch_add(1))
-            attend_tile(s, batch, cache, scratch, e, (mine - index) / s.kv_heads * per_tile,
-                        (mine - index) % s.kv_heads, own);
-        index += tiles * s.kv_heads;
+        const Tiling tiling(s, batch.stops[e] - batch.starts[e]);
+        for (; mine < index + tiling.tiles(); mine = next.fetch_add(1))
+            attend_tile(s, batch, cache, scratch, e, tiling, mine - index, own);
+        index += tiling.tiles();
     }
 }
 
@@ -211,7 +226,7 @@ void swiglu(const Shape& s, const Weights& w, const uint32_t* packed, int m, uin
                    const __m512 e = exp_negative(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(g)));
                    const __mmask16 negative = _mm512_cmp_ps_mask(g, _mm512_setzero_ps(), _CMP_LT_OQ);
                    const __m512 top = _mm512_mask_mul_ps(g, negative, g, e);
-                   const __m512 y = _mm512_div_ps(top, _mm512_add_ps(e, _mm512_set1_ps(1.0f)));
+                   const __m512 y = _mm512_mul_ps(top, reciprocal(_mm512_add_ps(e, _mm512_set1_ps(1.0f))));
                    pair[i % 2] = _mm512_cvtepu16_epi32(round_bf16(_mm512_mul_ps(y, u)));
                    if (i % 2)
                        _mm512_store_si512(at + i / 2 * TILE,
