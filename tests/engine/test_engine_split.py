@@ -13,7 +13,7 @@ from blitzgw.core.step import BLOCK_TOKENS
 from blitzgw.engine.base import RowInput, SequenceState
 from blitzgw.engine.decoder import TorchEngine
 from tests.support.checkpoints import tiny_checkpoint
-from tests.support.engines import Rig, decode_row
+from tests.support.engines import CPU, Rig, decode_row
 
 PROMPT = [random.Random(5).randrange(3, 300) for _ in range(45)]
 
@@ -90,7 +90,7 @@ def row(sequence: SequenceState, step: int) -> RowInput:
 
 def test_a_span_needs_its_layers_and_an_embedding_only_at_the_start(tiny):
     rig = Rig(tiny, Dtype.FLOAT32)
-    bare = TorchEngine(rig.spec, rig.kv, rig_device())
+    bare = TorchEngine(rig.spec, rig.kv, CPU)
     sequence = rig.sequence(PROMPT, 0)
     rows = [RowInput(sequence, 0, 4, True)]
     with pytest.raises(ValueError, match="not resident"):
@@ -130,9 +130,3 @@ def test_kv_that_does_not_fit_is_refused(tiny):
         rig.engine.import_hidden(b"\0" * 20)
     with pytest.raises(ValueError, match="run of blocks"):
         rig.engine.export_kv([1, 2], BLOCK_TOKENS, Span(0, 6))
-
-
-def rig_device():
-    from blitzgw.core.instance import DeviceKind, DeviceSpec
-
-    return DeviceSpec("cpu0", DeviceKind.CPU)

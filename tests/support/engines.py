@@ -19,6 +19,7 @@ from blitzgw.engine.decoder import TorchEngine
 from blitzgw.weights.info import model_spec, open_checkpoint
 from blitzgw.weights.loader import load_blobs
 
+CPU = DeviceSpec("cpu0", DeviceKind.CPU)
 GREEDY = SamplingParams(max_tokens=64, temperature=0.0)
 NEAR_TIE = 1e-3
 """Logits of the reference closer than this may fall either way."""
@@ -27,12 +28,19 @@ NEAR_TIE = 1e-3
 class Rig:
     """One engine and its slots."""
 
-    def __init__(self, path: Path, dtype: Dtype, slots: int = 8, context: int = 512) -> None:
+    def __init__(
+        self,
+        path: Path,
+        dtype: Dtype,
+        slots: int = 8,
+        context: int = 512,
+        device: DeviceSpec = CPU,
+    ) -> None:
         self.spec, _ = model_spec("tested", path, dtype, None)
         shape = self.spec.shape
         blocks = -(-min(context, self.spec.max_model_len) // BLOCK_TOKENS)
         self.kv = KvGeometry(slots, blocks, shape.kv_bytes_per_token(dtype) * BLOCK_TOKENS)
-        self.engine = TorchEngine(self.spec, self.kv, DeviceSpec("cpu0", DeviceKind.CPU))
+        self.engine = TorchEngine(self.spec, self.kv, device)
         checkpoint = open_checkpoint(path)
         load_blobs(
             checkpoint,

@@ -1,0 +1,50 @@
+"""The engine on a GPU: the tokens of the CPU, and every cut bit-identical."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from tests.support.checkpoints import FAMILIES, tiny_checkpoint
+from tests.support.engines import Rig
+
+from blitzgw.core.instance import DeviceKind, DeviceSpec
+from blitzgw.core.model import Dtype
+from blitzgw.core.span import Span
+from blitzgw.engine.base import RowInput
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: none found"),
+]
+
+CUDA = DeviceSpec("cuda0", DeviceKind.CUDA)
+DRAW = random.Random(13)
+PROMPTS = [[DRAW.randrange(3, 300) for _ in range(n)] for n in (1, 16, 45, 130)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fp32_tokens_are_those_of_the_cpu(family, tmp_path):
+    folder = tiny_checkpoint(family, tmp_path)
+    cpu, gpu = Rig(folder, Dtype.FLOAT32), Rig(folder, Dtype.FLOAT32, device=CUDA)
+    for prompt in PROMPTS:
+        assert gpu.generate(prompt, 12, chunk=33) == cpu.generate(prompt, 12)
+
+
+@pytest.mark.parametrize("dtype", [Dtype.FLOAT32, Dtype.BFLOAT16])
+def test_a_handoff_at_every_layer_is_bit_identical(dtype, tmp_path):
+    folder = tiny_checkpoint("llama", tmp_path)
+    whole, first, second = (Rig(folder, dtype, device=CUDA) for _ in range(3))
+    prompt, layers = PROMPTS[2], whole.spec.shape.n_layers
+    expected = whole.prefill(whole.sequence(prompt, 0))
+    for k in range(layers + 1):
+        here, there = first.sequence(prompt, 1), second.sequence(prompt, 2)
+        rows = [RowInput(here, 0, len(prompt), True)]
+        hidden = first.engine.forward(rows, Span(0, k), None)
+        kv = first.engine.export_kv(here.table, len(prompt), Span(0, k))
+        second.engine.import_kv(there.table, kv)
+        moved = second.engine.import_hidden(first.engine.export_hidden(hidden))
+        rest = [RowInput(there, 0, len(prompt), True)]
+        out = second.engine.forward(rest, Span(k, layers), moved)
+        assert torch.equal(second.engine.logits(rest, out), expected), f"k = {k}"
