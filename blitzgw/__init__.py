@@ -2,6 +2,7 @@
 
 cli/        click: run, check-config, models              the face for operators
 node.py     composition root: builds, joins, starts and stops everything
+device.py   a worker, its scheduler, its instances       placement.py  what a model takes there
 api/        OpenAI over HTTP: routes, validation, SSE, text, metrics
 worker/     the child process that drives one device, and its handle in the parent
 router/     which instance serves a request; token log and failover

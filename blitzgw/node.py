@@ -1,21 +1,25 @@
 """The composition root: builds a node from its configuration, joins the parts, starts and stops it.
 
-    api ── generate, abort ──► router ── submit, abort ──► scheduler ── steps ──► worker
-        ◄─── push, fail ──────        ◄── tokens, lost ───           ◄─ results ──
+    api ── generate, abort ──► router ── submit, abort ──► devices
+        ◄─── push, fail ──────        ◄── tokens, lost ───
 
-One scheduler and one supervised worker a device; one instance of a model on each of its devices.
+One instance of a model on each of its devices. HTTP listens first, so that a port that is taken
+costs nothing and requests can wait for the models, and it ends before the workers.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import gc
 import logging
+import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import click
 import uvloop
@@ -26,127 +30,40 @@ from blitzgw.api.server import HttpServer
 from blitzgw.api.services import Services, unix_time
 from blitzgw.api.status import ModelStatus, NodeStatus, Served
 from blitzgw.api.text import TextModel
-from blitzgw.config import Config, ModelConfig
+from blitzgw.config import Config
 from blitzgw.core.clock import Clock, MonotonicClock
-from blitzgw.core.instance import DeviceKind, DeviceSpec, InstanceState, ModelSpec
-from blitzgw.core.messages import Hello, LoadModel, StepFailed
-from blitzgw.core.model import TextSpec
-from blitzgw.core.step import BLOCK_TOKENS, KvGeometry, StepResult
+from blitzgw.core.instance import InstanceState
+from blitzgw.device import DeviceRunner
 from blitzgw.errors import BlitzError
+from blitzgw.placement import Instance, LoadedModel, load_models
 from blitzgw.router.router import Router
-from blitzgw.scheduler.events import ServedInstance
-from blitzgw.scheduler.scheduler import Scheduler
-from blitzgw.scheduler.shell import SchedulerShell
-from blitzgw.weights.cache import resolve
-from blitzgw.weights.info import model_spec
-from blitzgw.worker.discovery import available_memory_bytes, device_memory_bytes
-from blitzgw.worker.supervisor import WorkerSupervisor
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
 """How often held requests are looked at: a small part of any patience, and next to no work."""
 
-CPU_KV_SHARE = 0.25
-"""KV's share of the memory available: the rest is for weights, the page cache and others."""
+EXIT_INTERRUPTED = 130
+"""128 + SIGINT: what a shell expects of a process that did not end in its own time."""
 
-GPU_KV_SHARE = 0.85
-"""KV's share of what weights leave of a GPU: activations and the allocator need the rest."""
-
-SLOTS_PER_SEQUENCE = 2
-"""Slots beyond those that can run keep the prefixes of finished sequences."""
+FAILED = "failed"
+"""The state of a model none of whose instances could be loaded."""
 
 
-@dataclass(slots=True)
-class Instance:
-    """A model on a device, as the node sees it."""
+class Signals:
+    """SIGTERM and ^C: the first asks for an end, `hurry` is that somebody has pressed ^C again."""
 
-    load: LoadModel
-    served: ServedInstance
-    state: InstanceState = InstanceState.LOADING
-    layers_resident: int = 0
-    failure: str = ""
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.stop = asyncio.Event()
+        self.hurry = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
 
-
-@dataclass(slots=True)
-class LoadedModel:
-    """A configured model, resolved."""
-
-    config: ModelConfig
-    spec: ModelSpec
-    text: TextSpec
-    load_s: float | None = None
-    """Seconds that the last load took, for the ETA of the next."""
-
-
-class DeviceRunner:
-    """One device: its supervised worker, its scheduler, its instances. A `WorkerListener`."""
-
-    def __init__(
-        self, device: DeviceSpec, models: Sequence[LoadedModel], router: Router, node: Node
-    ) -> None:
-        self.device = device
-        self._router, self._clock = router, node.clock
-        self._max_queue = node.config.http.max_queue
-        self._models = {f"{m.spec.name}@{device.id}": m for m in models}
-        self._kv_bytes = kv_bytes(device, models)
-        self.instances = {
-            name: _instance(name, model, device, self._kv_bytes)
-            for name, model in self._models.items()
-        }
-        loads = [instance.load for instance in self.instances.values()]
-        self.supervisor = WorkerSupervisor(
-            device, loads, node.clock, self, dilation=node.config.node.dilation
-        )
-        self.scheduler = self._new_scheduler()
-
-    def _new_scheduler(self) -> SchedulerShell:
-        scheduler = Scheduler(self._kv_bytes, max_queue=self._max_queue)
-        router = self._router
-        return SchedulerShell(scheduler, self._clock, self.supervisor, router, router.on_lost)
-
-    def worker_up(self, hello: Hello) -> None:
-        """Note what the device is."""
-        log.info("worker_up device=%s pid=%d name=%r", self.device.id, hello.pid, hello.device_name)
-
-    def worker_lost(self, reason: str) -> None:
-        """Begin again with an empty scheduler; the router sends what was here elsewhere."""
-        log.error("worker_lost device=%s reason=%s", self.device.id, reason)
-        self.scheduler = self._new_scheduler()
-        for name, instance in self.instances.items():
-            if not instance.failure:
-                instance.state, instance.layers_resident = InstanceState.LOADING, 0
-            self._router.instance_down(name, reason)
-
-    def instance_loading(self, instance: str, resident: int, total: int) -> None:
-        """Note progress."""
-        self.instances[instance].layers_resident = resident
-        log.debug("layer_resident instance=%s resident=%d total=%d", instance, resident, total)
-
-    def instance_ready(self, instance: str, duration_s: float) -> None:
-        """Put an instance into service."""
-        self._models[instance].load_s = duration_s
-        self.instances[instance].state = InstanceState.SERVING
-        log.info("instance_ready instance=%s load_s=%.3f", instance, duration_s)
-        self._router.instance_up(self.scheduler.add_instance(self.instances[instance].served))
-
-    def instance_failed(self, instance: str, message: str) -> None:
-        """Note that an instance will not come; answer those who wait for it alone."""
-        self.instances[instance].state = InstanceState.GONE
-        self.instances[instance].failure = message
-        log.error("instance_failed instance=%s message=%s", instance, message)
-        self._router.fail_held(
-            self._models[instance].spec.name, "this model could not be loaded; see the node's log"
-        )
-
-    def step_done(self, result: StepResult) -> None:
-        """Pass a step's result on."""
-        self.scheduler.on_result(result)
-
-    def step_failed(self, failure: StepFailed) -> None:
-        """Pass a step's failure on."""
-        log.error("step_failed instance=%s message=%s", failure.instance, failure.message)
-        self.scheduler.on_step_failed(failure)
+    def _on_signal(self, number: int) -> None:
+        log.info("signal name=%s", signal.Signals(number).name)
+        if self.stop.is_set() and number == signal.SIGINT:
+            self.hurry.set()
+        self.stop.set()
 
 
 @dataclass(slots=True)
@@ -159,47 +76,50 @@ class Node:
     router: Router = field(init=False)
     devices: list[DeviceRunner] = field(init=False)
     draining: bool = False
+    _hopeless: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        cluster = self.config.cluster
+        cluster, http = self.config.cluster, self.config.http
         self.router = Router(
             self.clock,
             max_attempts=cluster.max_attempts,
             hold_timeout_s=cluster.hold_timeout_s,
-            max_held=self.config.http.max_queue,
+            max_held=http.max_queue,
         )
-        self.devices = []
-        for device in self.config.devices:
-            placed = [m for m in self.models if device.id in m.config.devices]
-            self.devices.append(DeviceRunner(device, placed, self.router, self))
+        self.devices = [
+            DeviceRunner(
+                device,
+                [m for m in self.models if device.id in m.config.devices],
+                self.router,
+                self.clock,
+                self._on_failed,
+                max_queue=http.max_queue,
+                dilation=self.config.node.dilation,
+            )
+            for device in self.config.devices
+        ]
 
-    async def serve(self) -> None:
-        """Serve until SIGTERM or SIGINT, then drain. Raises OSError when the port is taken."""
-        loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, stop, number)
-        server = self._server()
-        http = self.config.http
+    async def serve(self) -> int:
+        """Serve until SIGTERM or ^C, then drain; return the exit status.
+
+        Raises BlitzError when the port is taken, when no model can be loaded, and for a failure
+        that leaves nothing to go on with.
+        """
+        signals, server = Signals(asyncio.get_running_loop()), self._server()
+        await self._listen(server)
+        gc.freeze()  # what is here now stays: no collection need look at it
+        gc.enable()
         try:
-            port = await server.start(http.host, http.port)
-        except OSError as error:
-            where = f"{http.host}:{http.port}"
-            raise BlitzError(f"cannot listen on {where}: {error.strerror or error}") from error
-        log.info("listening url=http://%s:%d node=%s", http.host, port, self.config.node.name)
-        ticker = loop.create_task(self._tick())
-        try:
-            for device in self.devices:
-                device.supervisor.start()
-            await stop.wait()
+            await self._run_until(signals.stop)
             self.draining = True
             log.info("draining active=%d", server.active)
-            await server.stop(self.config.node.drain_timeout_s)
+            await server.stop(self.config.node.drain_timeout_s, enough=signals.hurry.is_set)
         finally:
-            ticker.cancel()
             await server.stop(0.0)
-            await asyncio.gather(*(device.supervisor.stop() for device in self.devices))
+            stops = [device.supervisor.stop() for device in self.devices]
+            await asyncio.gather(*stops, return_exceptions=True)
             log.info("stopped")
+        return EXIT_INTERRUPTED if signals.hurry.is_set() else 0
 
     def status(self) -> NodeStatus:
         """Return the state of the node and of every configured model."""
@@ -215,22 +135,75 @@ class Node:
         instance = self.router.instance_of(request_id)
         return None if instance is None else Served(instance)
 
+    async def _listen(self, server: HttpServer) -> None:
+        http = self.config.http
+        try:
+            port = await server.start(http.host, http.port)
+        except OSError as error:
+            where = f"{http.host}:{http.port}"
+            raise BlitzError(f"cannot listen on {where}: {_reason(error)}") from error
+        log.info("listening url=http://%s:%d node=%s", http.host, port, self.config.node.name)
+
+    async def _run_until(self, stop: asyncio.Event) -> None:
+        """Keep the workers and the router going until `stop`. Raises BlitzError as `serve` does."""
+        for device in self.devices:
+            device.supervisor.start()
+        loop = asyncio.get_running_loop()
+        ends: list[asyncio.Task[Any]] = [
+            loop.create_task(event.wait()) for event in (stop, self._hopeless)
+        ]
+        work: list[asyncio.Task[None]] = [
+            loop.create_task(device.supervisor.join()) for device in self.devices
+        ]
+        work.append(loop.create_task(self._tick()))
+        try:  # unbounded on purpose: this is the node's life
+            await asyncio.wait({*ends, *work}, return_when=asyncio.FIRST_COMPLETED)
+            for task in work:
+                if task.done():
+                    raise BlitzError("an internal error; see the log") from task.exception()
+            if self._hopeless.is_set():
+                raise BlitzError(f"no model could be loaded: {self._failures()}")
+        except BlitzError as error:
+            log.critical("node_failed error=%s", error, exc_info=error.__cause__)
+            raise
+        finally:
+            for task in (*ends, *work):
+                task.cancel()
+            await asyncio.wait({*ends, *work})  # at once
+
+    async def _tick(self) -> None:
+        while True:
+            await self.clock.sleep(TICK_S)
+            try:
+                self.router.tick()
+            except Exception:  # the next one may do better, and running streams do not need it
+                log.exception("tick_failed")
+
+    def _on_failed(self, name: str) -> None:
+        """Answer those who wait for a model that is on its way nowhere any more."""
+        if all(instance.failure for instance in self._instances(name)):
+            reason = f"model {name} could not be loaded; the node's log tells why"
+            self.router.give_up(name, reason)
+        if all(i.failure for device in self.devices for i in device.instances.values()):
+            self._hopeless.set()
+
+    def _failures(self) -> str:
+        instances = [i for device in self.devices for i in device.instances.values()]
+        return "; ".join(dict.fromkeys(f"{i.served.model}: {i.failure}" for i in instances))
+
+    def _instances(self, model: str) -> list[Instance]:
+        instances = [i for device in self.devices for i in device.instances.values()]
+        return [i for i in instances if i.served.model == model]
+
     def _model_status(self, model: LoadedModel) -> ModelStatus:
         name = model.spec.name
-        instances = [
-            i for d in self.devices for i in d.instances.values() if i.served.model == name
-        ]
+        instances = self._instances(name)
         states = [i.state for i in instances]
         order = (InstanceState.SERVING, InstanceState.LOADING)
-        lanes = [
-            lane
-            for device in self.devices
-            for key, lane in device.scheduler.statistics().instances.items()
-            if device.instances[key].served.model == name
-        ]
+        lanes = [lane for device in self.devices for lane in device.statistics(name)]
         return ModelStatus(
             name=name,
-            state=next((state for state in order if state in states), InstanceState.GONE),
+            state=next((state for state in order if state in states), FAILED),
             instances=states.count(InstanceState.SERVING),
             layers_resident=max((i.layers_resident for i in instances), default=0),
             layers_total=model.spec.shape.n_layers,
@@ -243,85 +216,45 @@ class Node:
         )
 
     def _server(self) -> HttpServer:
-        http, created = self.config.http, unix_time()
-        entries = [
-            ModelEntry(
-                m.spec.name,
-                m.config.aliases,
-                m.spec,
-                TextModel(m.text, m.spec.shape.vocab),
-                created,
-            )
-            for m in self.models
-        ]
+        http = self.config.http
+        limits = Limits(
+            max_body=http.max_body_bytes,
+            max_connections=http.max_connections,
+            body_timeout_s=http.body_timeout_s,
+            max_unsent=http.max_stream_buffer_bytes,
+        )
         services = Services(
             node=self.config.node.name,
-            models=ModelTable(entries),
+            models=self._table(),
             generator=self.router,
             status=self,
             clock=self.clock,
-            limits=Limits(
-                max_body=http.max_body_bytes,
-                max_connections=http.max_connections,
-                body_timeout_s=http.body_timeout_s,
-            ),
+            limits=limits,
         )
-        return HttpServer(
-            services, api_keys=http.api_keys, public_paths=frozenset(http.public_routes)
+        routes = frozenset(http.public_routes)
+        return HttpServer(services, api_keys=http.api_keys, public_paths=routes)
+
+    def _table(self) -> ModelTable:
+        created = unix_time()
+        return ModelTable(
+            [
+                ModelEntry(
+                    model.spec.name,
+                    model.config.aliases,
+                    model.spec,
+                    TextModel(model.text, model.spec.shape.vocab),
+                    created,
+                )
+                for model in self.models
+            ]
         )
 
-    async def _tick(self) -> None:
-        with contextlib.suppress(asyncio.CancelledError):
-            while True:
-                await self.clock.sleep(TICK_S)
-                self.router.tick()
 
-    def _on_signal(self, stop: asyncio.Event, number: int) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            log.warning("second interrupt: not waiting for running streams")
-            raise KeyboardInterrupt
-        stop.set()
-
-
-def kv_bytes(device: DeviceSpec, models: Sequence[LoadedModel]) -> int:
-    """Return the bytes of KV that a device may hold: as configured, else a share of its memory."""
-    if device.kv_bytes:
-        return device.kv_bytes
-    if device.kind is not DeviceKind.CUDA:
-        return int(CPU_KV_SHARE * available_memory_bytes())
-    weights = sum(m.spec.shape.parameters() * m.spec.dtype.size_bytes for m in models)
-    return max(0, int(GPU_KV_SHARE * (device_memory_bytes(device.index) - weights)))
-
-
-def kv_geometry(model: LoadedModel, device: DeviceSpec, budget_bytes: int) -> KvGeometry:
-    """Cut a model's KV into slots. On a GPU slots are real memory and must fit the budget.
-
-    Raises BlitzError where not even one sequence of full length fits.
-    """
-    spec = model.spec
-    block_bytes = spec.shape.kv_bytes_per_token(spec.dtype) * BLOCK_TOKENS
-    per_slot = -(-spec.max_model_len // BLOCK_TOKENS)
-    affordable = budget_bytes // (block_bytes * per_slot)
-    if affordable < 1:
-        raise BlitzError(
-            f"model {spec.name} on {device.id}: one sequence of {spec.max_model_len} tokens needs"
-            f" {block_bytes * per_slot >> 20} MiB of KV and {budget_bytes >> 20} MiB are allowed;"
-            " lower max_model_len or raise kv_bytes"
-        )
-    slots = SLOTS_PER_SEQUENCE * model.config.max_num_seqs
-    if device.kind is DeviceKind.CUDA:
-        slots = min(slots, affordable)
-    return KvGeometry(slots, per_slot, block_bytes)
-
-
-def load_models(config: Config) -> list[LoadedModel]:
-    """Open every configured checkpoint. Raises CheckpointError."""
-    loaded = []
-    for model in config.models:
-        path = resolve(model.path)
-        spec, text = model_spec(model.name, path, model.forced_dtype, model.max_model_len or None)
-        loaded.append(LoadedModel(model, spec, text))
-    return loaded
+def _reason(error: OSError) -> str:
+    """Return the system's words, without asyncio's around them."""
+    if error.errno is None or isinstance(error, socket.gaierror):
+        return error.strerror or str(error)
+    return os.strerror(error.errno)
 
 
 def run(config: Config) -> int:
@@ -331,30 +264,12 @@ def run(config: Config) -> int:
         level=config.node.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a pool's hop outlasts most prompts
     started = time.monotonic()
     node = Node(config, load_models(config), MonotonicClock(config.node.dilation))
     log.info("configured models=%d seconds=%.3f", len(node.models), time.monotonic() - started)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(node.serve())
-    except KeyboardInterrupt:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        status = runner.run(node.serve())
+    if status == EXIT_INTERRUPTED:
         click.echo("interrupted", err=True)
-        return 130
-    return 0
-
-
-def _instance(name: str, model: LoadedModel, device: DeviceSpec, budget_bytes: int) -> Instance:
-    spec, config = model.spec, model.config
-    geometry = kv_geometry(model, device, budget_bytes)
-    served = ServedInstance(
-        id=name,
-        model=spec.name,
-        n_layers=spec.shape.n_layers,
-        eos_ids=spec.eos_ids,
-        max_model_len=spec.max_model_len,
-        kv=geometry,
-        max_num_seqs=min(config.max_num_seqs, geometry.slots),
-        max_batched_tokens=config.max_batched_tokens,
-        prefix_caching=config.prefix_caching,
-    )
-    return Instance(LoadModel(name, spec, geometry), served)
+    return status

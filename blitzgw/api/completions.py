@@ -19,7 +19,7 @@ from blitzgw.api.metrics import Meter
 from blitzgw.api.prompts import Prompt
 from blitzgw.api.respond import json_response
 from blitzgw.api.services import Services
-from blitzgw.api.sse import EventStream
+from blitzgw.api.sse import EventResponse, EventStream
 from blitzgw.core.request import GenerationRequest
 from blitzgw.errors import Overloaded, RequestError, Unavailable
 
@@ -86,7 +86,7 @@ class Completions:
             await stream.first  # bounded by the generator: each generation ends or fails
             if stream.error is not None and not stream.opened:
                 raise stream.error
-            response = web.StreamResponse(headers=self._headers(work, batch) | STREAM_HEADERS)
+            response = EventResponse(headers=self._headers(work, batch) | STREAM_HEADERS)
             if work.exchange.closing:
                 response.force_close()
             await stream.run(work.exchange.request, response)

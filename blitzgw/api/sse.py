@@ -23,6 +23,12 @@ from blitzgw.core.request import TokenEvent
 from blitzgw.errors import RequestError
 
 
+class EventResponse(web.StreamResponse):
+    """A response whose headers wait for its first text: one write, and one wake of the client."""
+
+    _send_headers_immediately = False
+
+
 class EventStream:
     """The stream of one response, all choices interleaved; an `Output` of its batch."""
 

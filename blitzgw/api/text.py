@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-import orjson
+import msgspec
 from tokenizers import Tokenizer
 
 from blitzgw.api.detokenizer import DecoderRules, Detokenizer, build_table, read_rules
@@ -24,6 +24,12 @@ INLINE_TEMPLATE_CHARS = 20_000
 """Conversations up to this length are rendered on the event loop (well below 1 ms)."""
 
 
+class _Document(msgspec.Struct):
+    """The only part of a tokenizer.json that `tokenizers` does not tell; the rest is skipped."""
+
+    decoder: Any = None
+
+
 class TextModel:
     """Text to tokens and back, for one model."""
 
@@ -36,12 +42,12 @@ class TextModel:
         source = _read(spec.tokenizer_path)
         try:
             self._tokenizer: Any = Tokenizer.from_buffer(source)
-            document = orjson.loads(source)
+            document = msgspec.json.decode(source, type=_Document)
         except Exception as error:  # tokenizers raises bare Exception
             raise CheckpointError(f"{spec.tokenizer_path}: not a tokenizer.json") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._rules = read_rules(document.get("decoder"))
+        self._rules = read_rules(document.decoder)
         self._executor = executor
         self.template = _template(spec)
         added = self._tokenizer.get_added_tokens_decoder()

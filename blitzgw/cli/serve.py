@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,12 +69,15 @@ def run(context: click.Context, /, **parameters: Any) -> None:
     """Serve models until ^C or SIGTERM.
 
     MODEL is a folder, a .gguf file, a hub id or a name from `blitzgw models list`. Without MODEL
-    and --config it is smollm2-135m. Options override the file.
+    and --config it is smollm2-135m, which is fetched where it is missing. Options override the
+    file.
     """
     config = read_configuration(parameters)
     for warning in config.warnings:
         click.echo(f"warning: {warning}", err=True)
     os.environ["BLITZGW_CACHE"] = config.node.cache_dir  # for workers, too
+    gc.disable()  # a start makes much and drops little; `node` switches it on again
+    _fetch_missing(config)
     from blitzgw import node  # noqa: PLC0415  serving takes much that --help does not need
 
     context.exit(node.run(config))
@@ -84,6 +89,16 @@ def read_configuration(parameters: dict[str, Any]) -> Config:
     from blitzgw.worker.discovery import discover  # noqa: PLC0415
 
     return load(parameters["config_file"], list(_options(parameters)), discover)
+
+
+def _fetch_missing(config: Config) -> None:
+    """Fetch the models that come with blitzgw and are not here; raises `CheckpointError`."""
+    from blitzgw.cli.output import ProgressLine  # noqa: PLC0415  keeps --help quick
+    from blitzgw.weights.cache import add_bundled  # noqa: PLC0415
+
+    with ProgressLine(sys.stderr) as progress:
+        for model in config.models:
+            add_bundled(model.path, progress)
 
 
 def _options(parameters: dict[str, Any]) -> Iterator[Option]:

@@ -50,7 +50,7 @@ class InstancePort(Protocol):
 
 
 class TokenSink(Protocol):
-    """Who asked for a generation. Called from the event loop; must not block."""
+    """Who asked for a generation. Called from the event loop; must not block or raise."""
 
     def push(self, event: TokenEvent) -> None:
         """Take tokens; the last event carries a finish."""

@@ -8,6 +8,7 @@ given away as soon as the step that last uses it has been posted.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from blitzgw.core.request import Logprobs, SamplingParams
 from blitzgw.core.span import Span
@@ -31,12 +32,14 @@ class NewSequence:
     sampling: SamplingParams
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """Compute positions `[start, start + count)` of a sequence.
 
     `blocks` are appended to the sequence's block table first. With `sample`, the token after the
     last position is sampled, appended to the sequence, and reported.
+
+    There is one for every token: a tuple is made in a third of a dataclass's time, and travels
+    without the names of its fields.
     """
 
     seq: int

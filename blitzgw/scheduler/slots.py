@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from blitzgw.core.step import BLOCK_TOKENS, KvGeometry
 from blitzgw.scheduler.budget import KvBudget
@@ -55,6 +56,8 @@ class _Slot:
         self.published = 0
         self.stamp = 0
 
+
+_STAMP = attrgetter("stamp")
 
 _Place = Callable[[int, list[bytes], int], tuple[_Slot, _Slot | None] | None]
 """(sequence, matched names, blocks needed) → (its slot, the slot to copy from), or None."""
@@ -204,7 +207,7 @@ class SlotAllocator:
 
     def _start_afresh(self, seq: int, need: int) -> _Slot | None:
         """Use the lowest blank slot, else the least recently used retained one."""
-        slot = min(self._idle(), key=lambda slot: (slot.stamp, slot.index), default=None)
+        slot = min(self._idle(), key=_STAMP, default=None)  # of equals the first, so the lowest
         if slot is None or not self._budget.could_take(need * self.geometry.block_bytes):
             return None
         self._forget(slot, 0)

@@ -52,6 +52,15 @@ def add_model(
     return AddedModel(name, path)
 
 
+def add_bundled(name: str, progress: Progress | None = None) -> None:
+    """Add a model that everybody can have (`WHEEL_MODELS`) unless its name is taken already.
+
+    Any other name is left alone. Raises CheckpointError.
+    """
+    if name in WHEEL_MODELS and name not in _load(_file()) and not _exists(Path(name)):
+        add_model(name, None, progress)
+
+
 def list_models() -> list[AddedModel]:
     """Return what has been added, by name."""
     return [AddedModel(name, Path(path)) for name, path in sorted(_load(_file()).items())]

@@ -57,7 +57,7 @@ class Worker:
     def __init__(self, channel: Channel, device: Device, now: Callable[[], float]) -> None:
         self._channel, self._device, self._now = channel, device, now
         self._executor = Executor(now)
-        self._jobs: queue.Queue[Callable[[], None]] = queue.Queue(MAX_JOBS)
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # in C: wakes sooner
         self._loads: dict[str, Load] = {}
         self._loader = Loader(
             LoadHooks(
@@ -82,10 +82,9 @@ class Worker:
         handler = _HANDLERS.get(type(message))
         if handler is None:
             raise ProtocolError(f"a worker does not take {type(message).__name__}")
-        try:
-            self._jobs.put_nowait(partial(handler, self, message))
-        except queue.Full:
-            raise ProtocolError(f"more than {MAX_JOBS} commands are waiting") from None
+        if self._jobs.qsize() >= MAX_JOBS:
+            raise ProtocolError(f"more than {MAX_JOBS} commands are waiting")
+        self._jobs.put(partial(handler, self, message))
 
     def step(self, step: Step) -> None:
         """Execute a step and answer it."""

