@@ -87,7 +87,7 @@ class Generation:
             if used or choice.finish is not None:
                 self._step(used)
                 self._tally.completion_tokens += used
-                if event.cached_tokens or choice.finish is not None:
+                if event.queued_s is not None or choice.finish is not None:
                     self._note(event)
                 self._deliver(self, text, event)
         except Exception as error:
@@ -96,7 +96,8 @@ class Generation:
 
     def _note(self, event: TokenEvent) -> None:
         """Do what only the first and the last event ask for."""
-        if event.cached_tokens:
+        if event.queued_s is not None:
+            self.meter.queued_s = event.queued_s
             self._batch.count_cached(self, event.cached_tokens)
         if self.choice.finish is not None:
             self._batch.end(self, self.choice.finish, told=event.finish is not None)
@@ -147,9 +148,8 @@ class Batch:
         generation.ended = True
         request_id = generation.request.id
         self._served = self._status.served_by(request_id) or self._served
-        queued_s = None if self._served is None else self._served.queued_s
         cached = self._cached.get(generation.choice.index, 0)
-        generation.meter.end(reason, cached, queued_s)
+        generation.meter.end(reason, cached)
         if not told:
             self._generator.abort(request_id)
 

@@ -72,7 +72,7 @@ class Meter:
 
     __slots__ = (
         "_arrival", "_first", "_last", "_leads", "_metrics", "_now", "_observe_gap",
-        "_prompt_tokens", "tokens",
+        "_prompt_tokens", "queued_s", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +93,7 @@ class Meter:
         self._prompt_tokens = prompt_tokens
         self._leads = leads
         self.tokens = 0
+        self.queued_s: float | None = None
 
     @property
     def ttft_s(self) -> float:
@@ -113,18 +114,18 @@ class Meter:
         self.tokens += tokens
         self._metrics.generation_tokens += tokens
 
-    def end(self, reason: FinishReason, cached_tokens: int, queued_s: float | None) -> None:
-        """Count a finished generation; `queued_s` is the wait before its first step, if known."""
+    def end(self, reason: FinishReason, cached_tokens: int) -> None:
+        """Count a finished generation."""
         metrics, now = self._metrics, self._now()
         metrics.success[reason.value] += 1
         metrics.cached_tokens += cached_tokens if self._leads else 0
         metrics.e2e_latency.observe(now - self._arrival)
         metrics.request_prompt_tokens.observe(self._prompt_tokens)
         metrics.request_generation_tokens.observe(self.tokens)
-        if queued_s is not None:
-            metrics.queue_time.observe(queued_s)
+        if self.queued_s is not None:
+            metrics.queue_time.observe(self.queued_s)
         if self.tokens:
-            started = self._arrival + (queued_s or 0.0)
+            started = self._arrival + (self.queued_s or 0.0)
             metrics.prefill_time.observe(self._first - started)
             metrics.decode_time.observe(self._last - self._first)
             metrics.inference_time.observe(self._last - started)

@@ -41,13 +41,11 @@ class NodeStatus:
 class Served:
     """Who serves a request.
 
-    `split` tells how layers are split between instances, and is empty where they are not;
-    `queued_s` the seconds that the request waited before its first step, None where not known.
+    `split` tells how layers are split between instances, and is empty where they are not.
     """
 
     instance: str
     split: str = ""
-    queued_s: float | None = None
 
 
 class StatusPort(Protocol):

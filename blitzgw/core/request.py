@@ -83,3 +83,5 @@ class TokenEvent:
     finish: FinishReason | None = None
     cached_tokens: int = 0
     """Prompt tokens that were reused from the prefix cache; set on a request's first event."""
+    queued_s: float | None = None
+    """Seconds from arrival at the scheduler to the first step; set on a request's first event."""

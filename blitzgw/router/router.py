@@ -85,6 +85,7 @@ class Router:
             entry.tokens += event.tokens
             if entry.attempt:
                 event.cached_tokens = 0  # of a prompt that the client did not send
+                event.queued_s = None
             entry.sink.push(event)
             if event.finish is not None:
                 self._forget(event.request_id)  # not before: a sink may ask who has served it

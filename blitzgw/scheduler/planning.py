@@ -34,6 +34,7 @@ class Planner:
         self._starved: Lane | None = None
         self._last_step = 0
         self._last_number = 0
+        self._now = 0.0
 
     def add(self, lane: Lane) -> None:
         """Take an instance in."""
@@ -50,8 +51,9 @@ class Planner:
             self._starved = None
         lane.allocator.close()
 
-    def fill(self) -> list[Effect]:
-        """Post steps until enough are in flight or nothing is left to run."""
+    def fill(self, now: float) -> list[Effect]:
+        """Post steps at time `now` until enough are in flight or nothing is left to run."""
+        self._now = now
         effects: list[Effect] = []
         while len(self.in_flight) < self._max_in_flight:
             if not self._post_next(effects):
@@ -192,6 +194,7 @@ class Planner:
         lane.prefilling[number] = seq
         if not seq.admitted:  # who has been preempted neither pays nor counts again
             seq.admitted = True
+            seq.first_step_s = self._now
             seq.cached_tokens = min(allocation.cached_tokens, seq.request.prompt_length)
             seq.account.charged += INPUT_WEIGHT * len(seq.tokens)
             lane.prefix_queries += len(seq.tokens)

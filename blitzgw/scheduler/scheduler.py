@@ -89,7 +89,7 @@ class Scheduler:
         Raises ValueError for an instance that is here already.
         """
         told = self._handlers[type(event)](event, now)
-        return self._planner.fill() + told
+        return self._planner.fill(now) + told
 
     def queued_tokens(self, instance: str) -> int:
         """Return the tokens that wait or are not yet computed at an instance; 0 if it is gone."""
@@ -160,7 +160,7 @@ class Scheduler:
                 f"have {lane.context}",
                 param="prompt",
             )
-        if len(lane.queue) >= self._max_queue:
+        if len(lane.queue) >= self._max_queue + lane.max_running - lane.n_running:
             return Overloaded(
                 f"{len(lane.queue)} requests are waiting", retry_after_s=_retry_after_s(lane)
             )
@@ -217,8 +217,9 @@ class Scheduler:
             event = TokenEvent(seq.id, seq.attempt, [token])
             if logprobs is not None:
                 event.logprobs = [logprobs]
-            if seq.cached_tokens:
-                event.cached_tokens, seq.cached_tokens = seq.cached_tokens, 0
+            if seq.first_step_s is not None:
+                event.cached_tokens = seq.cached_tokens
+                event.queued_s, seq.first_step_s = seq.first_step_s - seq.arrived_s, None
             events.append(event)
             if seq.phase is running and not n_computed % BLOCK_TOKENS:
                 posted.lane.allocator.commit(seq.number, tokens, n_computed)

@@ -46,6 +46,7 @@ class Sequence:
         "arrived_s",
         "attempt",
         "cached_tokens",
+        "first_step_s",
         "capacity",
         "first_stop",
         "id",
@@ -95,6 +96,7 @@ class Sequence:
         self.capacity = 0
         self.new_blocks: tuple[int, ...] = ()
         self.cached_tokens = 0
+        self.first_step_s: float | None = None
         self.admitted = False
 
     @property

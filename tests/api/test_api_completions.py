@@ -22,7 +22,7 @@ def say(world, tools, text="Hi there, Köln 😀!", **kwargs):
 
 
 async def test_chat_answers_as_openai_does(world, tools):
-    text, tokens = say(world, tools, cached_tokens=3)
+    text, tokens = say(world, tools, cached_tokens=3, queued_s=0.5)
     world.status.served = Served("i-1", "[0,2)+[2,4)")
     status, headers, body = await world.post(
         "/v1/chat/completions", CHAT, headers={"x-request-id": "r1"}

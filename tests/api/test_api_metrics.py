@@ -28,7 +28,7 @@ def samples(page):
 
 async def test_a_request_is_counted(world, tools):
     tokens = world.ids("Hi there you")
-    world.generator.script = lambda r: tools.events(r, tokens, cached_tokens=1)
+    world.generator.script = lambda r: tools.events(r, tokens, cached_tokens=1, queued_s=0.5)
     await world.post("/v1/completions", TEXT | {"n": 2})
     world.generator.refusal = lambda r: Overloaded("full")
     await world.post("/v1/completions", TEXT)
@@ -61,7 +61,7 @@ async def test_a_request_is_counted(world, tools):
         ("vllm:request_prefill_time_seconds_count", None): 2,
         ("vllm:request_decode_time_seconds_count", None): 2,
         ("vllm:request_inference_time_seconds_count", None): 2,
-        ("vllm:request_queue_time_seconds_count", None): 0,
+        ("vllm:request_queue_time_seconds_count", None): 2,
         ("vllm:request_prompt_tokens_sum", None): 2 * prompt,
         ("vllm:request_generation_tokens_sum", None): 2 * len(tokens),
         ("blitzgw_things_total", None): 1,

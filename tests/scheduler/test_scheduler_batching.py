@@ -202,6 +202,18 @@ def test_cached_tokens_are_told_once_and_counted():
     assert (instance(made).prefix_queries, instance(made).prefix_hits) == (81, 32)
 
 
+def test_the_wait_for_a_first_step_is_told_once():
+    made = world(depth=1)
+    made.ask(PROMPT, 3)
+    step, waiting = made.worker.posted[0], made.ask(PROMPT[:3], 3)
+    asked_at = made.scheduler._requests[waiting].arrived_s
+    handle = made.scheduler.handle
+    later = handle(StepCompleted(StepResult(step.id, "a", (7,), 0.01)), asked_at + 2.5)
+    second = next(effect.step for effect in later if isinstance(effect, RunStep))
+    told = handle(StepCompleted(StepResult(second.id, "a", (7, 8), 0.01)), asked_at + 3.0)[-1]
+    assert [event.queued_s for event in told.events] == [None, 2.5]
+
+
 def test_logprobs_go_to_those_who_are_owed_them():
     made = world()
     made.ask(PROMPT[:3], 3)
