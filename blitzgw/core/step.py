@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
     seq: int
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple's method, of which a row has no use
     sample: bool
     blocks: tuple[int, ...] = ()
 

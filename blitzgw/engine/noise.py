@@ -7,6 +7,8 @@ on the batch, the machine, or what was sampled before: a sequence can move and g
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,10 +43,19 @@ def noise_key(seed: int, choice: int, position: int) -> int:
     return mix(key ^ (position * 0x8CB92BA72F3D8DD7))
 
 
+def noise_bits(key: int, token_ids: NDArray[np.int64]) -> U64:
+    """Return the 32 bits of hash that each token id's noise is made of: more bits, more noise."""
+    counters = token_ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
+    return mix_array(counters) >> np.uint64(32)
+
+
 def gumbel(key: int, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return standard Gumbel noise for each token id, in [MIN_NOISE, MAX_NOISE]."""
-    counters = token_ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
-    bits = (mix_array(counters) >> np.uint64(32)).astype(np.float64)
-    uniform = (bits + 0.5) * 2.0**-32
+    uniform = (noise_bits(key, token_ids).astype(np.float64) + 0.5) * 2.0**-32
     result: NDArray[np.float64] = -np.log(-np.log(uniform))
     return result
+
+
+def least_bits(noise: float) -> int:
+    """Return bits below which no token has so much noise: the inverse, rounded down with room."""
+    return max(0, int(math.exp(-math.exp(-noise)) * 2.0**32) - 2)

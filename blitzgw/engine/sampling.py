@@ -15,11 +15,22 @@ from numpy.typing import NDArray
 
 from blitzgw.core.request import Logprobs, SamplingParams
 from blitzgw.engine.base import RowInput, Sampled
-from blitzgw.engine.noise import MAX_NOISE, MIN_NOISE, gumbel, noise_key
+from blitzgw.engine.noise import (
+    MAX_NOISE,
+    MIN_NOISE,
+    gumbel,
+    least_bits,
+    noise_bits,
+    noise_key,
+)
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
+
+NEAR = 8.0
+"""How far below the best scaled logit a token counts as near it: some hundred tokens of a language
+model. Of the others e⁻⁸ have enough noise to be looked at."""
 
 
 def sample(rows: Sequence[RowInput], logits: torch.Tensor, eos_ids: Sequence[int]) -> list[Sampled]:
@@ -95,30 +106,74 @@ def adjust(raw: F32, row: RowInput, eos_ids: Sequence[int]) -> F32:
 def draw(logits: F32, p: SamplingParams, key: int) -> int:
     """Draw from softmax(logits / temperature) under the filters, by the Gumbel-max trick.
 
-    Exactly the answer over the whole vocabulary, though only candidates are looked at: noise is
-    bounded, so a token further below the best than the bounds are apart cannot win.
+    Exactly the answer over the whole vocabulary, though few candidates are sorted or given noise.
     """
     scaled: F64 = logits.astype(np.float64) / p.temperature
     best = float(scaled.max())
-    reach = MAX_NOISE - MIN_NOISE
+    reach = MAX_NOISE - MIN_NOISE  # who is further below the best cannot win
     if p.min_p > 0:
         reach = min(reach, -math.log(p.min_p))
-    ids: I64 = np.nonzero(scaled >= best - reach)[0]
-    ids = ids[np.argsort(-scaled[ids], kind="stable")]
     if p.top_k > 0:
-        ids = ids[: p.top_k]
-    if p.top_p < 1:
-        ids = ids[: _nucleus(scaled, ids, best, p)]
+        ids = _top_k(scaled, best - reach, p)
+    elif p.top_p < 1:
+        ids = _top_p(scaled, best, reach, p)
+    else:
+        ids = _contenders(scaled, best, reach, key)
     scores = scaled[ids] + gumbel(key, ids)
-    return int(ids[np.argmax(scores)])
+    equals = ids[scores == scores.max()]
+    return int(equals[np.lexsort((equals, -scaled[equals]))[0]])
 
 
-def _nucleus(scaled: F64, ids: I64, best: float, p: SamplingParams) -> int:
-    """Return how many of the sorted candidates reach the probability `top_p` (Holtzman 2020)."""
-    weights = np.exp(scaled[ids] - best)
-    total = weights.sum() if p.top_k > 0 else np.exp(scaled - best).sum()
+def _contenders(scaled: F64, best: float, reach: float, key: int) -> I64:
+    """Return who can win without filters: those near the best, and of the others the lucky ones.
+
+    The best score of those near must be exceeded from NEAR below `best`; that takes noise, and
+    noise takes bits: one comparison of integers instead of two logarithms.
+    """
+    candidates = scaled >= best - reach
+    if reach > NEAR:
+        near = scaled >= best - NEAR
+        ids = np.nonzero(near)[0]
+        score = float((scaled[ids] + gumbel(key, ids)).max())
+        bits = noise_bits(key, np.arange(len(scaled)))
+        candidates &= near | (bits >= np.uint64(least_bits(score - best + NEAR)))
+    return np.nonzero(candidates)[0]
+
+
+def _top_k(scaled: F64, least: float, p: SamplingParams) -> I64:
+    """Return the `top_k` best candidates, and of them those of the nucleus, the best first."""
+    ids = np.nonzero(scaled >= least)[0]
+    if p.top_k < len(ids):
+        edge = np.partition(scaled[ids], -p.top_k)[-p.top_k]
+        ids = ids[scaled[ids] >= edge]
+    ids = _sorted(scaled, ids)[: p.top_k]
+    if p.top_p < 1:
+        weights = np.exp(scaled[ids] - scaled[ids[0]])
+        ids = ids[: _nucleus(weights, p.top_p * weights.sum())]
+    return ids
+
+
+def _top_p(scaled: F64, best: float, reach: float, p: SamplingParams) -> I64:
+    """Return the nucleus, the best first; nearly always all of it is near the best."""
+    mass = p.top_p * np.exp(scaled - best).sum()
+    for distance in (min(NEAR, reach), reach):
+        ids = _sorted(scaled, np.nonzero(scaled >= best - distance)[0])
+        size = _nucleus(np.exp(scaled[ids] - best), mass)
+        if size < len(ids):
+            break
+    return ids[:size]
+
+
+def _sorted(scaled: F64, ids: I64) -> I64:
+    """Sort ascending ids by (logit, lower id)."""
+    order: I64 = np.argsort(-scaled[ids], kind="stable")
+    return ids[order]
+
+
+def _nucleus(weights: F64, mass: float) -> int:
+    """Return how many of the sorted candidates reach a probability mass (Holtzman 2020)."""
     before = np.cumsum(weights) - weights
-    return max(1, int(np.count_nonzero(before < p.top_p * total)))
+    return max(1, int(np.count_nonzero(before < mass)))
 
 
 def logprobs_of(raw: F32, token: int, n_top: int) -> Logprobs:

@@ -57,7 +57,8 @@ class Worker:
     def __init__(self, channel: Channel, device: Device, now: Callable[[], float]) -> None:
         self._channel, self._device, self._now = channel, device, now
         self._executor = Executor(now)
-        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # in C: wakes sooner
+        # in C, so that the main thread wakes sooner; `post` bounds it
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._loads: dict[str, Load] = {}
         self._loader = Loader(
             LoadHooks(

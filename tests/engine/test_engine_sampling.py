@@ -75,6 +75,38 @@ def test_the_pruned_draw_is_the_draw_over_the_whole_vocabulary():
         assert draw(logits, BASE, key) == int(everything.argmax())
 
 
+def whole_draw(logits, p, key):
+    """The definition: every token sorted and given noise, then filter by filter."""
+    scaled = logits.astype(np.float64) / p.temperature
+    ids = np.argsort(-scaled, kind="stable")
+    if p.top_k > 0:
+        ids = ids[: p.top_k]
+    weights = np.exp(scaled[ids] - scaled[ids[0]])
+    if p.top_p < 1:
+        before = np.cumsum(weights) - weights
+        ids = ids[: max(1, np.count_nonzero(before < p.top_p * weights.sum()))]
+    if p.min_p > 0:
+        ids = ids[scaled[ids] >= scaled.max() + math.log(p.min_p)]
+    return int(ids[np.argmax(scaled[ids] + gumbel(key, ids))])
+
+
+@pytest.mark.parametrize("spread", [0.3, 2.0, 8.0])
+@pytest.mark.parametrize(
+    "filters",
+    [{}, {"top_p": 0.9}, {"top_k": 30}, {"top_k": 30, "top_p": 0.8}, {"min_p": 0.02}],
+    ids=str,
+)
+def test_looking_at_few_candidates_changes_no_token(spread, filters):
+    rng = np.random.default_rng(2)
+    for seed in range(60):
+        logits = (rng.standard_normal(3000) * spread).astype(np.float32)
+        if seed % 2:
+            logits = np.round(logits)  # with many equals
+        p = replace(BASE, temperature=0.8, **filters)
+        key = noise_key(seed, 0, 5)
+        assert draw(logits, p, key) == whole_draw(logits, p, key)
+
+
 def test_noise_depends_on_each_of_its_arguments_and_stays_in_bounds():
     keys = {noise_key(s, c, p) for s in range(20) for c in range(5) for p in range(20)}
     assert len(keys) == 2000
