@@ -168,6 +168,7 @@ def chat(prompt: str, max_tokens: int) -> bytes:
         "stream_options": {"include_usage": True},
         "max_tokens": max_tokens,
         "ignore_eos": True,
+        "temperature": 0,  # the same tokens each time, among them no special ones without text
     }
     body = json.dumps(fields).encode()
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
