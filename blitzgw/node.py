@@ -3,8 +3,9 @@
     api ── generate, abort ──► router ── submit, abort ──► devices
         ◄─── push, fail ──────        ◄── tokens, lost ───
 
-One instance of a model on each of its devices. HTTP listens first, so that a port that is taken
-costs nothing and requests can wait for the models, and it ends before the workers.
+One instance of a model on each of its devices. Workers are spawned first, because their start is
+the longest; HTTP listens long before they are warm, so that requests can wait for the models, and
+it ends before them.
 """
 
 from __future__ import annotations
@@ -105,17 +106,23 @@ class Node:
         Raises BlitzError when the port is taken, when no model can be loaded, and for a failure
         that leaves nothing to go on with.
         """
-        signals, server = Signals(asyncio.get_running_loop()), self._server()
-        await self._listen(server)
-        gc.freeze()  # what is here now stays: no collection need look at it
-        gc.enable()
+        signals = Signals(asyncio.get_running_loop())
+        for device in self.devices:
+            device.supervisor.start()
+        await asyncio.sleep(0)  # spawns the workers, whose imports take longer than all of ours
+        server = None
         try:
+            server = self._server()
+            await self._listen(server)
+            gc.freeze()  # what is here now stays: no collection need look at it
+            gc.enable()
             await self._run_until(signals.stop)
             self.draining = True
             log.info("draining active=%d", server.active)
             await server.stop(self.config.node.drain_timeout_s, enough=signals.hurry.is_set)
         finally:
-            await server.stop(0.0)
+            if server is not None:
+                await server.stop(0.0)
             stops = [device.supervisor.stop() for device in self.devices]
             await asyncio.gather(*stops, return_exceptions=True)
             log.info("stopped")
@@ -145,9 +152,7 @@ class Node:
         log.info("listening url=http://%s:%d node=%s", http.host, port, self.config.node.name)
 
     async def _run_until(self, stop: asyncio.Event) -> None:
-        """Keep the workers and the router going until `stop`. Raises BlitzError as `serve` does."""
-        for device in self.devices:
-            device.supervisor.start()
+        """Watch the workers and the router until `stop`. Raises BlitzError as `serve` does."""
         loop = asyncio.get_running_loop()
         ends: list[asyncio.Task[Any]] = [
             loop.create_task(event.wait()) for event in (stop, self._hopeless)
