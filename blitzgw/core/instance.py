@@ -18,19 +18,6 @@ class InstanceState(StrEnum):
     GONE = "gone"
 
 
-# loading → serving → draining → kept → gone. A worker can die in any state; an instance that
-# drains or is kept can be revived at no cost, because its weights are still there.
-TRANSITIONS: dict[InstanceState, frozenset[InstanceState]] = {
-    InstanceState.LOADING: frozenset({InstanceState.SERVING, InstanceState.GONE}),
-    InstanceState.SERVING: frozenset({InstanceState.DRAINING, InstanceState.GONE}),
-    InstanceState.DRAINING: frozenset(
-        {InstanceState.SERVING, InstanceState.KEPT, InstanceState.GONE}
-    ),
-    InstanceState.KEPT: frozenset({InstanceState.SERVING, InstanceState.GONE}),
-    InstanceState.GONE: frozenset(),
-}
-
-
 class Role(StrEnum):
     """Which phases an instance serves. Changed in place, without moving weights."""
 

@@ -105,7 +105,9 @@ class TorchEngine:
         x_TE = self._embed(rows) if hidden is None else hidden
         if len(span) == 0 or not rows:
             return x_TE
-        x_TE = order.apply(x_TE if hidden is None else x_TE.clone())
+        x_TE = order.apply(x_TE)
+        if x_TE is hidden:
+            x_TE = x_TE.clone()  # layers may overwrite it
         plan = self._plan(rows, order)
         for i in span.layers():
             x_TE = self._layers[i].forward(x_TE, plan, self._kv.layer(i))
