@@ -4,6 +4,7 @@
     ├── ConfigError            operator   —    a configuration file or option that cannot be meant
     ├── CheckpointError        operator   500  a model that cannot be trusted or read
     ├── ProtocolError          peer       —    bytes from another process that are not a message
+    ├── PeerLost               nobody     —    a node out of reach, or without what it was asked for
     ├── WorkerLost             nobody     502  a worker died while it held a request
     └── RequestError           client     4xx  below: what an HTTP client is told
         ├── InvalidRequest                400
@@ -38,6 +39,10 @@ class CheckpointError(BlitzError):
 
 class ProtocolError(BlitzError):
     """Bytes from another process that do not form an expected message."""
+
+
+class PeerLost(BlitzError):
+    """A peer that cannot be reached, does not answer in time, or lacks what it was asked for."""
 
 
 class WorkerLost(BlitzError):

@@ -1,19 +1,24 @@
 """Framing and codec of every link between processes.
 
-    frame := length (u32, little endian, of what follows) · tag (u8) · msgpack body
+    frame   := length (u32, little endian, of what follows) · message     node ↔ worker
+    message := tag (u8) · msgpack body                                    peer links, gossip
 
-The tag says which message the body is; tags are appended, never reused. Every message has a
-maximum size, checked before its body is read. Decoding raises `ProtocolError` and nothing else.
+Peer links and gossip seal each message in a record of `crypto.py`, which knows its length. The tag
+says which message the body is; tags are appended, never reused. Every message has a maximum size,
+checked before its body is decoded. Decoding raises `ProtocolError` and nothing else.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, get_args
 
 import msgspec
 
 from blitzgw.core import messages as m
+from blitzgw.core import peer, rumours, view
+from blitzgw.core.card import ModelCard
 from blitzgw.core.step import Step, StepResult
 from blitzgw.errors import ProtocolError
 
@@ -33,23 +38,117 @@ MESSAGES: tuple[tuple[int, type[Any], int], ...] = (
     (8, Step, 64 * MIB),
     (9, StepResult, 4 * MIB),
     (10, m.StepFailed, 64 * KIB),
+    (11, peer.Submit, 4 * MIB),
+    (12, peer.Declined, 64 * KIB),
+    (13, peer.Tokens, 4 * MIB),
+    (14, peer.Lost, 4 * MIB),
+    (15, peer.Abort, 64 * KIB),
+    (16, peer.LoadReport, 64 * KIB),
+    (17, peer.Heartbeat, 64 * KIB),
+    (18, peer.Fetch, 64 * KIB),
+    (19, peer.Content, 1 * MIB),
+    (20, rumours.Packet, 64 * KIB),
+    (21, rumours.SyncOffer, 16 * MIB),
+    (22, rumours.SyncAnswer, 16 * MIB),
+    (23, rumours.SyncRest, 16 * MIB),
 )
 
+PEER_MESSAGES: frozenset[type[Any]] = frozenset(get_args(peer.PeerMessage))
+"""What may come over a peer link."""
+
+FACTS: dict[str, type[Any]] = {
+    "node": view.NodeFacts,
+    "device": view.DeviceFacts,
+    "model": view.ModelFacts,
+    "instance": view.InstanceFacts,
+    "load": view.LoadFacts,
+}
+"""The facts of core/view.py by the part of their key before the slash."""
+
 _TAGS = {cls: tag for tag, cls, _ in MESSAGES}
+_TYPES = {tag: cls for tag, cls, _ in MESSAGES}
 _LIMITS = {tag: limit for tag, _, limit in MESSAGES}
 _DECODERS = {tag: msgspec.msgpack.Decoder(cls) for tag, cls, _ in MESSAGES}
+_FACT_DECODERS = {kind: msgspec.msgpack.Decoder(cls) for kind, cls in FACTS.items()}
+_CARD_DECODER = msgspec.msgpack.Decoder(ModelCard)
+_REQUESTS_DECODER = msgspec.msgpack.Decoder(list[view.RequestFacts])
+_ERRORS = (msgspec.MsgspecError, ValueError, KeyError, UnicodeDecodeError, RecursionError)
 _encode = msgspec.msgpack.Encoder().encode
 
 
 def pack(message: Any) -> bytes:
-    """Return a message as one frame."""
+    """Return a message as one frame; raises ProtocolError above its limit."""
+    tag, body = _body(message)
+    return HEADER.pack(len(body) + 1, tag) + body
+
+
+def dump(message: Any) -> bytes:
+    """Return a message without a frame; raises ProtocolError above its limit."""
+    tag, body = _body(message)
+    return tag.to_bytes(1) + body
+
+
+def parse(data: bytes, kinds: Collection[type[Any]]) -> Any:
+    """Return the message of one of `kinds` that `dump` has made."""
+    if not data:
+        raise ProtocolError("an empty message")
+    tag = data[0]
+    cls = _TYPES.get(tag)
+    if cls is None or cls not in kinds:
+        raise ProtocolError(f"a message with tag {tag}, which is not expected here")
+    if len(data) - 1 > _LIMITS[tag]:
+        raise ProtocolError(f"{cls.__name__} of {len(data) - 1} bytes; limit {_LIMITS[tag]}")
+    return unpack(tag, memoryview(data)[1:])
+
+
+def encode_fact(fact: view.Fact) -> bytes:
+    """Return a fact as the value of an entry of the directory."""
+    return _encode(fact)
+
+
+def decode_fact(key: str, value: bytes) -> Any:
+    """Return the fact of a directory entry; None where this version does not know its kind."""
+    decoder = _FACT_DECODERS.get(key.partition("/")[0])
+    try:
+        return None if decoder is None else decoder.decode(value)
+    except _ERRORS as e:
+        raise ProtocolError(f"an entry {key[:80]!r} that does not decode: {e}") from e
+
+
+def encode_card(card: ModelCard) -> bytes:
+    """Return a model's card in the form whose digest identifies the model."""
+    return _encode(card)
+
+
+def decode_card(data: bytes) -> ModelCard:
+    """Return the card that `encode_card` has encoded."""
+    try:
+        return _CARD_DECODER.decode(data)
+    except _ERRORS as e:
+        raise ProtocolError(f"a model card that does not decode: {e}") from e
+
+
+def encode_requests(requests: Sequence[view.RequestFacts]) -> bytes:
+    """Return a list of requests for another node."""
+    return _encode(requests)
+
+
+def decode_requests(data: bytes) -> list[view.RequestFacts]:
+    """Return the list that `encode_requests` has encoded."""
+    try:
+        return _REQUESTS_DECODER.decode(data)
+    except _ERRORS as e:
+        raise ProtocolError(f"a list of requests that does not decode: {e}") from e
+
+
+def _body(message: Any) -> tuple[int, bytes]:
     tag = _TAGS[type(message)]
     body = _encode(message)
     if len(body) > _LIMITS[tag]:
         raise ProtocolError(
             f"{type(message).__name__} of {len(body)} bytes exceeds its limit of {_LIMITS[tag]}"
         )
-    return HEADER.pack(len(body) + 1, tag) + body
+    return tag, body
 
 
 def check_header(header: bytes | bytearray) -> tuple[int, int]:
@@ -63,11 +162,11 @@ def check_header(header: bytes | bytearray) -> tuple[int, int]:
     return length - 1, tag
 
 
-def unpack(tag: int, body: bytes | bytearray) -> Any:
+def unpack(tag: int, body: bytes | bytearray | memoryview) -> Any:
     """Return the message of a frame's body."""
     try:
         return _DECODERS[tag].decode(body)
-    except (msgspec.MsgspecError, ValueError, KeyError, UnicodeDecodeError, RecursionError) as e:
+    except _ERRORS as e:
         raise ProtocolError(f"a message with tag {tag} that does not decode: {e}") from e
 
 

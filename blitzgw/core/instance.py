@@ -63,7 +63,8 @@ class DeviceSpec:
 class ModelSpec:
     """A model as resolved: enough for a worker to load it and for a scheduler to place it.
 
-    `path` is a folder of safetensors or a GGUF file. `eos_ids` end a sequence.
+    `path` is a folder of safetensors or a GGUF file, empty where the checkpoint is elsewhere.
+    `eos_ids` end a sequence. `weights` is a fingerprint of the checkpoint's content.
     """
 
     name: str
@@ -72,3 +73,4 @@ class ModelSpec:
     dtype: Dtype
     max_model_len: int
     eos_ids: tuple[int, ...]
+    weights: str = ""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+from blitzgw.core.peer import Loss
 from blitzgw.core.request import GenerationRequest, TokenEvent
 from blitzgw.core.step import Step
 from blitzgw.errors import RequestError
@@ -17,36 +19,63 @@ class StepPort(Protocol):
         """Send a step without waiting."""
 
 
-class TokenPort(Protocol):
-    """Where a scheduler's tokens go: one call carries all tokens of a step."""
+class Ingress(Protocol):
+    """Where a scheduler's answers go, and those of other nodes' schedulers: to a router.
+
+    Whatever carries an attempt that is not the present one is ignored.
+    """
 
     def on_tokens(self, events: Sequence[TokenEvent]) -> None:
-        """Take what one step produced."""
+        """Take what one step produced: one call carries all of its tokens."""
+
+    def on_lost(self, losses: Sequence[Loss], reason: str, *, planned: bool = False) -> None:
+        """Take back requests that ended without an answer; `planned`: given away, not failed."""
+
+    def on_declined(self, request_id: str, attempt: int, error: RequestError) -> None:
+        """Take back a request that an instance does not want after all: try the next one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a router wants to know of an instance before it sends something there.
+
+    `queued_tokens` wait or are not yet computed; `prefill_tokens_per_s` is measured, None before
+    the first measurement; `distance_s` is the time that a message takes there and back;
+    `age_s` how old the figures are, 0 for an instance of this node. One that is not `open` takes
+    nothing new.
+    """
+
+    queued_tokens: int
+    prefill_tokens_per_s: float | None = None
+    distance_s: float = 0.0
+    age_s: float = 0.0
+    open: bool = True
 
 
 class InstancePort(Protocol):
     """A router's way to an instance, here or on another node.
 
-    `submit` raises `RequestError` where the instance refuses. After it has returned, events of
-    that request arrive at the router's `TokenPort` until one of them carries a finish.
+    `submit` raises `RequestError` where the instance refuses at once. After it has returned, the
+    request's events arrive at the router's `Ingress` until one of them carries a finish, or it is
+    declined or lost.
     """
 
     @property
     def instance(self) -> str:
-        """The instance's id."""
+        """The instance's id, unique in the cluster."""
 
     @property
     def model(self) -> str:
         """The name of the model that it serves."""
 
-    def queued_tokens(self) -> int:
-        """Return the prompt tokens that are waiting or in flight."""
+    def outlook(self) -> Outlook:
+        """Return how busy it is."""
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request."""
 
-    def abort(self, request_id: str) -> None:
-        """Stop a request and free what it holds; unknown ids are ignored."""
+    def abort(self, request_id: str, attempt: int) -> None:
+        """Stop a request and free what it holds; unknown ones are ignored."""
 
 
 class TokenSink(Protocol):

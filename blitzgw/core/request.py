@@ -47,7 +47,8 @@ class GenerationRequest:
     `tokens` is the prompt followed by the tokens generated so far; `prompt_length` the length of
     the original prompt, so that penalties, `max_tokens` and noise positions survive a resubmission.
     `tenant` is who is asking (a hash of the API key, or empty): fairness is between tenants, and
-    prefix reuse is salted with it. A lower `priority` goes first.
+    prefix reuse is salted with it. A lower `priority` goes first. Requests of one `session` had
+    better go to the same instance; empty: not known.
     """
 
     id: str
@@ -59,6 +60,7 @@ class GenerationRequest:
     attempt: int = 0
     priority: int = 0
     tenant: str = ""
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)

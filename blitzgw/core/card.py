@@ -1,0 +1,27 @@
+"""A model's card: what any node needs in order to answer for a model that it does not have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from blitzgw.core.model import Dtype, ModelShape
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """The definition of a model, the same on every node that defines it.
+
+    The digest of its encoding is the model's identity in the cluster. `weights` is a fingerprint of
+    the checkpoint, `tokenizer` the digest of the tokenizer.json; neither says where they are.
+    """
+
+    name: str
+    shape: ModelShape
+    dtype: Dtype
+    max_model_len: int
+    eos_ids: tuple[int, ...]
+    weights: str
+    tokenizer: str
+    chat_template: str | None
+    bos_token: str
+    eos_token: str

@@ -1,0 +1,143 @@
+"""What a node publishes about itself, and the frozen picture of the cluster that deciders read.
+
+Each fact is an entry of its node's state, under a key that says what it is about: `node`,
+`device/ID`, `model/NAME`, `instance/ID`, `load/ID`. Facts that change often stand apart from those
+that do not, so that a change is a small one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from blitzgw.core.instance import DeviceKind, InstanceState, Role
+from blitzgw.core.rumours import Status
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """A process. `http` is the base URL of its API; `software` the versions peers may care about.
+
+    A draining node takes no new requests from others.
+    """
+
+    name: str
+    http: str
+    draining: bool = False
+    software: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """A device. `claim` is raised by its own node whenever what it is used for begins anew."""
+
+    id: str
+    kind: DeviceKind
+    name: str
+    memory_bytes: int
+    claim: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A model that a node defines. `digest` names its card (core/card.py) in the whole cluster.
+
+    `since_s` is when the definition was made, in seconds of the Unix epoch. `host_copy` and
+    `resident_blobs` tell what of its weights is here besides its instances.
+    """
+
+    name: str
+    digest: str
+    layers: int
+    since_s: int
+    aliases: tuple[str, ...] = ()
+    host_copy: bool = False
+    resident_blobs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceFacts:
+    """An instance: a model on a device, at a claim of that device. `digest` is its model's."""
+
+    id: str
+    model: str
+    digest: str
+    device: str
+    claim: int
+    state: InstanceState
+    layers_resident: int
+    layers_total: int
+    role: Role = Role.BOTH
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFacts:
+    """The load of an instance. `queued_tokens` wait or are not yet computed; rates are measured.
+
+    `kv_usage` is within [0, 1]; `link_bytes_per_s` what the instance's worker sends to peers.
+    """
+
+    instance: str
+    running: int = 0
+    waiting: int = 0
+    queued_tokens: int = 0
+    kv_usage: float = 0.0
+    prefill_tokens_per_s: float | None = None
+    decode_step_s: float | None = None
+    link_bytes_per_s: float = 0.0
+
+
+Fact = NodeFacts | DeviceFacts | ModelFacts | InstanceFacts | LoadFacts
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One member, as another node sees it. `heard_s` is when its state last changed here.
+
+    `facts` is None until the node's own entry has arrived.
+    """
+
+    boot: str
+    name: str
+    host: str
+    port: int
+    status: Status
+    started_s: int
+    facts: NodeFacts | None = None
+    devices: Mapping[str, DeviceFacts] = field(default_factory=dict)
+    models: Mapping[str, ModelFacts] = field(default_factory=dict)
+    instances: Mapping[str, InstanceFacts] = field(default_factory=dict)
+    loads: Mapping[str, LoadFacts] = field(default_factory=dict)
+    heard_s: float = 0.0
+
+    @property
+    def living(self) -> bool:
+        """Whether it is believed to run."""
+        return self.status in (Status.ALIVE, Status.SUSPECT)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """The cluster at one moment, by boot id; `local` is the node that holds this view."""
+
+    local: str
+    nodes: Mapping[str, NodeView]
+
+    def living(self) -> Iterator[NodeView]:
+        """Yield the nodes that are believed to run, this one included."""
+        return (node for node in self.nodes.values() if node.living)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFacts:
+    """A request under way, as its ingress knows it. `instance` is empty while it is held."""
+
+    id: str
+    model: str
+    ingress: str
+    instance: str
+    attempt: int
+    prompt_tokens: int
+    output_tokens: int
+    max_tokens: int
+    age_s: float
