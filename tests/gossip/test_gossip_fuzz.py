@@ -1,0 +1,219 @@
+"""Every decoder of what peers send: of whatever bytes, only ProtocolError comes out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blitzgw import wire
+from blitzgw.core import peer
+from blitzgw.core.request import GenerationRequest, SamplingParams, TokenEvent
+from blitzgw.core.rumours import (
+    Digest,
+    Packet,
+    PacketKind,
+    Rumour,
+    Status,
+    SyncAnswer,
+    SyncOffer,
+    SyncRest,
+    Update,
+)
+from blitzgw.core.view import LoadFacts, NodeFacts
+from blitzgw.crypto.datagrams import Datagrams
+from blitzgw.crypto.handshake import ClientHandshake, Purpose, ServerHandshake
+from blitzgw.crypto.keys import Keyring
+from blitzgw.crypto.records import RecordReader, Session, check_length
+from blitzgw.errors import ProtocolError
+
+KEYRING = Keyring(("k" * 40,))
+ANN, BOB = "aa" * 8, "bb" * 8
+
+_RUMOUR = Rumour(ANN, "ann", "10.0.0.1", 7946, 1_700_000_000, 3, Status.SUSPECT, BOB)
+_UPDATES = (Update(ANN, "node", 7, b"value"), Update(BOB, "load/x", 8, None))
+_DIGEST = Digest(ANN, 7, 12)
+_REQUEST = GenerationRequest("r", "m", (1, 2, 3), 3, SamplingParams(max_tokens=4))
+_MESSAGES: tuple[Any, ...] = (
+    Packet(PacketKind.PING_REQUEST, 5, _DIGEST, BOB, "::1", 99, (_RUMOUR,), _UPDATES),
+    SyncOffer((_RUMOUR,), (_DIGEST,)),
+    SyncAnswer((_RUMOUR,), (_DIGEST,), _UPDATES),
+    SyncRest(_UPDATES),
+    peer.Submit("i", 1, _REQUEST),
+    peer.Declined("r", 1, "overloaded", "full", None, 1.5),
+    peer.Tokens([TokenEvent("r", 1, [5], None)]),
+    peer.Lost((peer.Loss("r", 1),), "gone", True),
+    peer.Abort("r", 1),
+    peer.LoadReport((LoadFacts("i", 1, 2, 3, 0.5),)),
+    peer.Heartbeat(1.5, True),
+    peer.Fetch(1, "card/x", 5),
+    peer.Content(1, 0, 4, b"data"),
+)
+KINDS = frozenset(map(type, _MESSAGES))
+
+Mutation = Callable[[bytes], bytes]
+
+
+def _mutate(edits: list[tuple[str, int, bytes]], data: bytes) -> bytes:
+    for how, at, what in edits:
+        at %= len(data) + 1
+        if how == "cut":
+            data = data[:at]
+        elif how == "insert":
+            data = data[:at] + what + data[at:]
+        else:
+            data = data[:at] + what + data[at + len(what) :]
+    return data
+
+
+EDITS = st.lists(
+    st.tuples(
+        st.sampled_from(["cut", "insert", "replace", "replace"]),
+        st.integers(0, 1 << 16),
+        st.binary(min_size=1, max_size=5),
+    ),
+    min_size=1,
+    max_size=3,
+)
+BYTES = st.binary(max_size=300)
+fuzz = settings(max_examples=150, deadline=None)
+
+
+def only_protocol_error(decode: Callable[[], Any]) -> None:
+    with contextlib.suppress(ProtocolError):
+        decode()
+
+
+def sessions() -> tuple[Session, Session]:
+    client = ClientHandshake(KEYRING, ANN, Purpose.LINK)
+    server = ServerHandshake(KEYRING, BOB)
+    session, confirmation = client.finish(server.answer(client.hello))
+    return session, server.finish(confirmation)
+
+
+def test_every_kind_that_a_peer_may_send_is_here_and_survives_a_round_trip():
+    assert wire.PEER_MESSAGES <= KINDS
+    for message in _MESSAGES:
+        assert wire.parse(wire.dump(message), KINDS) == message
+
+
+@pytest.mark.parametrize("message", _MESSAGES, ids=lambda m: type(m).__name__)
+def test_mutations_of_a_message(message):
+    data = wire.dump(message)
+
+    @fuzz
+    @given(EDITS)
+    def check(edits):
+        only_protocol_error(lambda: wire.parse(_mutate(edits, data), KINDS))
+
+    check()
+
+
+@fuzz
+@given(st.sampled_from(sorted(tag for tag, *_ in wire.MESSAGES)), BYTES)
+def test_random_bodies_of_every_tag(tag, body):
+    only_protocol_error(lambda: wire.parse(bytes([tag]) + body, KINDS))
+
+
+@fuzz
+@given(BYTES)
+def test_random_bytes_as_messages_facts_and_cards(data):
+    only_protocol_error(lambda: wire.parse(data, KINDS))
+    only_protocol_error(lambda: wire.decode_card(data))
+    for kind in wire.FACTS:
+        only_protocol_error(lambda kind=kind: wire.decode_fact(f"{kind}/x", data))
+
+
+@fuzz
+@given(EDITS)
+def test_mutations_of_a_fact(edits):
+    data = wire.encode_fact(NodeFacts("n", "http://x", True, {"a": "b"}))
+    only_protocol_error(lambda: wire.decode_fact("node", _mutate(edits, data)))
+
+
+def test_deep_nesting_is_refused():
+    for tag in sorted(tag for tag, *_ in wire.MESSAGES):
+        data = bytes([tag]) + b"\x91" * 60_000
+        with pytest.raises(ProtocolError):
+            wire.parse(data, KINDS)
+
+
+@fuzz
+@given(st.lists(BYTES, max_size=4))
+def test_random_bytes_as_frames(chunks):
+    frames = wire.FrameBuffer()
+    for chunk in chunks:
+        only_protocol_error(lambda chunk=chunk: frames.feed(chunk))
+
+
+@fuzz
+@given(st.sampled_from(_MESSAGES), EDITS, st.integers(1, 50))
+def test_mutations_of_frames_however_cut(message, edits, size):
+    data = _mutate(edits, wire.pack(message) * 2)
+    frames = wire.FrameBuffer()
+
+    def feed() -> None:
+        for at in range(0, len(data), size):
+            frames.feed(data[at : at + size])
+
+    only_protocol_error(feed)
+
+
+@fuzz
+@given(BYTES, EDITS)
+def test_datagrams(data, edits):
+    bob = Datagrams(KEYRING, BOB)
+    good = Datagrams(KEYRING, ANN).seal(BOB, b"payload")
+    for attempt in (data, _mutate(edits, good), good[:30] + data):
+        if attempt == good:
+            continue
+        with pytest.raises(ProtocolError):
+            bob.open(attempt)
+    assert bob.open(good) == (ANN, b"payload")
+    assert sum(bob.rejected.values()) >= 2
+
+
+@fuzz
+@given(BYTES, EDITS, st.integers(1, 60))
+def test_records(data, edits, size):
+    ann, bob = sessions()
+    stream = _mutate(edits, ann.seal(b"one") + ann.seal(b"two"))
+    for attempt, session in ((data, bob), (stream, sessions()[1]), (stream, bob)):
+        reader = RecordReader(session, 200)
+
+        def feed(attempt=attempt, reader=reader) -> None:
+            for at in range(0, len(attempt), size):
+                reader.feed(attempt[at : at + size])
+
+        only_protocol_error(feed)
+        assert len(reader._buffer) <= 4 + 16 + 200 + size
+    only_protocol_error(lambda: check_length(data[:4].ljust(4, b"\0"), 100))
+
+
+@fuzz
+@given(BYTES, EDITS)
+def test_hellos(data, edits):
+    client = ClientHandshake(KEYRING, ANN, Purpose.SYNC)
+    server = ServerHandshake(KEYRING, BOB)
+    for hello in (data, _mutate(edits, client.hello)):
+        if hello != client.hello:
+            with pytest.raises(ProtocolError):
+                server.answer(hello)
+    with pytest.raises(ProtocolError):
+        server.finish(data)
+    answer = server.answer(client.hello)
+    for attempt in (data, _mutate(edits, answer)):
+        if attempt != answer:
+            with pytest.raises(ProtocolError):
+                client.finish(attempt)
+    session, confirmation = client.finish(answer)
+    for attempt in (data, _mutate(edits, confirmation)):
+        if attempt != confirmation:
+            with pytest.raises(ProtocolError):
+                server.finish(attempt)
+    assert server.finish(confirmation).peer_boot == ANN
+    assert session.peer_boot == BOB
