@@ -1,0 +1,240 @@
+"""Content that nodes fetch from each other over peer links: blobs of text models, cards, lists.
+
+The receiver pulls chunk by chunk, WINDOW chunks at a time, so what stands before a token is never
+more than those. What is named by its digest is checked against it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from blitzgw.core.clock import Clock
+from blitzgw.core.peer import Content, Fetch
+from blitzgw.errors import PeerLost, ProtocolError
+from blitzgw.gossip.events import Address
+from blitzgw.gossip.links import Links
+
+log = logging.getLogger(__name__)
+
+CHUNK_BYTES = 256 << 10
+"""Bytes of one `Content`: 2 ms of a gigabit; both ends count on it."""
+
+WINDOW = 2
+"""Chunks asked for at once: one is under way while another is being put in place."""
+
+MAX_FETCHES = 4
+"""Fetches under way from one peer; more wait within their own time-outs."""
+
+MAX_SNAPSHOTS = 2 * MAX_FETCHES
+"""Contents kept for one peer between its chunks; an older one is then provided anew."""
+
+MAX_REPLIES = MAX_FETCHES * WINDOW * 2
+"""Chunks of one peer that may be waited for here; one that asks for more is told that it is not."""
+
+CHECKED = ("blob/", "card/")
+"""Beginnings of names that end in the BLAKE2b-256 digest of the content, in hexadecimal."""
+
+ABSENT = -1
+"""`Content.total` of what is not here."""
+
+Provider = Callable[[str], bytes | Awaitable[bytes | None] | None]
+"""Returns the content of that name, or None. Its time is bounded by the asking side's patience."""
+
+
+def digest(data: bytes) -> str:
+    """Return the name of content: its BLAKE2b-256 digest in hexadecimal."""
+    return hashlib.blake2b(data, digest_size=32).hexdigest()
+
+
+class ContentServer:
+    """Answers `Fetch`es of peers with what a provider has."""
+
+    def __init__(self, links: Links, provider: Provider) -> None:
+        self._links, self._provider = links, provider
+        self._snapshots: dict[str, OrderedDict[int, bytes]] = {}
+        self._replies: dict[str, set[asyncio.Task[None]]] = {}
+
+    def on_fetch(self, boot: str, message: Fetch) -> None:
+        """Send a chunk, at once or when the provider has it."""
+        kept = self._snapshots.get(boot)
+        if kept is not None and message.id in kept:
+            self._send(boot, message, kept[message.id])
+            return
+        replies = self._replies.setdefault(boot, set())
+        if len(replies) >= MAX_REPLIES:
+            log.warning("content_refused peer=%s fetch=%d", boot, message.id)
+            self._send(boot, message, None)
+            return
+        task = asyncio.get_running_loop().create_task(self._reply(boot, message))
+        replies.add(task)
+        task.add_done_callback(replies.discard)
+
+    def link_lost(self, boot: str) -> None:
+        """Forget what was under way for a peer."""
+        self._snapshots.pop(boot, None)
+        for task in self._replies.pop(boot, ()):
+            task.cancel()
+
+    async def stop(self) -> None:
+        """End what is under way."""
+        tasks = {task for replies in self._replies.values() for task in replies}
+        for boot in [*self._replies]:
+            self.link_lost(boot)
+        if tasks:
+            await asyncio.wait(tasks)  # bounded: they are cancelled
+
+    async def _reply(self, boot: str, message: Fetch) -> None:
+        try:
+            provided = self._provider(message.what)
+            data = await provided if inspect.isawaitable(provided) else provided
+        except Exception:  # the peer is told, and asks somebody else
+            log.exception("content_failed peer=%s fetch=%d", boot, message.id)
+            data = None
+        if data is not None and len(data) > CHUNK_BYTES:
+            data = self._keep(boot, message.id, data)
+        self._send(boot, message, data)
+
+    def _keep(self, boot: str, fetch: int, data: bytes) -> bytes:
+        """Keep content for the next chunks; return what was kept first, which they are all of."""
+        kept = self._snapshots.setdefault(boot, OrderedDict())
+        data = kept.setdefault(fetch, data)
+        if len(kept) > MAX_SNAPSHOTS:
+            kept.popitem(last=False)
+        return data
+
+    def _send(self, boot: str, message: Fetch, data: bytes | None) -> None:
+        if data is None or not 0 <= message.offset <= len(data):
+            self._links.send(boot, None, Content(message.id, message.offset, ABSENT, b""))
+            return
+        stop = message.offset + CHUNK_BYTES
+        if stop >= len(data):
+            self._snapshots.get(boot, OrderedDict()).pop(message.id, None)
+        chunk = data[message.offset : stop]
+        self._links.send(boot, None, Content(message.id, message.offset, len(data), chunk))
+
+
+@dataclass(slots=True)
+class _Pull:
+    """A fetch under way. `asked` is the offset of the next chunk to ask for."""
+
+    boot: str
+    what: str
+    max_bytes: int
+    done: asyncio.Future[bytes]
+    asked: int = 0
+    total: int | None = None
+    chunks: dict[int, bytes] = field(default_factory=dict)
+
+
+class ContentClient:
+    """Fetches content from peers."""
+
+    def __init__(self, links: Links, clock: Clock) -> None:
+        self._links, self._clock = links, clock
+        self._pulls: dict[int, _Pull] = {}
+        self._turns: dict[str, asyncio.Semaphore] = {}
+        self._n = 0
+
+    async def fetch(
+        self, boot: str, address: Address, what: str, max_bytes: int, timeout_s: float
+    ) -> bytes:
+        """Return content that a peer has, of at most `max_bytes`.
+
+        Raises PeerLost where the link breaks, `timeout_s` passes or the peer does not have it, and
+        ProtocolError for content that is too long or not what its digest says.
+        """
+        pulling = asyncio.ensure_future(self._pull(boot, address, what, max_bytes))
+        limit = asyncio.ensure_future(self._clock.sleep(timeout_s))
+        try:
+            await asyncio.wait({pulling, limit}, return_when=asyncio.FIRST_COMPLETED)
+            if not pulling.done():
+                raise PeerLost(f"{what[:80]} has not come within {timeout_s:g} s")
+            data = pulling.result()
+        finally:
+            pulling.cancel()
+            limit.cancel()
+            await asyncio.wait({pulling, limit})  # at once
+            if not pulling.cancelled():
+                pulling.exception()  # looked at, also where the caller has been cancelled
+        if what.startswith(CHECKED):
+            await _check(what, data)
+        return data
+
+    def on_content(self, boot: str, message: Content) -> None:
+        """Take a chunk. What nobody waits for is dropped."""
+        pull = self._pulls.get(message.id)
+        if pull is None or pull.boot != boot or pull.done.done():
+            return
+        try:
+            self._take(message, pull)
+        except (PeerLost, ProtocolError) as error:
+            pull.done.set_exception(error)
+
+    def link_lost(self, boot: str, reason: str) -> None:
+        """Fail all fetches from a peer."""
+        for pull in self._pulls.values():
+            if pull.boot == boot and not pull.done.done():
+                pull.done.set_exception(PeerLost(reason))
+
+    def count(self, boot: str) -> int:
+        """Return how many fetches from a peer are under way."""
+        return sum(pull.boot == boot for pull in self._pulls.values())
+
+    async def _pull(self, boot: str, address: Address, what: str, max_bytes: int) -> bytes:
+        async with self._turn(boot):
+            self._n += 1
+            fetch = self._n
+            done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+            self._pulls[fetch] = pull = _Pull(boot, what, max_bytes, done)
+            try:
+                self._ask(fetch, pull, address)
+                return await done  # bounded by the time-out of `fetch`
+            finally:
+                del self._pulls[fetch]
+
+    def _turn(self, boot: str) -> asyncio.Semaphore:
+        """Return a peer's semaphore; those of peers from whom nothing is fetched are forgotten."""
+        busy = {pull.boot for pull in self._pulls.values()}
+        for other in [b for b in self._turns if b not in busy and b != boot]:
+            if not self._turns[other].locked():
+                del self._turns[other]
+        return self._turns.setdefault(boot, asyncio.Semaphore(MAX_FETCHES))
+
+    def _ask(self, fetch: int, pull: _Pull, address: Address | None = None) -> None:
+        self._links.send(pull.boot, address, Fetch(fetch, pull.what, pull.asked))
+        pull.asked += CHUNK_BYTES
+
+    def _take(self, message: Content, pull: _Pull) -> None:
+        total, offset = message.total, message.offset
+        if total == ABSENT:
+            raise PeerLost(f"the peer does not have {pull.what[:80]}")
+        if not 0 <= total <= pull.max_bytes:
+            raise ProtocolError(f"content of {total} bytes; the limit is {pull.max_bytes}")
+        if pull.total is None:
+            pull.total = total
+        asked_for = offset in range(0, pull.asked, CHUNK_BYTES) and offset not in pull.chunks
+        if total != pull.total or not asked_for:
+            raise ProtocolError("content that was not asked for")
+        if len(message.data) != min(CHUNK_BYTES, total - offset):
+            raise ProtocolError(f"a chunk of {len(message.data)} bytes")
+        pull.chunks[offset] = message.data
+        if pull.asked >= total and len(pull.chunks) * CHUNK_BYTES >= total:
+            pull.done.set_result(b"".join(pull.chunks[at] for at in sorted(pull.chunks)))
+            return
+        under_way = pull.asked // CHUNK_BYTES - len(pull.chunks)
+        for _ in range(WINDOW - under_way):
+            if pull.asked < total:
+                self._ask(message.id, pull)
+
+
+async def _check(what: str, data: bytes) -> None:
+    """Raise ProtocolError where content is not what its name says; a thread does the arithmetic."""
+    found = digest(data) if len(data) <= CHUNK_BYTES else await asyncio.to_thread(digest, data)
+    if found != what.partition("/")[2]:
+        raise ProtocolError(f"content whose digest is not that of {what[:80]}")

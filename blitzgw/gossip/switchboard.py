@@ -1,0 +1,67 @@
+"""Passes what links tell to whom it concerns: the `LinkListener` of a node."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from blitzgw.core.peer import (
+    Abort,
+    Content,
+    Declined,
+    Fetch,
+    LoadReport,
+    Lost,
+    Submit,
+    Tokens,
+)
+from blitzgw.gossip.content import ContentClient, ContentServer
+from blitzgw.gossip.remote import RemoteIngress
+from blitzgw.gossip.serving import Serving
+
+log = logging.getLogger(__name__)
+
+OnLoad = Callable[[str, LoadReport], None]
+"""Takes a peer's boot id and what it says of its instances."""
+
+
+class Switchboard:
+    """Joins the parts that speak over links. `join` comes before the first link."""
+
+    def __init__(self, on_load: OnLoad) -> None:
+        self._takers: dict[type[Any], Callable[[str, Any], None]] = {LoadReport: on_load}
+
+    def join(
+        self, serving: Serving, ingress: RemoteIngress, server: ContentServer, client: ContentClient
+    ) -> None:
+        """Tell these from now on."""
+        self._serving, self._ingress, self._server, self._client = serving, ingress, server, client
+        self._takers |= {
+            Submit: serving.on_submit,
+            Abort: serving.on_abort,
+            Tokens: ingress.on_tokens,
+            Declined: ingress.on_declined,
+            Lost: ingress.on_lost,
+            Fetch: server.on_fetch,
+            Content: client.on_content,
+        }
+
+    def on_message(self, boot: str, message: Any) -> None:
+        """Pass a message on by its kind."""
+        self._takers[type(message)](boot, message)
+
+    def on_link_up(self, boot: str) -> None:
+        """Nothing to do: messages can be sent before."""
+
+    def on_link_lost(self, boot: str, reason: str) -> None:
+        """End all that was under way with a peer, at both ends; last what may start it anew."""
+        self._serving.link_lost(boot)
+        self._server.link_lost(boot)
+        self._client.link_lost(boot, reason)
+        self._ingress.link_lost(boot, reason)
+
+    def in_use(self, boot: str) -> bool:
+        """Whether requests or fetches are under way with a peer."""
+        counts = (part.count(boot) for part in (self._serving, self._ingress, self._client))
+        return any(counts)
