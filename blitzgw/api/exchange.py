@@ -14,6 +14,7 @@ from blitzgw.api.respond import HttpError
 from blitzgw.errors import InvalidRequest, TooLarge
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_SESSION_ID = re.compile(r"[\x20-\x7e]{1,256}")
 
 
 @dataclass(slots=True)
@@ -21,7 +22,8 @@ class Exchange:
     """A request on its way. `arrival` is in seconds of the injected clock.
 
     `unique_id` goes into the ids of generations: a client that sends an id twice, or somebody
-    else's, must not reach another generation with it.
+    else's, must not reach another generation with it. `session` is what the client calls the
+    conversation that this belongs to, or empty.
     """
 
     request: web.BaseRequest
@@ -29,6 +31,7 @@ class Exchange:
     unique_id: str
     arrival: float
     tenant: str = ""
+    session: str = ""
     closing: bool = False
     """The connection is to be closed after the answer: the node is draining."""
     headers: dict[str, str] = field(default_factory=dict)
@@ -42,7 +45,10 @@ def open_exchange(request: web.BaseRequest, node: str, arrival: float) -> Exchan
     else:
         request_id = unique_id = secrets.token_hex(16)
     headers = {"x-request-id": request_id, "x-blitzgw-node": node}
-    return Exchange(request, request_id, unique_id, arrival, headers=headers)
+    session = request.headers.get("x-session-id", "")
+    if not _SESSION_ID.fullmatch(session):
+        session = ""  # it is only a hint
+    return Exchange(request, request_id, unique_id, arrival, session=session, headers=headers)
 
 
 def check_head(request: web.BaseRequest, limits: Limits) -> None:

@@ -55,6 +55,8 @@ async def understand(
     limit = entry.spec.max_model_len
     samplings = [reader.at(len(prompt.tokens), limit) for prompt in prompts]
     kind = "chatcmpl" if options.chat else "cmpl"
+    # with the tenant in it: nobody's requests follow a stranger's session
+    session = f"{exchange.tenant}/{exchange.session}" if exchange.session else ""
     requests = [
         GenerationRequest(
             id=f"{kind}-{exchange.unique_id}-{position * copies + copy}",
@@ -65,6 +67,7 @@ async def understand(
             choice=position * copies + copy,
             priority=priority,
             tenant=exchange.tenant,
+            session=session,
         )
         for position, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True))
         for copy in range(copies)

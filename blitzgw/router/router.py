@@ -1,53 +1,78 @@
-"""Routes requests to instances, and again when an instance is lost.
+"""Routes requests to instances, here and on other nodes, and again when an instance is lost.
 
 Synchronous throughout: it decides and hands over in one go and never awaits, so nothing can change
 in between, except by what it calls itself: a port may emit tokens before `submit` returns, and a
 sink may abort any request. Time comes in with `tick`, which its owner calls now and then.
+
+                     ┌────────── declined: the next instance ──────────┐
+    generate ──► place ──► at an instance ──finish──► answered         │
+                  │  ▲        └──────────────────────────┴── lost ─────┴──► place
+    nobody is open│  │an instance is up, has room                            │ too often
+                  ▼  │                                                       ▼
+                  held ──too long──► 503                                    500
 """
 
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Sequence
 
 from blitzgw.core.clock import Clock
+from blitzgw.core.peer import Loss
 from blitzgw.core.ports import InstancePort, TokenSink
 from blitzgw.core.request import GenerationRequest, TokenEvent
-from blitzgw.errors import (
-    GenerationFailed,
-    InvalidRequest,
-    Overloaded,
-    RequestError,
-    Unavailable,
-)
-from blitzgw.router.choice import kinder, rank
-from blitzgw.router.tokenlog import Entry
+from blitzgw.core.view import RequestFacts
+from blitzgw.errors import GenerationFailed, InvalidRequest, RequestError
+from blitzgw.router.choice import Dice
+from blitzgw.router.dispatch import Dispatcher
+from blitzgw.router.integrity import check_books
+from blitzgw.router.refusal import as_refusal
+from blitzgw.router.statistics import RouterStatistics
+from blitzgw.router.tokenlog import Entry, Round
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER_S = 10.0
-"""What a client is told to wait where no instance's arrival is known: about a worker's restart."""
+MAX_MOVES = 16
+"""So often a request is given away without counting a failure: more than a rolling restart needs,
+and an end to nodes that hand it round in a circle."""
+
+COOLING_S = 0.5
+"""For so long an instance that has declined is asked last: until its figures tell that it is full,
+and long enough to spare it a crowd of held requests at every tick."""
 
 
 class Router:
-    """`core.ports.Generator` and `core.ports.TokenPort` of one node.
+    """`core.ports.Generator` and `core.ports.Ingress` of one node.
 
     A request that finds no instance is held for up to `hold_timeout_s`, at most `max_held` of them
     for each model. One whose instance is lost goes elsewhere with its tokens so far, up to
-    `max_attempts` attempts in all; its client sees a pause.
+    `max_attempts` attempts in all; its client sees a pause. `node` is the name under which
+    requests are reported; `dice` spreads them.
     """
 
     def __init__(
-        self, clock: Clock, *, max_attempts: int, hold_timeout_s: float, max_held: int
+        self,
+        clock: Clock,
+        *,
+        max_attempts: int,
+        hold_timeout_s: float,
+        max_held: int,
+        node: str = "",
+        dice: Dice | None = None,
     ) -> None:
         self._clock = clock
+        self._node = node
         self._max_attempts = max_attempts
         self._hold_timeout_s = hold_timeout_s
-        self._max_held = max_held
-        self._instances: dict[str, InstancePort] = {}
-        self._log: dict[str, Entry] = {}
-        self._held: dict[str, Entry] = {}
-        self._given_up: dict[str, str] = {}
+        # each node with dice of its own, the same ones after a restart
+        self._dispatcher = Dispatcher(clock, dice or random.Random(node), max_held)  # noqa: S311
+        self._log = self._dispatcher.log
+        self._fleet = self._dispatcher.fleet
+        self._waiting = self._dispatcher.waiting
+        self._counts = self._dispatcher.counts
+
+    # What the API asks.
 
     def instance_of(self, request_id: str) -> str | None:
         """Return the instance that serves a request; None while it is held or unknown."""
@@ -56,25 +81,25 @@ class Router:
 
     def held(self, model: str) -> int:
         """Return how many requests for a model wait for an instance."""
-        return sum(entry.request.model == model for entry in self._held.values())
+        return self._waiting.count(model)
 
     def generate(self, request: GenerationRequest, sink: TokenSink) -> None:
         """Route a request; raises `RequestError` where it is refused."""
+        self._dispatcher.release(request.model)  # who came before goes before
         if request.id in self._log:
             raise InvalidRequest(f"request {request.id} is already being answered")
-        entry = Entry(request, sink)
-        self._log[request.id] = entry
-        try:
-            self._place(entry)
-        except BaseException:
-            self._forget(request.id)
-            raise
+        self._counts.requests += 1
+        number = self._counts.requests
+        self._dispatcher.admit(Entry(request, sink, number, self._clock.now()))
 
     def abort(self, request_id: str) -> None:
         """Stop a generation; its sink is not called any more. Unknown ids are ignored."""
-        entry = self._forget(request_id)
-        if entry is not None and entry.instance in self._instances:
-            self._instances[entry.instance].abort(request_id)
+        entry = self._dispatcher.forget(request_id)
+        seat = None if entry is None else self._fleet.get(entry.instance)
+        if entry is not None and seat is not None:
+            seat.port.abort(request_id, entry.attempt)
+
+    # What instances tell.
 
     def on_tokens(self, events: Sequence[TokenEvent]) -> None:
         """Log what one step produced and push it; events of former attempts are dropped."""
@@ -82,124 +107,140 @@ class Router:
             entry = self._log.get(event.request_id)
             if entry is None or event.attempt != entry.attempt:
                 continue
-            entry.tokens += event.tokens
-            if entry.attempt:
+            if entry.attempt and entry.tokens:
                 event.cached_tokens = 0  # of a prompt that the client did not send
                 event.queued_s = None
+            entry.tokens += event.tokens
             entry.sink.push(event)
             if event.finish is not None:
-                self._forget(event.request_id)  # not before: a sink may ask who has served it
+                self._end(entry)  # not before: a sink may ask who has served it
 
-    def on_lost(self, request_ids: Sequence[str], reason: str) -> None:
-        """Take back requests that ended at their instance without an answer."""
-        for request_id in request_ids:
-            entry = self._log.get(request_id)
+    def on_lost(self, losses: Sequence[Loss], reason: str, *, planned: bool = False) -> None:
+        """Take back requests that ended at their instance without an answer.
+
+        A `planned` loss is nobody's failure: only the others are limited by `max_attempts`.
+        """
+        for loss in losses:
+            entry = self._present(loss.request_id, loss.attempt)
             if entry is not None:
-                self._retry(entry, reason)
+                self._lost(entry, reason, planned=planned and entry.moves < MAX_MOVES)
+
+    def on_declined(self, request_id: str, attempt: int, error: RequestError) -> None:
+        """Take back a request that its instance does not want after all: ask the next one.
+
+        When nobody wants it, a new request gets the kindest refusal; one that had been admitted
+        waits. An error that is the request's own fault ends it.
+        """
+        entry = self._present(request_id, attempt)
+        if entry is None:
+            return
+        refusal = as_refusal(error)
+        if refusal is None:
+            self._dispatcher.fail(entry, error)
+            return
+        log.info("request_declined id=%s instance=%s", request_id, entry.instance)
+        self._counts.declined += 1
+        seat = self._fleet.get(entry.instance)
+        if seat is not None:
+            seat.cooling_until = self._clock.now() + COOLING_S
+        entry.round.refused(entry.instance, refusal)
+        entry.round.declines += 1
+        self._dispatcher.place_again(entry)
+
+    # Which instances there are.
 
     def instance_up(self, port: InstancePort) -> None:
-        """Route to an instance from now on, first what has been held."""
-        self._instances[port.instance] = port
-        self._given_up.pop(port.model, None)
-        self._release()
+        """Route to an instance from now on, first what has been held.
 
-    def instance_down(self, instance: str, reason: str) -> None:
-        """Route to an instance no more; what it had goes elsewhere."""
-        self._instances.pop(instance, None)
-        self.on_lost([i for i, e in self._log.items() if e.instance == instance], reason)
+        A port that replaces another under the same id has nothing of what the other one had.
+        """
+        known = self._fleet.get(port.instance)
+        if known is None or known.port is not port:
+            self.instance_down(port.instance, "the instance has begun anew")
+            self._fleet.add(port)
+        self._dispatcher.hope(port.model)
+        self._dispatcher.release(port.model)
+
+    def instance_changed(self, instance: str) -> None:
+        """Look at who waits: an instance may have room again, or be open again."""
+        seat = self._fleet.get(instance)
+        if seat is not None:
+            self._dispatcher.release(seat.port.model)
+
+    def instance_down(self, instance: str, reason: str, *, planned: bool = False) -> None:
+        """Route to an instance no more; what it had goes elsewhere. Unknown ids are ignored."""
+        if self._fleet.remove(instance) is None:
+            return
+        losses = [Loss(i, e.attempt) for i, e in self._log.items() if e.instance == instance]
+        self.on_lost(losses, reason, planned=planned)
 
     def give_up(self, model: str, reason: str) -> None:
         """Answer what waits for a model, and what will ask for it, until an instance is up."""
-        self._given_up[model] = reason
-        for entry in [e for e in self._held.values() if e.request.model == model]:
-            if self._is_held(entry):
-                self._fail(entry, _unavailable(reason))
+        self._dispatcher.give_up(model, reason)
 
     def tick(self) -> None:
-        """Place what is held where that has become possible, and give up what waits too long."""
-        self._release()
-        limit = self._clock.now() - self._hold_timeout_s
-        for entry in [e for e in self._held.values() if e.held_since <= limit]:
-            if self._is_held(entry):
-                self._fail(entry, _unavailable("no instance became ready in time"))
+        """Give up what waits too long, and place what is held where that has become possible.
 
-    def _place(self, entry: Entry) -> None:
-        """Submit to the best instance that takes it, or hold. Raises the kindest refusal."""
-        request = entry.resubmission()
-        refusal: Overloaded | Unavailable | None = None
-        for port in rank([p for p in self._instances.values() if p.model == request.model]):
-            entry.instance = port.instance
-            try:
-                port.submit(request)
-            except (Overloaded, Unavailable) as error:
-                entry.instance = ""
-                refusal = kinder(refusal, error)
-            else:
-                if entry.instance:  # it may have been lost again and held meanwhile
-                    self._held.pop(request.id, None)
-                return
-        if refusal is not None:
-            raise refusal
-        if not self._is_held(entry):
-            self._hold(entry)
+        In this order: what is on its way to be declined again does not wait at the moment.
+        """
+        self._dispatcher.expire(self._clock.now() - self._hold_timeout_s)
+        for model in self._waiting.models():
+            self._dispatcher.release(model)
 
-    def _hold(self, entry: Entry) -> None:
-        """Let a new request wait; raises Unavailable where that is hopeless or too many do."""
-        model = entry.request.model
-        if model in self._given_up:
-            raise _unavailable(self._given_up[model])
-        if self.held(model) >= self._max_held:
-            raise _unavailable("no instance is ready, and too many wait")
-        self._wait(entry)
+    # What operators ask.
 
-    def _wait(self, entry: Entry) -> None:
-        entry.held_since = self._clock.now()
-        self._held[entry.request.id] = entry
+    def requests(self, now: float) -> list[RequestFacts]:
+        """Return all requests under way, in the order in which they came."""
+        return [entry.facts(self._node, now) for entry in self._log.values()]
 
-    def _is_held(self, entry: Entry) -> bool:
-        return self._held.get(entry.request.id) is entry
+    def statistics(self) -> RouterStatistics:
+        """Return the present figures."""
+        return RouterStatistics(
+            active=len(self._log),
+            held={model: self._waiting.count(model) for model in self._waiting.models()},
+            instances=len(self._fleet),
+            prefixes=self._dispatcher.placing.prefixes,
+            sessions=self._dispatcher.placing.sessions,
+            counts=self._counts.copy(),
+        )
 
-    def _release(self) -> None:
-        """Place what is held, the oldest first, as far as there is room."""
-        full: set[str] = set()
-        for entry in list(self._held.values()):
-            model = entry.request.model
-            if model in full or not self._is_held(entry):
-                continue  # a failure before it may have ended this one, too
-            try:
-                self._place(entry)
-            except (Overloaded, Unavailable):
-                full.add(model)  # stays held; `tick` bounds how long
-            except RequestError as error:
-                self._fail(entry, error)
+    def check_integrity(self) -> None:
+        """Raise AssertionError if the books contradict themselves. Not during a call."""
+        check_books(self._log, self._waiting, self._fleet)
+        for entry in self._log.values():
+            assert entry.failures < self._max_attempts
+            assert entry.moves <= MAX_MOVES
 
-    def _retry(self, entry: Entry, reason: str) -> None:
-        entry.attempt += 1
-        entry.instance = ""
-        request_id = entry.request.id
-        log.warning("request_lost id=%s attempt=%d reason=%s", request_id, entry.attempt, reason)
-        if entry.attempt >= self._max_attempts:
-            text = f"generation was tried {entry.attempt} times, and its worker failed each time"
-            self._fail(entry, GenerationFailed(text))
+    def _lost(self, entry: Entry, reason: str, *, planned: bool) -> None:
+        entry.admitted, entry.held_since = True, None
+        if planned:
+            entry.moves += 1
+            self._counts.moved += 1
+            entry.round = Round(tried={entry.instance})
+            log.info("request_moves id=%s reason=%s", entry.request.id, reason)
+        else:
+            entry.failures += 1
+            self._counts.lost += 1
+            entry.round = Round(avoided=entry.instance)
+            template = "request_lost id=%s failures=%d reason=%s"
+            log.warning(template, entry.request.id, entry.failures, reason)
+        if entry.failures < self._max_attempts:
+            self._dispatcher.place_again(entry)
             return
-        try:
-            self._place(entry)
-        except (Overloaded, Unavailable) as error:
-            if entry.request.model in self._given_up:
-                self._fail(entry, error)
-            else:
-                self._wait(entry)  # it was admitted once: no refusal now
-        except RequestError as error:
-            self._fail(entry, error)
+        text = f"generation was tried {entry.failures} times, and its worker failed each time"
+        self._dispatcher.fail(entry, GenerationFailed(text))
 
-    def _fail(self, entry: Entry, error: RequestError) -> None:
-        self._forget(entry.request.id)
-        entry.sink.fail(error)
+    def _present(self, request_id: str, attempt: int) -> Entry | None:
+        """Return a request whose present attempt this is, and that is at an instance."""
+        entry = self._log.get(request_id)
+        if entry is None or entry.attempt != attempt or not entry.instance:
+            return None
+        return entry
 
-    def _forget(self, request_id: str) -> Entry | None:
-        self._held.pop(request_id, None)
-        return self._log.pop(request_id, None)
-
-
-def _unavailable(reason: str) -> Unavailable:
-    return Unavailable(reason, retry_after_s=RETRY_AFTER_S)
+    def _end(self, entry: Entry) -> None:
+        """Close the books on an answered request, which its sink may have done already."""
+        seat = self._fleet.get(entry.instance)
+        if seat is not None:
+            self._dispatcher.placing.finished(entry, seat)
+        if self._log.get(entry.request.id) is entry:
+            self._dispatcher.forget(entry.request.id)

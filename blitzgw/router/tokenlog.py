@@ -6,22 +6,59 @@ from dataclasses import dataclass, field, replace
 
 from blitzgw.core.ports import TokenSink
 from blitzgw.core.request import GenerationRequest
+from blitzgw.core.view import RequestFacts
+from blitzgw.router.refusal import Refusal, kinder
 
 
 @dataclass(slots=True)
+class Round:
+    """One search for an instance: who has refused, and the kindest refusal so far.
+
+    `avoided` is where the request has just been lost: it is asked last. `declines` counts refusals
+    that took the way there and back.
+    """
+
+    tried: set[str] = field(default_factory=set)
+    refusal: Refusal | None = None
+    declines: int = 0
+    avoided: str = ""
+
+    def refused(self, instance: str, refusal: Refusal) -> None:
+        """Note an instance's refusal."""
+        self.tried.add(instance)
+        self.refusal = kinder(self.refusal, refusal)
+
+
+@dataclass(slots=True, eq=False)
 class Entry:
     """One request: as it came, the tokens generated so far, and where it is now.
 
-    `instance` is empty while the request is held; `held_since` is then the time from which its
-    patience counts.
+    `number` tells who came first. `attempt` rises whenever an instance gives the request back, so
+    that what it still says can be told apart; only `failures` count against it, and `moves` are
+    those that nobody is to blame for. `instance` is empty while the request is held; `held_since`
+    is the time from which its patience counts, None where it begins anew. `admitted`: it has been
+    held or lost, and is not turned away any more.
     """
 
     request: GenerationRequest
     sink: TokenSink
+    number: int
+    since_s: float
     tokens: list[int] = field(default_factory=list)
     attempt: int = 0
+    failures: int = 0
+    moves: int = 0
     instance: str = ""
-    held_since: float = 0.0
+    admitted: bool = False
+    held_since: float | None = None
+    round: Round = field(default_factory=Round)
+    prefixes: list[int] | None = None
+    """Names of the prompt's prefixes; None until asked for."""
+
+    @property
+    def displaced(self) -> bool:
+        """Whether it had been placed before it was held: it goes before new ones."""
+        return bool(self.failures or self.moves)
 
     def resubmission(self) -> GenerationRequest:
         """Return the request for the present attempt: prompt and all tokens so far."""
@@ -31,4 +68,19 @@ class Entry:
             self.request,
             tokens=(*self.request.tokens, *self.tokens),
             attempt=self.attempt,
+        )
+
+    def facts(self, ingress: str, now: float) -> RequestFacts:
+        """Return what an operator may see of it."""
+        request = self.request
+        return RequestFacts(
+            id=request.id,
+            model=request.model,
+            ingress=ingress,
+            instance=self.instance,
+            attempt=self.attempt,
+            prompt_tokens=request.prompt_length,
+            output_tokens=len(self.tokens),
+            max_tokens=request.sampling.max_tokens,
+            age_s=now - self.since_s,
         )

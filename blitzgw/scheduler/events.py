@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blitzgw.core.messages import StepFailed
+from blitzgw.core.peer import Loss
 from blitzgw.core.request import GenerationRequest, TokenEvent
 from blitzgw.core.step import KvGeometry, Step, StepResult
 from blitzgw.errors import RequestError
@@ -54,9 +55,10 @@ class RequestArrived:
 
 @dataclass(frozen=True, slots=True)
 class RequestAborted:
-    """Nobody wants a request's tokens any more. Unknown ids are ignored."""
+    """Nobody wants an attempt's tokens any more. Unknown ids and other attempts are ignored."""
 
     request_id: str
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class EmitTokens:
 class Lose:
     """Tell the router that these requests have ended here without an answer: it may retry them."""
 
-    request_ids: tuple[str, ...]
+    losses: tuple[Loss, ...]
     reason: str
 
 

@@ -13,6 +13,8 @@ from itertools import repeat
 from typing import Any
 
 from blitzgw.core.messages import StepFailed
+from blitzgw.core.peer import Loss
+from blitzgw.core.ports import Outlook
 from blitzgw.core.request import FinishReason, GenerationRequest, TokenEvent
 from blitzgw.core.step import BLOCK_TOKENS, StepResult
 from blitzgw.errors import InvalidRequest, Overloaded, RequestError, Unavailable
@@ -91,10 +93,12 @@ class Scheduler:
         told = self._handlers[type(event)](event, now)
         return self._planner.fill(now) + told
 
-    def queued_tokens(self, instance: str) -> int:
-        """Return the tokens that wait or are not yet computed at an instance; 0 if it is gone."""
+    def outlook(self, instance: str) -> Outlook:
+        """Return how busy an instance is; one that is gone is not open."""
         lane = self._planner.lanes.get(instance)
-        return lane.queued_tokens() if lane is not None else 0
+        if lane is None:
+            return Outlook(0, open=False)
+        return Outlook(lane.queued_tokens(), lane.pace.prefill_tokens_per_s)
 
     def statistics(self) -> SchedulerStatistics:
         """Return the present figures."""
@@ -168,7 +172,7 @@ class Scheduler:
 
     def _on_aborted(self, event: RequestAborted, _now: float) -> list[Effect]:
         seq = self._requests.get(event.request_id)
-        if seq is not None:
+        if seq is not None and seq.attempt == event.attempt:
             self._end(seq)
         return []
 
@@ -243,7 +247,8 @@ class Scheduler:
     def _lose(self, sequences: list[Sequence], reason: str) -> list[Effect]:
         for seq in sequences:
             self._end(seq)
-        return [Lose(tuple(seq.id for seq in sequences), reason)] if sequences else []
+        losses = tuple(Loss(seq.id, seq.attempt) for seq in sequences)
+        return [Lose(losses, reason)] if losses else []
 
     # Instances.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from blitzgw.core.clock import Clock
 from blitzgw.core.messages import StepFailed
-from blitzgw.core.ports import StepPort, TokenPort
+from blitzgw.core.ports import Ingress, Outlook, StepPort
 from blitzgw.core.request import GenerationRequest
 from blitzgw.core.step import StepResult
 from blitzgw.scheduler.events import (
@@ -26,30 +27,21 @@ from blitzgw.scheduler.events import (
 )
 from blitzgw.scheduler.scheduler import Scheduler, SchedulerStatistics
 
-OnLost = Callable[[Sequence[str], str], None]
-"""Takes the ids of requests that ended here without an answer, and the reason."""
-
 
 class SchedulerShell:
-    """A scheduler with its worker and its router attached. Call it from the event loop only.
+    """A scheduler with its worker and its ingress attached. Call it from the event loop only.
 
     Every method returns at once. Steps are posted before anybody is told anything, so a listener
     may call back in.
     """
 
     def __init__(
-        self,
-        scheduler: Scheduler,
-        clock: Clock,
-        steps: StepPort,
-        tokens: TokenPort,
-        on_lost: OnLost,
+        self, scheduler: Scheduler, clock: Clock, steps: StepPort, ingress: Ingress
     ) -> None:
         self._scheduler = scheduler
         self._clock = clock
         self._steps = steps
-        self._tokens = tokens
-        self._on_lost = on_lost
+        self._ingress = ingress
         self._performers: dict[type, Callable[[Any], None]] = {
             RunStep: self._run_step,
             EmitTokens: self._emit_tokens,
@@ -76,9 +68,9 @@ class SchedulerShell:
         """
         self._tell(RequestArrived(instance, request))
 
-    def abort(self, request_id: str) -> None:
-        """Stop a request; unknown ids are ignored."""
-        self._tell(RequestAborted(request_id))
+    def abort(self, request_id: str, attempt: int) -> None:
+        """Stop an attempt; unknown ids and other attempts are ignored."""
+        self._tell(RequestAborted(request_id, attempt))
 
     def on_result(self, result: StepResult) -> None:
         """Take what the worker reports of a step."""
@@ -88,9 +80,9 @@ class SchedulerShell:
         """Take the worker's report that a step raised."""
         self._tell(failed)
 
-    def queued_tokens(self, instance: str) -> int:
-        """Return the tokens that wait or are in flight at an instance."""
-        return self._scheduler.queued_tokens(instance)
+    def outlook(self, instance: str) -> Outlook:
+        """Return how busy an instance is; one that is gone is not open."""
+        return self._scheduler.outlook(instance)
 
     def statistics(self) -> SchedulerStatistics:
         """Return the scheduler's figures."""
@@ -105,10 +97,10 @@ class SchedulerShell:
         self._steps.post(effect.step)
 
     def _emit_tokens(self, effect: EmitTokens) -> None:
-        self._tokens.on_tokens(effect.events)
+        self._ingress.on_tokens(effect.events)
 
     def _lose(self, effect: Lose) -> None:
-        self._on_lost(effect.request_ids, effect.reason)
+        self._ingress.on_lost(effect.losses, effect.reason)
 
     def _refuse(self, effect: Refuse) -> None:
         raise effect.error
@@ -118,6 +110,8 @@ class LocalInstance:
     """A `core.ports.InstancePort` for an instance of this node."""
 
     def __init__(self, shell: SchedulerShell, served: ServedInstance) -> None:
+        self.open = True
+        """Whether it takes new requests; False while its node drains."""
         self._shell = shell
         self._served = served
 
@@ -131,14 +125,15 @@ class LocalInstance:
         """The name of the model that it serves."""
         return self._served.model
 
-    def queued_tokens(self) -> int:
-        """Return the tokens that wait or are in flight."""
-        return self._shell.queued_tokens(self._served.id)
+    def outlook(self) -> Outlook:
+        """Return how busy it is: as of now, and at no distance."""
+        outlook = self._shell.outlook(self._served.id)
+        return outlook if self.open else replace(outlook, open=False)
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request; raises the RequestError of a refusal."""
         self._shell.submit(self._served.id, request)
 
-    def abort(self, request_id: str) -> None:
-        """Stop a request and free what it holds; unknown ids are ignored."""
-        self._shell.abort(request_id)
+    def abort(self, request_id: str, attempt: int) -> None:
+        """Stop an attempt and free what it holds; unknown ids and other attempts are ignored."""
+        self._shell.abort(request_id, attempt)

@@ -243,7 +243,9 @@ def make_world(byte_text):
     """Start servers: `await make_world(...)`; all are stopped at the end."""
     worlds = []
 
-    async def make(limits=None, text=None, aliases=("alias",), max_model_len=4096, **kwargs):
+    async def make(
+        limits=None, text=None, aliases=("alias",), max_model_len=4096, cluster=None, **kwargs
+    ):
         generator, status = FakeGenerator(), FakeStatus()
         text = text or byte_text
         entries = [ModelEntry("m", aliases, model_spec("m", 600, max_model_len), text, 1700000000)]
@@ -254,6 +256,7 @@ def make_world(byte_text):
             status=status,
             clock=MonotonicClock(),
             limits=limits or Limits(),
+            cluster=cluster,
             draw_seed=lambda: 7,
             unix_time=lambda: 1700000001,
         )

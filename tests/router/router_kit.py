@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from blitzgw.core.peer import Loss
+from blitzgw.core.ports import Outlook
 from blitzgw.core.request import FinishReason, GenerationRequest, SamplingParams, TokenEvent
-from blitzgw.errors import Overloaded
+from blitzgw.errors import Overloaded, RequestError
 from blitzgw.router.router import Router
 
 HOLD_S = 10.0
@@ -35,13 +37,17 @@ class Instance:
         self.instance, self.model = instance, model
         self.room, self.at_once = room, at_once
         self.refusal = None
+        self.open = True
         self.router = None
         self.requests: dict[str, GenerationRequest] = {}
         self.emitted: dict[str, list[int]] = {}
         self.submitted: list[GenerationRequest] = []
 
-    def queued_tokens(self):
+    def queued(self):
         return sum(len(request.tokens) for request in self.requests.values())
+
+    def outlook(self):
+        return Outlook(self.queued(), open=self.open)
 
     def submit(self, request):
         if self.refusal is not None:
@@ -59,8 +65,9 @@ class Instance:
         while self.at_once and request.id in self.requests:
             self.router.on_tokens([self.step(request.id)])
 
-    def abort(self, request_id):
-        self.requests.pop(request_id, None)
+    def abort(self, request_id, attempt):
+        if request_id in self.requests and self.requests[request_id].attempt == attempt:
+            del self.requests[request_id]
 
     def step(self, request_id, count=1) -> TokenEvent:
         """Generate up to `count` tokens of a request, and end it where that was the last."""
@@ -75,6 +82,45 @@ class Instance:
             event.finish = FinishReason.LENGTH
             del self.requests[request_id]
         return event
+
+
+class Far(Instance):
+    """An instance of another node: it declines later, and its figures are those it told last."""
+
+    def __init__(self, instance, model="m", room=100, at_once=False):
+        super().__init__(instance, model, room, at_once)
+        self.inbox: list[GenerationRequest] = []
+        self.told = 0
+        self.told_open = True
+
+    def outlook(self):
+        return Outlook(self.told, distance_s=0.001, age_s=0.2, open=self.told_open)
+
+    def tell(self):
+        self.told, self.told_open = self.queued(), self.open
+
+    def submit(self, request):
+        assert all(request.id != other.id for other in self.inbox), "it is on its way already"
+        self.inbox.append(request)
+
+    def arrive(self, count=100):
+        """Take what has been on its way, or decline it."""
+        for _ in range(min(count, len(self.inbox))):
+            request = self.inbox.pop(0)
+            try:
+                super().submit(request)
+            except RequestError as error:
+                self.router.on_declined(request.id, request.attempt, error)
+
+    def abort(self, request_id, attempt):
+        self.inbox = [r for r in self.inbox if (r.id, r.attempt) != (request_id, attempt)]
+        super().abort(request_id, attempt)
+
+    def give_away(self):
+        """Hand everything back, as a node does that drains."""
+        losses = [Loss(r.id, r.attempt) for r in self.requests.values()]
+        self.requests.clear()
+        self.router.on_lost(losses, "drained", planned=True)
 
 
 @dataclass
@@ -136,6 +182,9 @@ class World:
     def up(self, name="a", **options):
         return self.revive(Instance(name, **options))
 
+    def far(self, name="a", **options):
+        return self.revive(Far(name, **options))
+
     def revive(self, instance):
         instance.router = self.router
         self.router.instance_up(instance)
@@ -144,6 +193,7 @@ class World:
     def down(self, instance):
         """Lose an instance as a worker is lost: what it had is gone before anybody is told."""
         instance.requests.clear()
+        getattr(instance, "inbox", []).clear()
         self.router.instance_down(instance.instance, "died")
 
     def ask(self, name=None, model="m", prompt=(1, 2, 3), max_tokens=5, **fields):

@@ -1,5 +1,8 @@
 """A router under everything at once: instances come, fill up and die, clients come and leave.
 
+Some instances are other nodes': requests are on their way there, are declined, are handed back, and
+what the router knows of them is old.
+
 Whatever happens, every request is answered once or has left, what its client got is a prefix of
 what an undisturbed run gives, and whole where it ended well.
 """
@@ -16,12 +19,15 @@ from hypothesis.stateful import (
     rule,
 )
 
-from blitzgw.errors import GenerationFailed, RequestError, Unavailable
-from tests.router.router_kit import HOLD_S, MAX_ATTEMPTS, MAX_HELD, Instance, World
+from blitzgw.core.peer import Loss
+from blitzgw.errors import GenerationFailed, Overloaded, RequestError, Unavailable
+from tests.router.router_kit import HOLD_S, MAX_ATTEMPTS, MAX_HELD, Far, Instance, World
 
 MODELS = st.sampled_from(["m", "other"])
 CALLBACKS = st.sampled_from(["none", "none", "fail", "push"])
 RARELY = st.sampled_from([False, False, False, True])
+SESSIONS = st.sampled_from(["", "", "s", "t"])
+PROMPTS = st.sampled_from([(1, 2, 3), (1,) * 70, (1,) * 200, (1,) * 64 + (2,) * 80])
 ONE = st.randoms(use_true_random=False)
 
 
@@ -36,19 +42,20 @@ class Traffic(RuleBasedStateMachine):
 
     @initialize()
     def begin(self):
-        for name, model in (("a", "m"), ("b", "m"), ("c", "other")):
-            self.up(name, model, 8, False, None)
+        for name, model, far in (("a", "m", False), ("b", "m", True), ("c", "other", False)):
+            self.up(name, model, 8, False, None, far=far)
 
     @rule(models=st.lists(MODELS, min_size=1, max_size=4), max_tokens=st.integers(1, 9),
-          choice=st.integers(0, 9), callback=CALLBACKS)  # fmt: skip
-    def ask(self, models, max_tokens, choice, callback):
+          choice=st.integers(0, 9), callback=CALLBACKS, session=SESSIONS,
+          prompt=PROMPTS)  # fmt: skip
+    def ask(self, models, callback, **fields):
         for model in models:
-            self.ask_one(model, max_tokens, choice, callback)
+            self.ask_one(model, callback, **fields)
 
-    def ask_one(self, model, max_tokens, choice, callback):
+    def ask_one(self, model, callback, **fields):
         name = f"r{len(self.world.sinks)}"
         try:
-            sink = self.world.ask(name, model, max_tokens=max_tokens, choice=choice)
+            sink = self.world.ask(name, model, **fields)
         except RequestError:
             self.world.sinks[name].gone = True
             return
@@ -71,14 +78,14 @@ class Traffic(RuleBasedStateMachine):
         if self.pending():
             self.world.leave(random.choice(self.pending()))
 
-    @precondition(lambda self: len(self.instances) < 3)
-    @rule(model=MODELS, room=st.integers(0, 8), at_once=RARELY, refuses=RARELY)
-    def another(self, model, room, at_once, refuses):
-        name = min({"a", "b", "c"} - self.instances.keys())
-        self.up(name, model, room, at_once, Unavailable("no") if refuses else None)
+    @precondition(lambda self: len(self.instances) < 5)
+    @rule(model=MODELS, room=st.integers(0, 8), at_once=RARELY, refuses=RARELY, far=st.booleans())
+    def another(self, model, room, at_once, refuses, far):
+        name = min({*"abcde"} - self.instances.keys())
+        self.up(name, model, room, at_once, Unavailable("no") if refuses else None, far=far)
 
-    def up(self, name, model, room, at_once, refusal):
-        instance = Instance(name, model, room, at_once)
+    def up(self, name, model, room, at_once, refusal, *, far):
+        instance = (Far if far else Instance)(name, model, room, at_once)
         instance.refusal = refusal
         self.instances[name] = instance
         self.world.revive(instance)
@@ -87,6 +94,39 @@ class Traffic(RuleBasedStateMachine):
     def recover(self, room):
         for instance in self.instances.values():
             instance.room, instance.refusal = room, None
+
+    def far(self):
+        return [i for i in list(self.instances.values()) if isinstance(i, Far)]
+
+    @rule(count=st.integers(1, 9))
+    def arrive(self, count):
+        """What has been on its way is there, or declined: those who are asked next hear later."""
+        for instance in self.far():
+            instance.arrive(count)
+
+    @precondition(lambda self: self.far())
+    @rule(random=ONE, refuses=st.booleans())
+    def refuse(self, random, refuses):
+        error = random.choice([Overloaded("full", retry_after_s=500), Unavailable("no")])
+        random.choice(self.far()).refusal = error if refuses else None
+
+    @precondition(lambda self: self.far())
+    @rule(random=ONE)
+    def drain(self, random):
+        """A node hands back what it has, takes no more, and says so later."""
+        instance = random.choice(self.far())
+        instance.open, instance.refusal = False, Unavailable("draining")
+        instance.give_away()
+
+    @precondition(lambda self: self.far())
+    @rule(random=ONE, opens=st.booleans())
+    def tell(self, random, opens):
+        """One of the old figures is replaced by the present one."""
+        instance = random.choice(self.far())
+        if opens:
+            instance.open, instance.refusal = True, None
+        instance.tell()
+        self.router.instance_changed(instance.instance)
 
     @precondition(lambda self: self.instances)
     @rule(random=ONE, target=stale)
@@ -122,15 +162,16 @@ class Traffic(RuleBasedStateMachine):
         """A step raises: some requests are lost, the instance lives on."""
         requests = self.instances[random.choice(sorted(self.instances))].requests
         lost = [i for i in requests if random.random() < 0.7]
+        losses = [Loss(i, requests[i].attempt) for i in lost]
         for i in lost:
             del requests[i]
-        self.router.on_lost(lost, "a step failed")
+        self.router.on_lost(losses, "a step failed")
 
     @rule(seconds=st.sampled_from([0.1, HOLD_S / 3, HOLD_S + 1]))
     def wait(self, seconds):
         self.world.wait(seconds)
         held_since = self.world.clock.now() - HOLD_S
-        assert all(e.held_since > held_since for e in self.router._held.values())
+        assert all(e.held_since > held_since for e in self.router._waiting.everybody())
 
     @precondition(lambda self: not self.instances)
     @rule(model=MODELS)
@@ -143,7 +184,8 @@ class Traffic(RuleBasedStateMachine):
         for sink in self.world.sinks.values():
             name = sink.request.id
             places = [i for i in self.instances.values() if name in i.requests]
-            held = name in self.router._held
+            places += [i for i in self.far() if any(r.id == name for r in i.inbox)]
+            held = name in {e.request.id for e in self.router._waiting.everybody()}
             assert len(places) + held == (not sink.ended), f"{name} is at {places}, held: {held}"
             if places:
                 assert self.router.instance_of(name) == places[0].instance
@@ -161,14 +203,20 @@ class Traffic(RuleBasedStateMachine):
     @invariant()
     def bounds_are_kept(self):
         for entry in self.router._log.values():
-            assert entry.attempt < MAX_ATTEMPTS
+            assert entry.failures < MAX_ATTEMPTS
         for model in ("m", "other"):
-            new = [e for e in self.router._held.values()
+            new = [e for e in self.router._waiting.everybody()
                    if e.attempt == 0 and e.request.model == model]  # fmt: skip
             assert len(new) <= MAX_HELD
         for sink in self.world.sinks.values():
             for error in sink.errors:
-                assert isinstance(error, GenerationFailed | Unavailable)
+                assert isinstance(error, GenerationFailed | Unavailable | Overloaded)
+                assert error.retry_after_s is None or 1 <= error.retry_after_s <= 120
+                assert not isinstance(error, Overloaded) or not sink.tokens
+
+    @invariant()
+    def the_books_agree(self):
+        self.router.check_integrity()
 
     def teardown(self):
         """In the end an instance of each model takes all: whoever still waits is answered."""
@@ -183,7 +231,7 @@ class Traffic(RuleBasedStateMachine):
             self.router.tick()
         assert self.pending() == []
         assert not self.router._log
-        assert not self.router._held
+        assert not self.router._waiting.everybody()
 
 
 TestTraffic = Traffic.TestCase

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from blitzgw.core.messages import StepFailed
-from blitzgw.core.ports import InstancePort
+from blitzgw.core.peer import Loss
+from blitzgw.core.ports import InstancePort, Outlook
 from blitzgw.core.request import FinishReason, GenerationRequest, SamplingParams, TokenEvent
 from blitzgw.core.step import Step, StepResult
-from blitzgw.errors import InvalidRequest, Unavailable
+from blitzgw.errors import InvalidRequest, RequestError, Unavailable
 from blitzgw.scheduler.scheduler import Scheduler
 from blitzgw.scheduler.shell import SchedulerShell
 from tests.scheduler.world import served
@@ -22,10 +24,8 @@ class Everything:
     def __init__(self):
         self.steps: list[Step] = []
         self.tokens: list[TokenEvent] = []
-        self.lost: list[tuple[tuple[str, ...], str]] = []
-        self.shell = SchedulerShell(
-            Scheduler(1000), self, self, self, lambda ids, why: self.lost.append((tuple(ids), why))
-        )
+        self.lost: list[tuple[tuple[Loss, ...], str]] = []
+        self.shell = SchedulerShell(Scheduler(1000), self, self, self)
         self.abort_on_token = False
 
     def now(self) -> float:
@@ -41,7 +41,14 @@ class Everything:
         self.tokens += events
         if self.abort_on_token:
             for event in events:
-                self.shell.abort(event.request_id)
+                self.shell.abort(event.request_id, event.attempt)
+
+    def on_lost(self, losses: Sequence[Loss], reason: str, *, planned: bool = False) -> None:
+        assert not planned
+        self.lost.append((tuple(losses), reason))
+
+    def on_declined(self, request_id: str, attempt: int, error: RequestError) -> None:
+        raise AssertionError("an instance of this node refuses when it is asked")
 
     def answer(self, step: Step) -> None:
         n_tokens = sum(row.sample for row in step.rows)
@@ -56,14 +63,14 @@ def request(name: str = "r", n_tokens: int = 10, max_tokens: int = 2) -> Generat
 def test_a_request_runs_through_the_ports():
     world = Everything()
     port: InstancePort = world.shell.add_instance(served())
-    assert (port.instance, port.model, port.queued_tokens()) == ("a", "toy", 0)
+    assert (port.instance, port.model, port.outlook()) == ("a", "toy", Outlook(0))
     port.submit(request())
-    assert port.queued_tokens() == 10
+    assert port.outlook() == Outlook(10)
     while world.steps:
         world.answer(world.steps.pop(0))
     assert [event.tokens for event in world.tokens] == [[5], [5]]
     assert world.tokens[-1].finish is FinishReason.LENGTH
-    assert port.queued_tokens() == 0
+    assert port.outlook() == Outlook(0, prefill_tokens_per_s=pytest.approx(10 / 0.01))
     assert world.shell.statistics().instances["a"].running == 0
 
 
@@ -81,7 +88,7 @@ def test_a_failed_step_is_told_to_the_router():
     world = Everything()
     world.shell.add_instance(served()).submit(request(max_tokens=30))
     world.shell.on_step_failed(StepFailed(world.steps[0].id, "a", "out of luck"))
-    assert world.lost == [(("r",), "out of luck")]
+    assert world.lost == [((Loss("r", 0),), "out of luck")]
 
 
 def test_removing_an_instance_loses_what_it_has():
@@ -90,10 +97,10 @@ def test_removing_an_instance_loses_what_it_has():
     port.submit(request("x"))
     port.submit(request("y"))
     world.shell.remove_instance("a")
-    assert world.lost == [(("x", "y"), "instance a was removed")]
+    assert world.lost == [((Loss("x", 0), Loss("y", 0)), "instance a was removed")]
     with pytest.raises(Unavailable):
         port.submit(request())
-    assert port.queued_tokens() == 0
+    assert not port.outlook().open
 
 
 def test_a_listener_may_call_back_in():
@@ -103,4 +110,14 @@ def test_a_listener_may_call_back_in():
     while world.steps:
         world.answer(world.steps.pop(0))
     assert len(world.tokens) == 1
+    assert world.shell.statistics().kv_active_bytes == 0
+
+
+def test_an_abort_of_another_attempt_is_ignored():
+    world = Everything()
+    port = world.shell.add_instance(served())
+    port.submit(replace(request(max_tokens=30), attempt=2))
+    port.abort("r", 1)
+    assert port.outlook().queued_tokens == 10
+    port.abort("r", 2)
     assert world.shell.statistics().kv_active_bytes == 0

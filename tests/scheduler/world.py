@@ -111,7 +111,7 @@ class World:
 
     def abort(self, name: str) -> None:
         self.stories[name].over = True
-        self.tell(RequestAborted(name))
+        self.tell(RequestAborted(name, self.stories[name].request.attempt))
 
     def step(self, *, fail: bool = False) -> bool:
         """Let the worker carry out one step; False when it has none."""
@@ -158,8 +158,10 @@ class World:
                 assert events
                 for event in events:
                     self._take(event)
-            case Lose(request_ids, _):
-                self._lost += request_ids
+            case Lose(losses, _):
+                for loss in losses:
+                    assert loss.attempt == self.stories[loss.request_id].request.attempt
+                    self._lost.append(loss.request_id)
             case Refuse(name, _):
                 self.refused[name] = effect
                 self.stories[name].over = True

@@ -1,0 +1,70 @@
+"""The instances that a router knows, by id and by model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from blitzgw.core.ports import InstancePort
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """An instance from its coming to its going.
+
+    `serial` is never used again: an instance that comes back under its old id has lost what was
+    cached there. Until `cooling_until` it is asked after all others, because it has declined.
+    """
+
+    port: InstancePort
+    serial: int
+    cooling_until: float = 0.0
+
+
+class Fleet:
+    """Instances come and go several times a second; finding those of a model costs nothing."""
+
+    def __init__(self) -> None:
+        self._seats: dict[str, Seat] = {}
+        self._models: dict[str, dict[str, Seat]] = {}
+        self._serials = 0
+
+    def __len__(self) -> int:
+        return len(self._seats)
+
+    def add(self, port: InstancePort) -> Seat:
+        """Take an instance in whose id is not here."""
+        self._serials += 1
+        seat = Seat(port, self._serials)
+        self._seats[port.instance] = seat
+        self._models.setdefault(port.model, {})[port.instance] = seat
+        return seat
+
+    def remove(self, instance: str) -> Seat | None:
+        """Take an instance out; None where there is no such."""
+        seat = self._seats.pop(instance, None)
+        if seat is not None:
+            model = self._models[seat.port.model]
+            del model[instance]
+            if not model:
+                del self._models[seat.port.model]
+        return seat
+
+    def get(self, instance: str) -> Seat | None:
+        """Return an instance by its id."""
+        return self._seats.get(instance)
+
+    def of(self, model: str) -> Collection[Seat]:
+        """Return the instances of a model, a live view."""
+        return self._models.get(model, {}).values()
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if the two indexes differ."""
+        by_model = {name: seat for seats in self._models.values() for name, seat in seats.items()}
+        assert by_model == self._seats
+        assert all(self._models.values())
+        for model, seats in self._models.items():
+            assert all(seat.port.model == model for seat in seats.values())
+        serials = {seat.serial for seat in self._seats.values()}
+        assert len(serials) == len(self._seats)
+        assert max(serials, default=0) <= self._serials

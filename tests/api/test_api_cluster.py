@@ -1,0 +1,230 @@
+"""The routes behind `blitzgw inspect`: shapes, order, what is not known, what nodes dispute."""
+
+import pytest
+
+from blitzgw.core.instance import DeviceKind, InstanceState
+from blitzgw.core.rumours import Status
+from blitzgw.core.view import (
+    ClusterView,
+    DeviceFacts,
+    InstanceFacts,
+    LoadFacts,
+    ModelFacts,
+    NodeFacts,
+    NodeView,
+    RequestFacts,
+)
+
+ROUTES = ("/cluster/nodes", "/cluster/instances", "/cluster/models", "/cluster/requests")
+DEVICE = DeviceFacts("cpu0", DeviceKind.CPU, "Xeon", 1 << 30, 2)
+
+
+class FakeCluster:
+    """A cluster of the nodes that a test puts in."""
+
+    def __init__(self):
+        self.nodes = []
+        self.found = []
+        self.unanswered = []
+
+    def view(self):
+        nodes = {node.boot: node for node in self.nodes}
+        return ClusterView(self.nodes[0].boot if self.nodes else "", nodes)
+
+    async def requests(self):
+        return self.found, self.unanswered
+
+
+def node(boot, name, status=Status.ALIVE, **facts):
+    """A node; its facts are given as lists."""
+    keys = {"devices": "id", "models": "name", "instances": "id", "loads": "instance"}
+    for kind, key in keys.items():
+        facts[kind] = {getattr(fact, key): fact for fact in facts.get(kind, [])}
+    return NodeView(boot, name, "10.0.0.1", 7946, status, 1_700_000_000, **facts)
+
+
+def instance(id_, state=InstanceState.SERVING, model="m", digest="d1", resident=30):
+    return InstanceFacts(id_, model, digest, "cpu0", 1, state, resident, 30)
+
+
+@pytest.fixture
+def cluster():
+    return FakeCluster()
+
+
+@pytest.fixture
+async def world(make_world, cluster):
+    return await make_world(cluster=cluster)
+
+
+async def get(world, path):
+    status, _, body = await world.get(path)
+    assert status == 200
+    return body
+
+
+async def test_a_cluster_of_none_answers_empty_lists(world):
+    for path in ROUTES:
+        name = path.rpartition("/")[2]
+        assert (await get(world, path))[name] == []
+
+
+async def test_without_a_cluster_there_are_no_such_routes(make_world):
+    world = await make_world()
+    for path in ROUTES:
+        assert (await world.get(path))[0] == 404
+
+
+async def test_routes_are_for_reading_only(world):
+    for path in ROUTES:
+        status, headers, _ = await world.post(path, {})
+        assert (status, headers["Allow"]) == (405, "GET")
+        async with world.http.head(world.url(path)) as response:
+            assert response.status == 200
+
+
+async def test_keys_are_needed_where_there_are_any(make_world, cluster):
+    world = await make_world(cluster=cluster, api_keys=["secret"])
+    for path in ROUTES:
+        assert (await world.get(path))[0] == 401
+        headers = {"Authorization": "Bearer secret"}
+        assert (await world.get(path, headers=headers))[0] == 200
+
+
+async def test_nodes_are_told_with_all_that_is_known(world, cluster):
+    now = world.services.clock.now()
+    full = node(
+        "b1",
+        "east",
+        facts=NodeFacts("east", "http://10.0.0.1:8000", True, {"blitzgw": "0.1.0"}),
+        devices=[DEVICE],
+        models=[ModelFacts("z", "d2", 3, 5), ModelFacts("m", "d1", 30, 5)],
+        instances=[instance("i1"), instance("i2", InstanceState.GONE)],
+        heard_s=now - 3.0,
+    )
+    cluster.nodes = [node("me", "self"), full, node("b2", "a", Status.SUSPECT)]
+    [a, east, own] = (await get(world, "/cluster/nodes"))["nodes"]
+    age_s = east.pop("state_age_s")
+    assert 3.0 <= age_s < 30.0
+    assert east == {
+        "name": "east",
+        "boot": "b1",
+        "status": "alive",
+        "http": "http://10.0.0.1:8000",
+        "address": "10.0.0.1:7946",
+        "draining": True,
+        "devices": [
+            {"id": "cpu0", "kind": "cpu", "name": "Xeon", "memory_bytes": 1 << 30, "claim": 2}
+        ],
+        "models": ["m", "z"],
+        "instances": 1,
+        "started": 1_700_000_000,
+        "software": {"blitzgw": "0.1.0"},
+    }
+    assert (a["name"], a["status"], a["http"], a["draining"]) == ("a", "suspect", None, None)
+    assert (own["name"], own["state_age_s"]) == ("self", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "address"),
+    [("::1", 1, "[::1]:1"), ("10.0.0.1", 1, "10.0.0.1:1"), ("", 0, None)],
+)
+async def test_addresses_are_told_as_they_can_be_joined(world, cluster, host, port, address):
+    cluster.nodes = [NodeView("me", "self", host, port, Status.ALIVE, 0)]
+    assert (await get(world, "/cluster/nodes"))["nodes"][0]["address"] == address
+
+
+async def test_instances_are_sorted_and_have_loads_where_these_are_known(world, cluster):
+    load = LoadFacts("i2", 3, 4, 500, 0.25, 2000.0, 0.02)
+    cluster.nodes = [
+        node("me", "b", instances=[instance("i2"), instance("i1")], loads=[load]),
+        node("b1", "a", instances=[instance("i4", InstanceState.LOADING, resident=12)]),
+        node("b2", "c", instances=[instance("i0", model="a")]),
+        node("b3", "dead", Status.DEAD, instances=[instance("i5")]),
+        node("b4", "left", Status.LEFT, instances=[instance("i6")]),
+    ]
+    instances = (await get(world, "/cluster/instances"))["instances"]
+    assert [item["id"] for item in instances] == ["i0", "i4", "i1", "i2"]
+    assert instances[3] == {
+        "id": "i2",
+        "model": "m",
+        "digest": "d1",
+        "node": "b",
+        "device": "cpu0",
+        "role": "both",
+        "state": "serving",
+        "layers_resident": 30,
+        "layers_total": 30,
+        "running": 3,
+        "waiting": 4,
+        "queued_tokens": 500,
+        "kv_usage": 0.25,
+        "prefill_tokens_per_s": 2000.0,
+        "decode_step_s": 0.02,
+        "load_age_s": 0.0,
+    }
+    loading = instances[1]
+    assert (loading["state"], loading["layers_resident"]) == ("loading", 12)
+    assert (loading["running"], loading["kv_usage"], loading["load_age_s"]) == (None, None, None)
+
+
+async def test_models_are_counted_over_nodes(world, cluster):
+    cluster.nodes = [
+        node(
+            "me",
+            "b",
+            models=[ModelFacts("m", "d1", 30, 7, ("x",), host_copy=True)],
+            instances=[instance("i1"), instance("i2", InstanceState.LOADING)],
+        ),
+        node("b1", "a", models=[ModelFacts("m", "d1", 30, 6, ("w", "x"), host_copy=True)]),
+        node("b2", "c", instances=[instance("i3")]),
+        node("b3", "d", Status.DEAD, models=[ModelFacts("m", "d1", 30, 1)],
+             instances=[instance("i4")]),
+    ]  # fmt: skip
+    [model] = (await get(world, "/cluster/models"))["models"]
+    assert model == {
+        "name": "m",
+        "aliases": ["w", "x"],
+        "digest": "d1",
+        "layers": 30,
+        "since": 6,
+        "nodes": ["a", "b"],
+        "instances": {"loading": 1, "serving": 2},
+        "host_copies": 2,
+        "conflict": False,
+        "prevails": True,
+    }
+
+
+async def test_a_name_that_nodes_define_differently_is_told_as_such(world, cluster):
+    cluster.nodes = [
+        node("me", "a", models=[ModelFacts("m", "d2", 30, 7), ModelFacts("n", "d5", 1, 0)],
+             instances=[instance("i1", digest="d2")]),
+        node("b1", "b", models=[ModelFacts("m", "d3", 30, 5)]),
+        node("b2", "c", models=[ModelFacts("m", "d1", 30, 7)]),
+    ]  # fmt: skip
+    models = (await get(world, "/cluster/models"))["models"]
+    told = [(m["name"], m["digest"], m["nodes"], m["conflict"], m["prevails"]) for m in models]
+    assert told == [
+        ("m", "d3", ["b"], True, True),
+        ("m", "d1", ["c"], True, False),
+        ("m", "d2", ["a"], True, False),
+        ("n", "d5", ["a"], False, True),
+    ]
+    assert [m["instances"] for m in models] == [{}, {}, {"serving": 1}, {}]
+
+
+async def test_requests_are_told_oldest_first_and_who_did_not_answer(world, cluster):
+    cluster.nodes = [node("me", "a")]
+    cluster.found = [
+        RequestFacts("r1", "m", "me", "i1", 1, 10, 2, 16, 0.5),
+        RequestFacts("r2", "m", "b9", "", 2, 10, 0, 16, 1.5),
+    ]
+    cluster.unanswered = ["z", "c"]
+    body = await get(world, "/cluster/requests")
+    assert [(r["id"], r["ingress"], r["instance"]) for r in body["requests"]] == [
+        ("r2", "b9", None),
+        ("r1", "a", "i1"),
+    ]
+    assert body["requests"][1]["output_tokens"] == 2
+    assert body["unanswered"] == ["c", "z"]
