@@ -72,6 +72,7 @@ Count = Annotated[int, Meta(ge=1, le=1 << 31, description="a whole number, 1 or 
 Natural = Annotated[int, Meta(ge=0, le=1 << 31, description="a whole number, 0 or more")]
 Seconds = Annotated[float, Meta(ge=0, le=DAY_S, description="a number of seconds, 0 to 86400")]
 Port = Annotated[int, Meta(ge=0, le=65535, description="a port, 0 to 65535 (0: any free one)")]
+Interval = Annotated[float, Meta(ge=0.01, le=60, description="a number of seconds, 0.01 to 60")]
 Factor = Annotated[float, Meta(gt=0, le=1000, description="a factor above 0, up to 1000")]
 Size = Annotated[
     int,
@@ -132,8 +133,19 @@ class HttpConfig:
 
 @dataclass(frozen=True, slots=True)
 class ClusterConfig:
-    """What happens to requests when workers die or have not started."""
+    """The control plane: where peers are, and what happens to requests when instances are lost.
 
+    The cluster's keys are in `Config.cluster_keys`; without any, a node is a cluster of one. After
+    `load`, `join` holds HOST:PORT or [IPv6]:PORT. An empty `advertise` is settled when the node
+    starts, because it may depend on the route to a seed.
+    """
+
+    host: Name = "127.0.0.1"
+    port: Port = 0
+    advertise: OptionalName = ""
+    join: Names = ()
+    key_file: OptionalPath = ""
+    probe_interval_s: Interval = 0.25
     max_attempts: Count = 3
     hold_timeout_s: Seconds = 60.0
 
@@ -172,7 +184,11 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything that a node is told. `warnings` are for the operator, one sentence each."""
+    """Everything that a node is told. `warnings` are for the operator, one sentence each.
+
+    `cluster_keys` are none, one or two: they seal what goes between nodes, the first one what is
+    sent, any what is received.
+    """
 
     node: NodeConfig = NodeConfig()
     http: HttpConfig = HttpConfig()
@@ -180,3 +196,4 @@ class Config:
     devices: tuple[DeviceSpec, ...] = (DeviceSpec("cpu0", DeviceKind.CPU),)
     models: tuple[ModelConfig, ...] = (ModelConfig("smollm2-135m", devices=("cpu0",)),)
     warnings: tuple[str, ...] = ()
+    cluster_keys: tuple[str, ...] = field(default=(), repr=False)

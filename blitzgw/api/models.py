@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 from blitzgw.api.text import TextModel
 from blitzgw.core.instance import ModelSpec
-from blitzgw.errors import InvalidRequest, UnknownModel
+from blitzgw.errors import InvalidRequest, Unavailable, UnknownModel
 
 ANY = "*"
 """An alias that stands for every name that no other model has."""
 
 ECHOED_CHARS = 100
 """How much of an unknown name an error repeats."""
+
+COMING_S = 1.0
+"""What a client is told to wait for a model whose tokenizer is on its way: it takes less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +31,18 @@ class ModelEntry:
 
 
 class ModelTable:
-    """Finds models by name or alias; a name never becomes a path."""
+    """Finds models by name or alias; a name never becomes a path.
 
-    def __init__(self, entries: Iterable[ModelEntry]) -> None:
+    `coming` are names that the cluster serves and this node cannot tokenise for yet.
+    """
+
+    def __init__(self, entries: Iterable[ModelEntry] = ()) -> None:
+        self.replace(entries)
+
+    def replace(self, entries: Iterable[ModelEntry], coming: Iterable[str] = ()) -> None:
+        """Answer for these models from now on."""
         self.entries = tuple(entries)
+        self._coming = frozenset(coming)
         self._by_name: dict[str, ModelEntry] = {}
         for entry in self.entries:
             for name in (entry.name, *entry.aliases):
@@ -39,10 +50,16 @@ class ModelTable:
         self._any = self._by_name.pop(ANY, None)
 
     def lookup(self, name: str | None) -> ModelEntry:
-        """Return a model; raises UnknownModel, or InvalidRequest where a name is needed."""
+        """Return a model; raises UnknownModel, Unavailable for one that is on its way.
+
+        InvalidRequest where a name is needed.
+        """
         if name is None:
             return self._default()
-        entry = self._by_name.get(name, self._any)
+        entry = self._by_name.get(name)
+        if entry is None and name in self._coming:
+            raise Unavailable(f"the model `{name}` is being fetched", retry_after_s=COMING_S)
+        entry = entry or self._any
         if entry is None:
             known = ", ".join(sorted(entry.name for entry in self.entries)) or "none"
             raise UnknownModel(

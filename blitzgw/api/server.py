@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from blitzgw.api.auth import Keyring
+from blitzgw.api.cluster import ClusterInfo
 from blitzgw.api.completions import Completions
 from blitzgw.api.connection import ConnectionServer
 from blitzgw.api.exchange import Exchange, check_head, open_exchange
@@ -98,18 +99,19 @@ class HttpServer:
     async def stop(
         self, grace_s: float = 30.0, *, enough: Callable[[], bool] = lambda: False
     ) -> None:
-        """Listen no more, let requests finish for `grace_s`, end the rest with an error.
+        """Let requests finish for `grace_s`, listen no more, end the rest with an error.
 
-        Looked at now and then, `enough` cuts the grace short.
+        Who still connects meanwhile is answered, `/ready` with 503. Looked at now and then,
+        `enough` cuts the grace short.
         """
         self.drain()
         if self._runner is None or self._site is None:
             return
-        await self._site.stop()
         clock = self._services.clock
         deadline = clock.now() + grace_s
         while self._completions.active and clock.now() < deadline and not enough():
             await clock.sleep(POLL_S)
+        await self._site.stop()
         self._completions.fail_all("this node is shutting down")
         await self._runner.cleanup()
         self._runner = self._site = None
@@ -128,6 +130,12 @@ class HttpServer:
         self.add_route("GET", "/version", info.version)
         self.add_route("GET", "/ping", info.health)
         self.add_route("POST", "/ping", info.health)
+        if self._services.cluster is not None:
+            cluster = ClusterInfo(self._services.cluster, self._services.clock)
+            self.add_route("GET", "/cluster/nodes", cluster.nodes)
+            self.add_route("GET", "/cluster/instances", cluster.instances)
+            self.add_route("GET", "/cluster/models", cluster.models)
+            self.add_route("GET", "/cluster/requests", cluster.requests)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request, come what may."""

@@ -10,9 +10,12 @@ from datetime import UTC, datetime
 from blitzgw.api.limits import Limits
 from blitzgw.api.metrics import Metrics
 from blitzgw.api.models import ModelTable
-from blitzgw.api.status import StatusPort
+from blitzgw.api.status import ClusterPort, StatusPort
 from blitzgw.core.clock import Clock
 from blitzgw.core.ports import Generator
+
+VERSION = "0.1.0"
+"""What /version and peers are told; the same as in pyproject.toml."""
 
 
 def draw_seed() -> int:
@@ -27,7 +30,7 @@ def unix_time() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The node as the API's handlers see it."""
+    """The node as the API's handlers see it; without `cluster` nothing is at /cluster/…."""
 
     node: str
     models: ModelTable
@@ -36,6 +39,7 @@ class Services:
     clock: Clock
     metrics: Metrics = field(default_factory=Metrics)
     limits: Limits = field(default_factory=Limits)
-    version: str = "0.1.0"
+    cluster: ClusterPort | None = None
+    version: str = VERSION
     draw_seed: Callable[[], int] = draw_seed
     unix_time: Callable[[], int] = unix_time

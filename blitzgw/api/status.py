@@ -1,9 +1,11 @@
-"""What the API asks the rest of the node about its state. `node.py` implements `StatusPort`."""
+"""What the API asks the rest of the node about its state. `node.py` implements the ports."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
+
+from blitzgw.core.view import ClusterView, RequestFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +58,16 @@ class StatusPort(Protocol):
 
     def served_by(self, request_id: str) -> Served | None:
         """Tell who serves a running request, once that is known."""
+
+
+class ClusterPort(Protocol):
+    """The cluster as this node sees it."""
+
+    def view(self) -> ClusterView:
+        """Return the present picture; cheap, does not block."""
+
+    async def requests(self) -> tuple[list[RequestFacts], list[str]]:
+        """Ask every living node for its requests, for a bounded time.
+
+        Returns them, and the names of the nodes that did not answer.
+        """

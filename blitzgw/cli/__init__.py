@@ -1,1 +1,1 @@
-"""The face for operators: `blitzgw run`, `check-config`, `models`."""
+"""The face for operators: `blitzgw run`, `inspect`, `check-config`, `models`, `simulate`."""

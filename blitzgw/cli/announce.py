@@ -42,28 +42,29 @@ def main(arguments: list[str]) -> int:
 
 
 def curl_command(config: Config) -> str:
-    """Return a command line that asks the first model something and streams the answer."""
+    """Return a command line that asks the first model something and streams the answer.
+
+    A node without models of its own is asked which ones there are.
+    """
+    host, port = reachable_host(config), config.http.port
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    key = ['-H "Authorization: Bearer $BLITZGW_API_KEY"'] if config.http.api_keys else []
+    if not config.models:
+        return " \\\n    ".join([f"curl {url}/models", *key])
     body = {
         "model": config.models[0].name,
         "messages": [{"role": "user", "content": "What is the capital of France?"}],
         "max_tokens": 64,
         "stream": True,
     }
-    host, port = _reachable_host(config), config.http.port
-    name = f"[{host}]" if ":" in host else host
-    lines = [
-        f"curl -N http://{name}:{port}/v1/chat/completions",
-        "-H 'Content-Type: application/json'",
-    ]
-    if config.http.api_keys:
-        lines.append('-H "Authorization: Bearer $BLITZGW_API_KEY"')
     quoted = json.dumps(body).replace("'", "'\\''")
+    lines = [f"curl -N {url}/chat/completions", "-H 'Content-Type: application/json'", *key]
     return " \\\n    ".join([*lines, f"-d '{quoted}'"])
 
 
 def _wait_ready(pid: int, config: Config) -> bool:
     """Wait until /ready answers 200; False when the process has ended before."""
-    address = (_reachable_host(config), config.http.port)
+    address = (reachable_host(config), config.http.port)
     if _is_ready(*address):
         time.sleep(GRACE_S)  # somebody else's server, unless ours was very quick
     while _is_running(pid):
@@ -73,7 +74,8 @@ def _wait_ready(pid: int, config: Config) -> bool:
     return False
 
 
-def _reachable_host(config: Config) -> str:
+def reachable_host(config: Config) -> str:
+    """Return the address at which clients of this machine reach the API."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.http.host, config.http.host)  # noqa: S104
 
 

@@ -46,6 +46,7 @@ def _facts(config: Config) -> dict[str, Any]:
 
     facts = asdict(config)
     facts["http"]["api_keys"] = len(config.http.api_keys)
+    facts["cluster"]["keys"] = len(facts.pop("cluster_keys"))
     return facts
 
 
@@ -56,7 +57,7 @@ def _table(facts: dict[str, Any]) -> str:
         parts.append(f"{section}\n{columns(rows, indent=2)}")
     for section in ("devices", "models"):
         tables = facts[section]
-        rows = [list(tables[0])]
+        rows = [list(table) for table in tables[:1]] or [["none"]]
         rows += [[_shown(key, value) for key, value in table.items()] for table in tables]
         parts.append(f"{section}\n{columns(rows, indent=2)}")
     return "\n\n".join(parts)

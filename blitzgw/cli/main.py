@@ -16,8 +16,10 @@ from collections.abc import Sequence
 import click
 
 from blitzgw.cli.check import check_config
+from blitzgw.cli.inspect import inspect
 from blitzgw.cli.models import models
 from blitzgw.cli.serve import run
+from blitzgw.cli.simulate import simulate
 from blitzgw.errors import BlitzError, ConfigError
 
 EXIT_FAILED = 1
@@ -55,8 +57,10 @@ def cli() -> None:
 
 
 cli.add_command(run)
+cli.add_command(inspect)
 cli.add_command(check_config)
 cli.add_command(models)
+cli.add_command(simulate)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,3 +91,7 @@ def _fail(code: int, *lines: str) -> int:
 def _discard_output() -> None:
     """Let the interpreter flush into nothing at its end, instead of into the closed pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

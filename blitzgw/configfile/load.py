@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from blitzgw.config import ClusterConfig, Config, DeviceEntry, HttpConfig, ModelConfig, NodeConfig
+from blitzgw.configfile.cluster import is_loopback, resolve_cluster
+from blitzgw.configfile.keys import read_cluster_keys, with_api_key_file
 from blitzgw.configfile.resolve import resolve_devices, resolve_models
 from blitzgw.configfile.tables import Mistakes, check_names, read_array, read_table, read_toml
 from blitzgw.core.instance import DeviceKind, DeviceSpec
 from blitzgw.core.paths import cache_dir
 
 SECTIONS = ("node", "http", "cluster", "devices", "models")
-
-MAX_KEY_FILE_BYTES = 1 << 20
-"""Room for ten thousand keys; what is larger was named by mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +35,13 @@ def load(
     path: Path | None = None,
     options: Sequence[Option] = (),
     discover: Callable[[], list[DeviceSpec]] = list,
+    environment: Mapping[str, str] = os.environ,
 ) -> Config:
     """Read a file (None: defaults only), let options override it, and resolve what is automatic.
 
-    `discover` lists the GPUs that an automatic device stands for. Raises `ConfigError` with every
-    mistake found, each naming file and key, or the option.
+    `discover` lists the GPUs that an automatic device stands for; `environment` may hold the
+    cluster key. Raises `ConfigError` with every mistake found, each naming file and key, or the
+    option.
     """
     mistakes = Mistakes(str(path or "defaults"), {option.key: option.name for option in options})
     document = read_toml(path) if path else {}
@@ -54,13 +54,18 @@ def load(
     cluster = read_table(ClusterConfig, document.get("cluster", {}), "cluster", mistakes)
     entries = read_array(DeviceEntry, document.get("devices"), "devices", mistakes)
     models = read_array(ModelConfig, document.get("models"), "models", mistakes)
-    http, warnings = _with_key_file(http, base, mistakes)
+    http, warnings = with_api_key_file(http, base, mistakes)
+    keys, more = read_cluster_keys(cluster, base, environment, mistakes)
+    cluster, unreachable = resolve_cluster(cluster, bool(keys), mistakes)
     groups = resolve_devices(entries, discover, mistakes)
     models = resolve_models(models, groups, base, mistakes)
     mistakes.raise_if_any()
     devices = tuple({spec.id: spec for group in groups.values() for spec in group}.values())
-    warnings += _exposure(http) + _crowding(devices)
-    return Config(_resolve_node(node, base), http, cluster, devices, tuple(models), tuple(warnings))
+    warnings += more + unreachable + _exposure(http) + _crowding(devices)
+    if not keys:
+        warnings += _idle(devices, models)
+    node = _resolve_node(node, base)
+    return Config(node, http, cluster, devices, tuple(models), tuple(warnings), keys)
 
 
 def _override(document: dict[str, Any], option: Option, mistakes: Mistakes) -> None:
@@ -87,36 +92,8 @@ def _resolve_node(node: NodeConfig, base: Path) -> NodeConfig:
     return replace(node, name=name, cache_dir=str(cache.absolute()))
 
 
-def _with_key_file(
-    http: HttpConfig, base: Path, mistakes: Mistakes
-) -> tuple[HttpConfig, list[str]]:
-    """Add the keys of `api_key_file`, and warn where others can read it."""
-    if not http.api_key_file:
-        return http, []
-    path = (base / os.path.expanduser(http.api_key_file)).absolute()
-    try:
-        keys = _read_keys(path)
-        exposed = path.stat().st_mode & 0o077
-    except OSError as error:
-        reason = f"{path} cannot be read ({error.strerror}); create it with one key a line"
-        mistakes.add("http.api_key_file", reason)
-        return http, []
-    if not keys or not all(re.fullmatch("[!-~]+", key) for key in keys):
-        mistakes.add("http.api_key_file", f"{path} does not hold keys of ASCII, one a line")
-    http = replace(http, api_keys=tuple(dict.fromkeys((*http.api_keys, *keys))))
-    return http, [f"{path} can be read by others: chmod 600 it"] if exposed else []
-
-
-def _read_keys(path: Path) -> list[str]:
-    """Return the lines that are neither empty nor # comments; raises `OSError`."""
-    with path.open("rb") as file:
-        text = file.read(MAX_KEY_FILE_BYTES).decode("utf-8", "replace")
-    lines = (line.strip() for line in text.split("\n"))
-    return [line for line in lines if line and not line.startswith("#")]
-
-
 def _exposure(http: HttpConfig) -> list[str]:
-    if http.api_keys or _is_loopback(http.host):
+    if http.api_keys or is_loopback(http.host):
         return []
     return [
         f"http.host is {http.host} and there are no API keys: whoever reaches port {http.port} can"
@@ -124,11 +101,14 @@ def _exposure(http: HttpConfig) -> list[str]:
     ]
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _idle(devices: Sequence[DeviceSpec], models: Sequence[ModelConfig]) -> list[str]:
+    """Warn of a node that neither computes nor has anybody to pass requests on to."""
+    missing = [name for name, items in (("models", models), ("devices", devices)) if not items]
+    return [
+        f"there are no {name}, and no cluster key: this node can serve nothing, neither by itself"
+        " nor through others"
+        for name in missing
+    ]
 
 
 def _crowding(devices: Sequence[DeviceSpec]) -> list[str]:

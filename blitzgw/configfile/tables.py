@@ -39,11 +39,14 @@ class Mistakes:
         self.problems: list[str] = []
         self._keys: list[str] = []
 
-    def add(self, key: str, text: str) -> None:
-        """Note a mistake at `key`: what is wrong and what would be right."""
+    def add(self, key: str, text: str, source: str | None = None) -> None:
+        """Note a mistake at `key`: what is wrong and what would be right.
+
+        `source` names where the value came from, if neither file nor option.
+        """
         keys = [at for at in self.options if _within(key, at)]
         option = self.options[max(keys, key=len)] if keys else None
-        self.problems.append(f"{option or f'{self.source}: {key}'}: {text}")
+        self.problems.append(f"{source or option or f'{self.source}: {key}'}: {text}")
         self._keys.append(key)
 
     def under(self, key: str) -> bool:
@@ -90,11 +93,15 @@ def read_table(kind: type[T], table: object, key: str, mistakes: Mistakes) -> T:
 
 
 def read_array(kind: type[T], tables: object, key: str, mistakes: Mistakes) -> list[T]:
-    """Turn an array of tables into dataclasses; an array that was left out is one of defaults."""
+    """Turn an array of tables into dataclasses.
+
+    An array that was left out is one table of defaults; an empty one is empty.
+    """
     if tables is None:
         return [kind()]
-    if not isinstance(tables, list) or not tables:
-        mistakes.add(key, f"write it as one or more [[{key}]], or leave it out for the default")
+    if not isinstance(tables, list):
+        text = f"write it as one or more [[{key}]], as {key} = [] for none"
+        mistakes.add(key, f"{text}, or leave it out for the default")
         return [kind()]
     return [read_table(kind, table, f"{key}[{i}]", mistakes) for i, table in enumerate(tables)]
 

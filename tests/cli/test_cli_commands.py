@@ -1,6 +1,7 @@
 """Commands in this process, through click's runner and through `main`."""
 
 import json
+import os
 import sys
 import types
 
@@ -12,7 +13,7 @@ from blitzgw.cli.announce import curl_command
 from blitzgw.cli.main import cli, main
 from blitzgw.cli.output import ProgressLine, columns, size
 from blitzgw.cli.serve import KEYS, run
-from blitzgw.config import Config, HttpConfig, ModelConfig
+from blitzgw.config import ClusterConfig, Config, HttpConfig, ModelConfig
 from blitzgw.errors import CheckpointError, ConfigError
 from blitzgw.weights import cache
 
@@ -21,7 +22,8 @@ from blitzgw.weights import cache
 def environment(monkeypatch, tmp_path):
     """Give each test a cache and a working folder of its own, and no GPUs."""
     monkeypatch.setenv("BLITZGW_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("BLITZGW_API_KEY", raising=False)
+    for name in ("BLITZGW_API_KEY", "BLITZGW_CLUSTER_KEY"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("blitzgw.worker.discovery.discover", list)
     monkeypatch.chdir(tmp_path)
 
@@ -43,7 +45,19 @@ def served(monkeypatch):
     return configs
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["check-config"], ["models"], ["models", "add"]])
+COMMANDS = [
+    [],
+    ["run"],
+    ["check-config"],
+    ["models"],
+    ["models", "add"],
+    ["inspect"],
+    *(["inspect", what] for what in ("nodes", "instances", "models", "requests")),
+    ["simulate"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(command):
     result = CliRunner().invoke(cli, [*command, "--help"])
     assert result.exit_code == 0
@@ -107,6 +121,7 @@ def test_run_understands_the_options_of_vllm(served):
 def test_every_option_has_its_key():
     options = {parameter.name for parameter in run.params}
     rest = {"model", "model_option", "config_file", "served_model_name", "device"}
+    rest |= {"local_nodes", "part_of"}
     assert options == KEYS.keys() | rest
 
 
@@ -121,6 +136,36 @@ def test_keys_come_from_the_environment_too(served, monkeypatch):
     monkeypatch.setenv("BLITZGW_API_KEY", "one two")
     assert main(["run"]) == 0
     assert served[0].http.api_keys == ("one", "two")
+
+
+def test_run_joins_a_cluster(served, tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "node.toml").write_text("[cluster]\nport = 1\n")
+    (tmp_path / "a.key").write_text("k" * 32)
+    (tmp_path / "a.key").chmod(0o600)
+    words = "--config sub/node.toml --name east --join a --join [::1]:2 --cluster-key-file a.key"
+    words += " --cluster-host 0.0.0.0 --cluster-port 7946 --cluster-advertise 10.0.0.1"
+    assert main(["run", *words.split()]) == 0
+    [config] = served
+    assert config.node.name == "east"
+    assert config.cluster_keys == ("k" * 32,)
+    assert config.cluster == ClusterConfig(
+        "0.0.0.0", 7946, "10.0.0.1", ("a:7946", "[::1]:2"), str(tmp_path / "a.key")
+    )
+
+
+def test_the_cluster_key_comes_from_the_environment_and_does_not_stay_there(served, monkeypatch):
+    monkeypatch.setenv("BLITZGW_CLUSTER_KEY", "k" * 32)
+    assert main(["run", "--join", "127.0.0.1:1"]) == 0
+    assert served[0].cluster_keys == ("k" * 32,)
+    assert "BLITZGW_CLUSTER_KEY" not in os.environ
+
+
+def test_joining_without_a_key_is_a_mistake(served, capsys):
+    assert main(["run", "--join", "a:1", "--cluster-host", "0.0.0.0"]) == 2
+    err = capsys.readouterr().err
+    assert "blitzgw: --join: needs a key that all nodes share (openssl rand -hex 32" in err
+    assert "blitzgw: --cluster-host: 0.0.0.0 can be reached by others" in err
 
 
 def test_options_override_the_file(served, tmp_path):
@@ -171,6 +216,23 @@ def test_check_config_prints_what_a_file_comes_to(capsys, tmp_path):
     assert facts["models"][0]["devices"] == ["cpu0"]
     assert facts["http"]["api_keys"] == 1
     assert "secret" not in out
+
+
+def test_check_config_shows_the_cluster_and_counts_its_keys(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("BLITZGW_CLUSTER_KEY", f"{'k' * 32},{'o' * 32}")
+    text = 'devices = []\nmodels = []\n[cluster]\nport = 7946\njoin = ["127.0.0.1", "[::1]:1"]\n'
+    (tmp_path / "node.toml").write_text(text)
+    assert main(["check-config", "node.toml"]) == 0
+    out = capsys.readouterr().out
+    section = out[out.index("cluster\n") :]
+    assert "  join              127.0.0.1:7946 [::1]:1\n" in section
+    assert "  keys              2\n" in section
+    assert section.endswith("devices\n  none\n\nmodels\n  none\n")
+    assert main(["check-config", "node.toml", "--format", "json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["cluster"]["keys"], facts["models"]) == (2, [])
+    assert "kkk" not in f"{out}{facts}"
+    assert "ooo" not in f"{out}{facts}"
 
 
 def test_check_config_tells_every_mistake(capsys, tmp_path):
@@ -277,3 +339,8 @@ def test_the_curl_line_reaches_the_server():
     assert line.startswith("curl -N http://[::1]:81/v1/chat/completions")
     assert "Bearer $BLITZGW_API_KEY" in line
     assert '"model": "it\'\\\'\'s"' in line
+
+
+def test_a_node_without_models_is_asked_for_those_of_others():
+    config = Config(http=HttpConfig("0.0.0.0", 81), models=())
+    assert curl_command(config) == "curl http://127.0.0.1:81/v1/models"

@@ -1,5 +1,6 @@
 """The scripts, as far as they can be tried without installing anything."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -65,3 +66,27 @@ def test_the_license_is_the_one_that_is_declared():
     assert "Apache License" in (ROOT / "LICENSE").read_text()[:200]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["license"] == "Apache-2.0"
+
+
+def test_long_tests_are_asked_for_by_an_option_of_their_own(tmp_path):
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts/test", tmp_path / "scripts")
+    (tmp_path / "scripts/quickstart").write_text("#!/bin/sh\n")
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    for tool in ("ruff", "mypy", "lint-imports", "pytest"):
+        (tmp_path / ".venv/bin" / tool).write_text(f'#!/bin/sh\necho {tool} "$BLITZGW_LONG" "$@"\n')
+    for script in (tmp_path / "scripts/quickstart", *(tmp_path / ".venv/bin").iterdir()):
+        script.chmod(0o755)
+    for arguments, line in (
+        (["--long", "tests/cli", "-k", "a b"], "pytest 1 tests/cli -k a b"),
+        (["-x"], "pytest  -x"),
+        ([], "pytest "),
+    ):
+        result = subprocess.run(
+            [tmp_path / "scripts/test", *arguments],
+            text=True,
+            capture_output=True,
+            env={"PATH": os.environ["PATH"]},
+        )
+        assert result.returncode == 0
+        assert result.stdout.splitlines()[-1] == line

@@ -78,7 +78,7 @@ def test_five_mistakes_are_five_problems_with_key_and_remedy(write):
     ("text", "key", "remedy"),
     [
         ("[modles]", "modles", 'did you mean "models"'),
-        ("models = []", "models", "leave it out"),
+        ("models = {}", "models", "leave it out"),
         ("node = 3", "node", "write it as [node]"),
         ('[[models]]\npath="./nope"', "models[0].path", "does not exist"),
         ('[[models]]\npath="/nope.gguf"', "models[0].path", "does not exist"),

@@ -111,7 +111,14 @@ def test_secrets_are_not_part_of_messages():
     assert "sesame" not in repr(dataclasses.replace(http, api_keys=("sesame",)))
 
 
-@pytest.mark.parametrize("tables", [[], {}, "x", 3])
+def test_an_empty_array_of_tables_is_none_of_them():
+    mistakes = Mistakes("x.toml")
+    assert read_array(ModelConfig, [], "models", mistakes) == []
+    assert read_array(ModelConfig, None, "models", mistakes) == [ModelConfig()]
+    assert mistakes.problems == []
+
+
+@pytest.mark.parametrize("tables", [{}, "x", 3])
 def test_an_array_of_tables_must_be_one(tables):
     mistakes = Mistakes("x.toml")
     assert read_array(ModelConfig, tables, "models", mistakes) == [ModelConfig()]

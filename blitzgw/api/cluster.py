@@ -1,0 +1,182 @@
+"""The cluster as this node sees it, for scripts and for `blitzgw inspect`: read-only.
+
+Every answer is an object with one list, in an order that does not change from one answer to the
+next. What is not known is null. Instances and models are those of nodes that are believed to live;
+nodes are told of for as long as they are remembered.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from blitzgw.api.exchange import Exchange
+from blitzgw.api.respond import json_response
+from blitzgw.api.status import ClusterPort
+from blitzgw.core.clock import Clock
+from blitzgw.core.instance import InstanceState
+from blitzgw.core.view import ClusterView, InstanceFacts, LoadFacts, ModelFacts, NodeView
+from blitzgw.gossip.catalogue import settle
+
+
+class ClusterInfo:
+    """Handlers that tell about the cluster."""
+
+    def __init__(self, cluster: ClusterPort, clock: Clock) -> None:
+        self._cluster = cluster
+        self._clock = clock
+
+    async def nodes(self, exchange: Exchange) -> web.StreamResponse:
+        """Answer all nodes, the dead and those that have left too."""
+        view, now = self._cluster.view(), self._clock.now()
+        nodes = [_node(node, _age_s(node, view, now)) for node in _sorted(view.nodes.values())]
+        return json_response({"nodes": nodes}, exchange.headers)
+
+    async def instances(self, exchange: Exchange) -> web.StreamResponse:
+        """Answer all instances and their loads."""
+        view, now = self._cluster.view(), self._clock.now()
+        items = [
+            _instance(node, facts, _age_s(node, view, now))
+            for node in _sorted(view.living())
+            for facts in node.instances.values()
+        ]
+        items.sort(key=lambda item: (item["model"], item["node"], item["id"]))
+        return json_response({"instances": items}, exchange.headers)
+
+    async def models(self, exchange: Exchange) -> web.StreamResponse:
+        """Answer all definitions of models: several of one name where nodes do not agree."""
+        return json_response({"models": list(_models(self._cluster.view()))}, exchange.headers)
+
+    async def requests(self, exchange: Exchange) -> web.StreamResponse:
+        """Answer the requests under way, the oldest first, and which nodes did not tell theirs."""
+        found, unanswered = await self._cluster.requests()  # bounded by the port
+        names = {boot: node.name for boot, node in self._cluster.view().nodes.items()}
+        items = []
+        for facts in sorted(found, key=lambda facts: (-facts.age_s, facts.id)):
+            ingress = names.get(facts.ingress, facts.ingress)
+            items.append(asdict(facts) | {"ingress": ingress, "instance": facts.instance or None})
+        body = {"requests": items, "unanswered": sorted(unanswered)}
+        return json_response(body, exchange.headers)
+
+
+@dataclass(slots=True)
+class _Definition:
+    """What a name means to some nodes, and what there is of it."""
+
+    name: str
+    digest: str
+    layers: int
+    since_s: int
+    aliases: set[str] = field(default_factory=set)
+    nodes: list[str] = field(default_factory=list)
+    instances: Counter[str] = field(default_factory=Counter)
+    host_copies: int = 0
+
+    def add(self, node: str, facts: ModelFacts) -> None:
+        self.since_s = min(self.since_s, facts.since_s)
+        self.aliases.update(facts.aliases)
+        self.nodes.append(node)
+        self.host_copies += facts.host_copy
+
+
+def _sorted(nodes: Iterable[NodeView]) -> list[NodeView]:
+    return sorted(nodes, key=lambda node: (node.name, node.started_s, node.boot))
+
+
+def _age_s(node: NodeView, view: ClusterView, now: float) -> float:
+    """Return how old what is known of a node is; of itself a node always knows the latest."""
+    return 0.0 if node.boot == view.local else round(max(0.0, now - node.heard_s), 3)
+
+
+def _node(node: NodeView, age_s: float) -> dict[str, Any]:
+    facts = node.facts
+    there = [i for i in node.instances.values() if i.state != InstanceState.GONE]
+    return {
+        "name": node.name,
+        "boot": node.boot,
+        "status": node.status.name.lower(),
+        "http": facts.http if facts else None,
+        "address": _address(node),
+        "draining": facts.draining if facts else None,
+        "devices": [asdict(device) for _, device in sorted(node.devices.items())],
+        "models": sorted(model.name for model in node.models.values()),
+        "instances": len(there) if node.living else 0,
+        "state_age_s": age_s,
+        "started": node.started_s,
+        "software": facts.software if facts else {},
+    }
+
+
+def _address(node: NodeView) -> str | None:
+    """Return where its peers find a node; None where it has no port, as in a cluster of one."""
+    if not node.port:
+        return None
+    return f"[{node.host}]:{node.port}" if ":" in node.host else f"{node.host}:{node.port}"
+
+
+def _instance(node: NodeView, facts: InstanceFacts, age_s: float) -> dict[str, Any]:
+    load = node.loads.get(facts.id)
+    return {
+        "id": facts.id,
+        "model": facts.model,
+        "digest": facts.digest,
+        "node": node.name,
+        "device": facts.device,
+        "role": facts.role,
+        "state": facts.state,
+        "layers_resident": facts.layers_resident,
+        "layers_total": facts.layers_total,
+        **_load(load),
+        "load_age_s": None if load is None else age_s,
+    }
+
+
+def _load(load: LoadFacts | None) -> dict[str, Any]:
+    names = (
+        "running",
+        "waiting",
+        "queued_tokens",
+        "kv_usage",
+        "prefill_tokens_per_s",
+        "decode_step_s",
+    )
+    return {name: None if load is None else getattr(load, name) for name in names}
+
+
+def _models(view: ClusterView) -> Iterator[dict[str, Any]]:
+    """Yield every definition; of a name that has several, that which holds comes first."""
+    found: dict[tuple[str, str], _Definition] = {}
+    living = _sorted(view.living())
+    for node in living:
+        for facts in node.models.values():
+            key = facts.name, facts.digest
+            known = found.setdefault(key, _Definition(*key, facts.layers, facts.since_s))
+            known.add(node.name, facts)
+    for node in living:
+        for instance in node.instances.values():
+            if definition := found.get((instance.model, instance.digest)):
+                definition.instances[instance.state.value] += 1
+    settled = settle(view)
+
+    def order(definition: _Definition) -> tuple[str, bool, int, str]:
+        rival = settled[definition.name].digest != definition.digest
+        return definition.name, rival, definition.since_s, definition.digest
+
+    for definition in sorted(found.values(), key=order):
+        holding = settled[definition.name]
+        yield {
+            "name": definition.name,
+            "aliases": sorted(definition.aliases),
+            "digest": definition.digest,
+            "layers": definition.layers,
+            "since": definition.since_s,
+            "nodes": definition.nodes,
+            "instances": dict(sorted(definition.instances.items())),
+            "host_copies": definition.host_copies,
+            "conflict": bool(holding.rivals),
+            "prevails": holding.digest == definition.digest,
+        }
