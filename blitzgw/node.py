@@ -1,11 +1,11 @@
 """The composition root: builds a node from its configuration, joins the parts, starts and stops it.
 
-    api ── generate, abort ──► router ── submit, abort ──► devices
+    api ── generate, abort ──► router ── submit, abort ──► instances, here and on other nodes
         ◄─── push, fail ──────        ◄── tokens, lost ───
 
-One instance of a model on each of its devices. Workers are spawned first, because their start is
-the longest; HTTP listens long before they are warm, so that requests can wait for the models, and
-it ends before them.
+Workers are spawned first, because their start is the longest; HTTP listens long before they are
+warm, so that requests can wait for the models, and it ends before them. An end goes in this order:
+not ready any more, nothing new from peers, streams finish or move, goodbye to the cluster, out.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import asyncio
 import gc
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -26,18 +27,21 @@ import click
 import uvloop
 
 from blitzgw.api.limits import Limits
-from blitzgw.api.models import ModelEntry, ModelTable
 from blitzgw.api.server import HttpServer
-from blitzgw.api.services import Services, unix_time
+from blitzgw.api.services import Services
 from blitzgw.api.status import ModelStatus, NodeStatus, Served
-from blitzgw.api.text import TextModel
+from blitzgw.cluster import Cluster
+from blitzgw.clustermetrics import ClusterCollector
 from blitzgw.config import Config
 from blitzgw.core.clock import Clock, MonotonicClock
 from blitzgw.core.instance import InstanceState
+from blitzgw.core.view import ClusterView, Fact, LoadFacts, RequestFacts
 from blitzgw.device import DeviceRunner
 from blitzgw.errors import BlitzError
 from blitzgw.placement import Instance, LoadedModel, load_models
+from blitzgw.reporting import FAILED, ModelReport, device_facts, load_facts
 from blitzgw.router.router import Router
+from blitzgw.scheduler.shell import LocalInstance
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +51,12 @@ TICK_S = 0.25
 EXIT_INTERRUPTED = 130
 """128 + SIGINT: what a shell expects of a process that did not end in its own time."""
 
-FAILED = "failed"
-"""The state of a model none of whose instances could be loaded."""
+POLL_S = 0.05
+"""How often a draining node looks whether what it computes for others has finished."""
 
 
 class Signals:
-    """SIGTERM and ^C: the first asks for an end, `hurry` is that somebody has pressed ^C again."""
+    """SIGTERM and ^C: the first asks for an end, `hurry` is that there has been another one."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.stop = asyncio.Event()
@@ -62,79 +66,88 @@ class Signals:
 
     def _on_signal(self, number: int) -> None:
         log.info("signal name=%s", signal.Signals(number).name)
-        if self.stop.is_set() and number == signal.SIGINT:
+        if self.stop.is_set():
             self.hurry.set()
         self.stop.set()
 
 
 @dataclass(slots=True)
 class Node:
-    """One `blitzgw run`. Also the API's `StatusPort`."""
+    """One `blitzgw run`. Also the API's `StatusPort`, and the listener of its devices."""
 
     config: Config
     models: Sequence[LoadedModel]
     clock: Clock
+    boot: str = field(default_factory=lambda: secrets.token_hex(8))
     router: Router = field(init=False)
+    cluster: Cluster = field(init=False)
     devices: list[DeviceRunner] = field(init=False)
     draining: bool = False
     _hopeless: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        cluster, http = self.config.cluster, self.config.http
+        config = self.config
         self.router = Router(
             self.clock,
-            max_attempts=cluster.max_attempts,
-            hold_timeout_s=cluster.hold_timeout_s,
-            max_held=http.max_queue,
+            node=config.node.name,
+            max_attempts=config.cluster.max_attempts,
+            hold_timeout_s=config.cluster.hold_timeout_s,
+            max_held=config.http.max_queue,
         )
+        self.cluster = Cluster(config, self.boot, self.models, self.router, self.clock, self._facts)
         self.devices = [
             DeviceRunner(
+                config.node.name,
                 device,
                 [m for m in self.models if device.id in m.config.devices],
-                self.router,
+                self.cluster.network.serving,
                 self.clock,
-                self._on_failed,
-                max_queue=http.max_queue,
-                dilation=self.config.node.dilation,
+                self,
+                max_queue=config.http.max_queue,
+                dilation=config.node.dilation,
             )
-            for device in self.config.devices
+            for device in config.devices
         ]
 
     async def serve(self) -> int:
         """Serve until SIGTERM or ^C, then drain; return the exit status.
 
-        Raises BlitzError when the port is taken, when no model can be loaded, and for a failure
+        Raises BlitzError when a port is taken, when no model can be loaded, and for a failure
         that leaves nothing to go on with.
         """
         signals = Signals(asyncio.get_running_loop())
         for device in self.devices:
             device.supervisor.start()
         await asyncio.sleep(0)  # spawns the workers, whose imports take longer than all of ours
-        server = None
+        server, ticking = None, asyncio.get_running_loop().create_task(self._tick())
         try:
             server = self._server()
-            await self._listen(server)
+            port = await self._listen(server)
+            await self.cluster.open(port)
             gc.freeze()  # what is here now stays: no collection need look at it
             gc.enable()
-            await self._run_until(signals.stop)
-            self.draining = True
-            log.info("draining active=%d", server.active)
-            await server.stop(self.config.node.drain_timeout_s, enough=signals.hurry.is_set)
+            await self._run_until(signals.stop, ticking)
+            await self._drain(server, signals)
         finally:
             if server is not None:
                 await server.stop(0.0)
+            ticking.cancel()
+            await self.cluster.close()
             stops = [device.supervisor.stop() for device in self.devices]
             await asyncio.gather(*stops, return_exceptions=True)
             log.info("stopped")
         return EXIT_INTERRUPTED if signals.hurry.is_set() else 0
 
     def status(self) -> NodeStatus:
-        """Return the state of the node and of every configured model."""
-        models = tuple(self._model_status(model) for model in self.models)
-        waiting = [m.name for m in models if m.state == InstanceState.LOADING]
-        reason = "draining" if self.draining else ""
-        if not reason and not any(m.state == InstanceState.SERVING for m in models):
-            reason = f"loading {', '.join(waiting)}" if waiting else "no model could be loaded"
+        """Return the state of the node and of every model that it answers for."""
+        view = self.cluster.view()
+        report = ModelReport(self.devices, self.router)
+        loads = {model.spec.name: model.load_s for model in self.models}
+        models = tuple(
+            report.status(definition, view, loads.get(name))
+            for name, definition in self.cluster.definitions.settled.items()
+        )
+        reason = "draining" if self.draining else self._hindrance(models)
         return NodeStatus(not reason, reason, models)
 
     def served_by(self, request_id: str) -> Served | None:
@@ -142,7 +155,36 @@ class Node:
         instance = self.router.instance_of(request_id)
         return None if instance is None else Served(instance)
 
-    async def _listen(self, server: HttpServer) -> None:
+    def view(self) -> ClusterView:
+        """Return this node's picture of the cluster."""
+        return self.cluster.view()
+
+    async def requests(self) -> tuple[list[RequestFacts], list[str]]:
+        """Return the requests of the whole cluster, and the names of nodes that did not answer."""
+        return await self.cluster.requests()
+
+    def instance_up(self, port: LocalInstance, claim: int) -> None:
+        """Take an instance of a device into service; implements `DeviceListener`."""
+        self.cluster.local_up(port, claim)
+
+    def instance_down(self, instance: str, reason: str) -> None:
+        """Route around an instance that is gone; implements `DeviceListener`."""
+        self.cluster.local_down(instance, reason)
+
+    def instance_failed(self, model: str) -> None:
+        """Answer those who wait for a model that is on its way nowhere any more."""
+        if all(instance.failure for instance in self._instances(model)):
+            reason = f"model {model} could not be loaded; the node's log tells why"
+            self.cluster.local_failed(model, reason)
+        everything = (i for device in self.devices for i in device.instances.values())
+        if not self.cluster.networked and all(instance.failure for instance in everything):
+            self._hopeless.set()
+
+    def device_changed(self) -> None:
+        """Publish what has changed; implements `DeviceListener`."""
+        self.cluster.changed()
+
+    async def _listen(self, server: HttpServer) -> int:
         http = self.config.http
         try:
             port = await server.start(http.host, http.port)
@@ -150,9 +192,10 @@ class Node:
             where = f"{http.host}:{http.port}"
             raise BlitzError(f"cannot listen on {where}: {_reason(error)}") from error
         log.info("listening url=http://%s:%d node=%s", http.host, port, self.config.node.name)
+        return port
 
-    async def _run_until(self, stop: asyncio.Event) -> None:
-        """Watch the workers and the router until `stop`. Raises BlitzError as `serve` does."""
+    async def _run_until(self, stop: asyncio.Event, ticking: asyncio.Task[None]) -> None:
+        """Watch over everything until `stop`. Raises BlitzError as `serve` does."""
         loop = asyncio.get_running_loop()
         ends: list[asyncio.Task[Any]] = [
             loop.create_task(event.wait()) for event in (stop, self._hopeless)
@@ -160,10 +203,10 @@ class Node:
         work: list[asyncio.Task[None]] = [
             loop.create_task(device.supervisor.join()) for device in self.devices
         ]
-        work.append(loop.create_task(self._tick()))
+        work.append(loop.create_task(self.cluster.join()))
         try:  # unbounded on purpose: this is the node's life
-            await asyncio.wait({*ends, *work}, return_when=asyncio.FIRST_COMPLETED)
-            for task in work:
+            await asyncio.wait({*ends, *work, ticking}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (*work, ticking):
                 if task.done():
                     raise BlitzError("an internal error; see the log") from task.exception()
             if self._hopeless.is_set():
@@ -176,6 +219,24 @@ class Node:
                 task.cancel()
             await asyncio.wait({*ends, *work})  # at once
 
+    async def _drain(self, server: HttpServer, signals: Signals) -> None:
+        """Take nothing new, let streams finish, give away those of other nodes that do not."""
+        self.draining = True
+        server.drain()
+        self.cluster.drain()
+        log.info("draining active=%d for_peers=%d", server.active, self.cluster.guests())
+        grace_s = self.config.node.drain_timeout_s
+        hurry = signals.hurry.is_set
+        deadline = self.clock.now() + grace_s
+        served = asyncio.get_running_loop().create_task(server.stop(grace_s, enough=hurry))
+        try:
+            while self.cluster.guests() and self.clock.now() < deadline and not hurry():
+                await self.clock.sleep(POLL_S)
+            self.cluster.network.serving.give_away("the node is shutting down")
+            await served  # bounded by its grace
+        finally:
+            served.cancel()
+
     async def _tick(self) -> None:
         while True:
             await self.clock.sleep(TICK_S)
@@ -184,13 +245,23 @@ class Node:
             except Exception:  # the next one may do better, and running streams do not need it
                 log.exception("tick_failed")
 
-    def _on_failed(self, name: str) -> None:
-        """Answer those who wait for a model that is on its way nowhere any more."""
-        if all(instance.failure for instance in self._instances(name)):
-            reason = f"model {name} could not be loaded; the node's log tells why"
-            self.router.give_up(name, reason)
-        if all(i.failure for device in self.devices for i in device.instances.values()):
-            self._hopeless.set()
+    def _facts(self) -> tuple[list[Fact], list[LoadFacts]]:
+        """Return what this node publishes of its devices: what seldom changes, and its loads."""
+        digests = {
+            m.spec.name: self.cluster.definitions.digest_of(m.spec.name) for m in self.models
+        }
+        return device_facts(self.devices, digests), load_facts(self.devices)
+
+    def _hindrance(self, models: Sequence[ModelStatus]) -> str:
+        """Tell why no request can be answered yet; empty where one can, or can be waited for."""
+        if not models:
+            return "no model is known yet"
+        loading = [model.name for model in models if model.state == InstanceState.LOADING]
+        if all(model.state == FAILED for model in models):
+            return "no model could be loaded"
+        if all(model.state in (InstanceState.LOADING, FAILED) for model in models):
+            return f"loading {', '.join(loading)}"
+        return ""
 
     def _failures(self) -> str:
         instances = [i for device in self.devices for i in device.instances.values()]
@@ -199,26 +270,6 @@ class Node:
     def _instances(self, model: str) -> list[Instance]:
         instances = [i for device in self.devices for i in device.instances.values()]
         return [i for i in instances if i.served.model == model]
-
-    def _model_status(self, model: LoadedModel) -> ModelStatus:
-        name = model.spec.name
-        instances = self._instances(name)
-        states = [i.state for i in instances]
-        order = (InstanceState.SERVING, InstanceState.LOADING)
-        lanes = [lane for device in self.devices for lane in device.statistics(name)]
-        return ModelStatus(
-            name=name,
-            state=next((state for state in order if state in states), FAILED),
-            instances=states.count(InstanceState.SERVING),
-            layers_resident=max((i.layers_resident for i in instances), default=0),
-            layers_total=model.spec.shape.n_layers,
-            eta_s=model.load_s if InstanceState.LOADING in states else None,
-            running=sum(lane.running for lane in lanes),
-            waiting=sum(lane.waiting for lane in lanes) + self.router.held(name),
-            kv_usage=max((lane.kv_usage for lane in lanes), default=0.0),
-            kv_blocks=sum(i.served.kv.slots * i.served.kv.blocks_per_slot for i in instances),
-            preemptions=sum(lane.preemptions for lane in lanes),
-        )
 
     def _server(self) -> HttpServer:
         http = self.config.http
@@ -230,29 +281,17 @@ class Node:
         )
         services = Services(
             node=self.config.node.name,
-            models=self._table(),
+            models=self.cluster.definitions.table,
             generator=self.router,
             status=self,
             clock=self.clock,
             limits=limits,
+            cluster=self,
         )
+        collector = ClusterCollector(self.cluster.view, self.cluster.network, self.router)
+        services.metrics.registry.register(collector)
         routes = frozenset(http.public_routes)
         return HttpServer(services, api_keys=http.api_keys, public_paths=routes)
-
-    def _table(self) -> ModelTable:
-        created = unix_time()
-        return ModelTable(
-            [
-                ModelEntry(
-                    model.spec.name,
-                    model.config.aliases,
-                    model.spec,
-                    TextModel(model.text, model.spec.shape.vocab),
-                    created,
-                )
-                for model in self.models
-            ]
-        )
 
 
 def _reason(error: OSError) -> str:

@@ -49,6 +49,9 @@ class Checkpoint(Protocol):
         are read in parts.
         """
 
+    def stored(self, name: str) -> bytes:
+        """Return a tensor as the file holds it."""
+
     def close(self) -> None:
         """Close the files."""
 

@@ -86,6 +86,13 @@ class GgufFile:
         else:
             self._read(tensor, dtype, target, start)
 
+    def stored(self, name: str) -> bytes:
+        """Return a tensor as the file holds it."""
+        tensor = self._header.tensors[self._stored_name[name]]
+        data = bytearray(tensor.size_bytes)
+        self._file.read_into(tensor.offset, memoryview(data))
+        return bytes(data)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

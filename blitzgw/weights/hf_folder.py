@@ -97,6 +97,13 @@ class HfFolder:
             width = dtype.size_bytes
             convert(raw, source, dtype, target[done * width : (done + n) * width])
 
+    def stored(self, name: str) -> bytes:
+        """Return a tensor as its shard holds it."""
+        tensor = self._tensor(name)
+        data = bytearray(tensor.size_bytes)
+        tensor.file.read_into(tensor.offset, memoryview(data))
+        return bytes(data)
+
     def close(self) -> None:
         """Close all shards."""
         for file in self._files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from blitzgw.core.instance import ModelSpec
@@ -56,7 +57,21 @@ def model_spec(
             dtype=dtype or checkpoint.dtype,
             max_model_len=length,
             eos_ids=checkpoint.eos_ids,
+            weights=fingerprint(checkpoint),
         )
         return spec, checkpoint.text()
     finally:
         checkpoint.close()
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """Return a digest of the value projections of three layers, which any training changes.
+
+    They are the smallest matrices of a layer: milliseconds even for a large model. The bytes are
+    those of the file, so a checkpoint in another format is another model.
+    """
+    last = checkpoint.shape.n_layers - 1
+    digest = hashlib.blake2b(digest_size=16)
+    for layer in sorted({0, last // 2, last}):
+        digest.update(checkpoint.stored(f"layer.{layer}.v"))
+    return digest.hexdigest()

@@ -51,8 +51,9 @@ async def test_running_streams_finish(tmp_path, number):
             node.workers()
             node.signal(number)
             await asyncio.to_thread(until, lambda: "draining" in node.log())
-            with pytest.raises(OSError):  # noqa: PT011  refused or reset
-                await asyncio.to_thread(node.get, "/ready")
+            ready = await asyncio.to_thread(node.get, "/ready")
+            assert (ready.status, ready.json["reason"]) == (503, "draining")
+            assert (await asyncio.to_thread(node.get, "/health")).status == 200
             await asyncio.gather(*tasks)
         assert await asyncio.to_thread(node.end) == 0
     for answer in answers:

@@ -215,7 +215,7 @@ def test_broken_bodies_are_refused(node, body, status):
 def test_who_served_is_told(node):
     reply = node.post("/v1/completions", {"model": MODEL, "prompt": PROMPT, "max_tokens": 1})
     assert reply.headers["x-blitzgw-node"] == "test"
-    assert reply.headers["x-blitzgw-instance"] == f"{MODEL}@cpu0"
+    assert reply.headers["x-blitzgw-instance"] == f"{MODEL}@test/cpu0"
 
 
 def test_the_gateway_stays_small(api, node, plain):

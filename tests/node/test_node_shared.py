@@ -39,7 +39,7 @@ def test_all_names_are_listed(node):
 
 def test_aliases_answer(node):
     assert text(node, "gpt-4o") == text(node, "chat") == text(node, MODEL)
-    for name, instance in [("chat", f"{MODEL}@p0"), ("anything", "other@p0")]:
+    for name, instance in [("chat", f"{MODEL}@test/p0"), ("anything", "other@test/p0")]:
         reply = node.post("/v1/completions", completion("Hello", model=name))
         assert reply.headers["x-blitzgw-instance"] == instance
 
@@ -84,7 +84,7 @@ async def test_two_devices_share_the_work_and_stand_in_for_each_other(tmp_path):
         asked = [completion(f"Tale {i}", 100, ignore_eos=True) for i in range(8)]
         whole = await stream_all(node.url, asked)
         used = set(re.findall(r"instance_ready instance=(\S+)", node.log()))
-        assert used == {f"{MODEL}@p0", f"{MODEL}@p1"}
+        assert used == {f"{MODEL}@test/p0", f"{MODEL}@test/p1"}
         async with client() as session:
             tasks = [asyncio.ensure_future(stream(session, node.url, body)) for body in asked]
             await asyncio.sleep(0.2)
