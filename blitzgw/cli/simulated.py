@@ -84,7 +84,9 @@ def print_report(report: Report) -> None:
     _add_quantiles(figures, f"{deaths}: first detection", report.first_detection)
     _add_quantiles(figures, f"{deaths}: known to all", report.known_to_all)
     cut = f"{report.partition_minority} cut off"
-    figures.add_row(f"{cut}: both sides know", "", "", _seconds(report.partition_s))
+    noticed = f"{report.partition_noticed:.1%} of beliefs"
+    apart = noticed if report.partition_s is None else _seconds(report.partition_s)
+    figures.add_row(f"{cut}: both sides know", "", "", apart)
     figures.add_row(f"{cut}, rejoined: all know all", "", "", _seconds(report.merge_s))
     console.print(figures)
 

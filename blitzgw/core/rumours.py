@@ -77,6 +77,7 @@ class Packet(NamedTuple):
     """One datagram. `digest` is of the sender's own state; `target` a boot id where one is meant.
 
     `target_host` and `target_port` tell a helper where to find the target of a PING_REQUEST.
+    `census` is equal for two nodes that believe the same members to live; 0: not told.
     """
 
     kind: PacketKind
@@ -87,6 +88,7 @@ class Packet(NamedTuple):
     target_port: int = 0
     rumours: tuple[Rumour, ...] = ()
     updates: tuple[Update, ...] = ()
+    census: int = 0
 
 
 class SyncOffer(NamedTuple):

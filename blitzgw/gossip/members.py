@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
+import zlib
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
@@ -22,6 +25,9 @@ BOOT_MAX_CHARS = 64
 
 NUMBER_MAX = 1 << 53
 """Of counts and seconds from peers: exact in every language, and safe to add up and send on."""
+
+CENSUS_MAX = (1 << 32) - 1
+"""Of a member's mark, and so of a census: 32 bits of its boot id's checksum."""
 
 LIVING: frozenset[Status] = frozenset((Status.ALIVE, Status.SUSPECT))
 """The statuses of members that are believed to run."""
@@ -43,15 +49,16 @@ class Randomness(Protocol):
 class Member:
     """One process. `since_s` is when its status last changed.
 
-    `differs` is the digest of its own state that it sent and we lack, and `held` what we held
-    then, both None while there is nothing to catch up with; `sync_at_s` and `sync_spacing_s` say
-    when it may be synced for that reason next. `told_at_s` is when it was last told of its death,
-    `turns` has a bit for each `Turns` that it is in.
+    `mark` is its part in the census. `differs` is the digest of its own state that it sent and we
+    lack, and `held` what we held then, both None while there is nothing to catch up with;
+    `sync_at_s` and `sync_spacing_s` say when it may be synced for that reason next. `told_at_s` is
+    when it was last told of its death, `turns` has a bit for each `Turns` that it is in.
     """
 
     __slots__ = (
         "differs",
         "held",
+        "mark",
         "rumour",
         "since_s",
         "suspicion",
@@ -64,6 +71,7 @@ class Member:
 
     def __init__(self, rumour: Rumour, now: float) -> None:
         self.rumour = rumour
+        self.mark = zlib.crc32(rumour.boot.encode())
         self.since_s = now
         self.suspicion: Suspicion | None = None
         self.timer: Timer | None = None
@@ -165,6 +173,8 @@ class Members:
         self.at: dict[Address, Member] = {self.me.address: self.me}
         self.counts = [0] * len(Status)
         self.counts[me.status] = 1
+        self.census = self.me.mark if self.me.living else 0
+        """The marks of all living members, by exclusive or."""
         self.to_probe = Turns(1, LIVING, rng)
         self.to_tell = Turns(2, LIVING, rng)
         self.to_retry = Turns(4, (Status.DEAD,), rng)
@@ -196,6 +206,8 @@ class Members:
         """Take in a member that was not known."""
         member = self.by_boot[rumour.boot] = Member(rumour, now)
         self.counts[rumour.status] += 1
+        if member.living:
+            self.census ^= member.mark
         self._place(member)
         return member
 
@@ -208,6 +220,8 @@ class Members:
             self.counts[old.status] -= 1
             self.counts[rumour.status] += 1
             member.since_s = now
+            if (old.status in LIVING) != member.living:
+                self.census ^= member.mark
         self._place(member)
 
     def forget(self, member: Member) -> None:
@@ -238,6 +252,8 @@ class Members:
             suspected = member.rumour.status is Status.SUSPECT
             assert (member.suspicion is not None) == suspected
         assert len(self.at) == self.n_living
+        marks = [member.mark for member in everybody if member.living]
+        assert self.census == functools.reduce(operator.xor, marks, 0)
         others = [member for member in everybody if member is not self.me]
         for turns in (self.to_probe, self.to_tell, self.to_retry):
             turns.check_integrity(others)

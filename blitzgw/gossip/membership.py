@@ -203,6 +203,7 @@ class Membership:
             self._syncs.meet(event.boot, event.address, now)
         elif sender.living:
             self._syncs.notice(sender, packet.digest, now)
+            self._syncs.compare(sender, packet.census, now)
         answer = self._packets.get(packet.kind)
         if answer is not None:
             answer(event, sender, now)

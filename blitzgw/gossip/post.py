@@ -5,7 +5,7 @@ from __future__ import annotations
 from blitzgw.core.rumours import Digest, Packet, PacketKind, Rumour, Update
 from blitzgw.gossip.events import Address, Effect, SendPacket
 from blitzgw.gossip.knobs import Knobs, retransmissions
-from blitzgw.gossip.members import Member, Members
+from blitzgw.gossip.members import CENSUS_MAX, Member, Members
 from blitzgw.gossip.rumourmill import Load, Part, RumourMill, encoded_bytes
 from blitzgw.gossip.statebook import StateBook
 from blitzgw.gossip.tally import Tally
@@ -36,7 +36,7 @@ class Post:
         self._states = states
         self._tally = tally
         most = Digest(members.me.boot, WIRE_INT_MAX, WIRE_INT_MAX)
-        bare = Packet(PacketKind.PING_REQUEST, WIRE_INT_MAX, most, "", "", 65535)
+        bare = Packet(PacketKind.PING_REQUEST, WIRE_INT_MAX, most, "", "", 65535, census=CENSUS_MAX)
         self._room_bytes = knobs.packet_bytes - len(dump(bare)) - ARRAY_HEADERS_BYTES
 
     @property
@@ -82,17 +82,19 @@ class Post:
             room = self._room_bytes - len(name.encode()) - len(host.encode())
             ((told, sent),) = self._load(room, 1, about).packed
             rumours, updates = tuple(told), tuple(sent)
-        packet = Packet(kind, seq, self._states.digest, name, host, port, rumours, updates)
+        digest, census = self._states.digest, self._members.census
+        packet = Packet(kind, seq, digest, name, host, port, rumours, updates, census)
         self._tally.sent[kind.name] += 1
         self._tally.rumours_sent += len(rumours) + len(updates)
         self.out.append(SendPacket(boot, address, packet))
 
     def gossip(self, member: Member) -> None:
         """Send a member all that is to be told, in several packets if need be."""
-        digest = self._states.digest
+        digest, census = self._states.digest, self._members.census
         packed = self._load(self._room_bytes, self._knobs.gossip_burst, None).packed
         for rumours, updates in packed:
-            packet = Packet(PacketKind.GOSSIP, 0, digest, "", "", 0, tuple(rumours), tuple(updates))
+            news = tuple(rumours), tuple(updates)
+            packet = Packet(PacketKind.GOSSIP, 0, digest, "", "", 0, *news, census)
             self._tally.rumours_sent += len(rumours) + len(updates)
             self.out.append(SendPacket(member.boot, member.address, packet))
         self._tally.sent["GOSSIP"] += len(packed)

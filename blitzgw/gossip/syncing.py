@@ -74,6 +74,9 @@ class Syncs:
         self._seeds: dict[Address, Seed] = {}
         self._stranger = ""
         self._stranger_wait_s = desk.knobs.sync_patience_s
+        self._odd_one = ""
+        self._odd_census = 0
+        self._odd_wait_s = desk.knobs.sync_patience_s
         self._turn: Timer | None = None
         self._retry: Timer | None = None
 
@@ -178,11 +181,38 @@ class Syncs:
             member.differs = None  # rumours do bring it; the next packet tells how far
         elif now < member.sync_at_s:
             self._agenda.at(member.sync_at_s, self._check, member)
+        elif self._is_syncing(member):
+            member.differs = None  # what is under way brings it
         else:
             member.differs = None
             self._begin(member.address, now)
             member.sync_at_s = now + member.sync_spacing_s
             member.sync_spacing_s = min(2 * member.sync_spacing_s, self._knobs.sync_interval_s)
+
+    def compare(self, member: Member, census: int, now: float) -> None:
+        """Take note of who believes other members to be alive than this node does.
+
+        One at a time: a sync follows if that lasts while nothing changes here, for then a rumour
+        has been missed. While syncs do not help, they come ever more rarely.
+        """
+        if census == self._members.census:
+            if self._odd_one == member.boot:
+                self._odd_one, self._odd_wait_s = "", self._knobs.sync_patience_s
+        elif census and not self._odd_one:
+            self._odd_one, self._odd_census = member.boot, self._members.census
+            self._agenda.at(now + self._odd_wait_s, self._agree, member)
+
+    def _agree(self, member: Member, now: float) -> None:
+        boot, self._odd_one = self._odd_one, ""
+        if boot != member.boot or not member.living or self._odd_census != self._members.census:
+            return
+        if self._is_syncing(member):
+            return
+        if self._begin(member.address, now):
+            self._odd_wait_s = min(2 * self._odd_wait_s, self._knobs.sync_interval_s)
+
+    def _is_syncing(self, member: Member) -> bool:
+        return any(under_way.address == member.address for under_way in self._exchanges.values())
 
     def meet(self, boot: str, address: Address, now: float) -> None:
         """Take note of a packet from a stranger; the sync comes later, for rumours may be sooner.

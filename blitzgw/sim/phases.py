@@ -28,7 +28,6 @@ START_SPREAD_S = 0.1
 JOIN_LIMIT_S = 120.0
 SPREAD_LIMIT_S = 60.0
 KILL_LIMIT_S = 120.0
-PARTITION_LIMIT_S = 120.0
 MERGE_LIMIT_S = 300.0
 """What takes longer than these has failed: its figure is None, and the next phase begins."""
 
@@ -38,6 +37,11 @@ REST_S = 2.0
 STATE_KEYS, STATE_VALUE_BYTES = 24, 256
 """The state that is published: 6 KiB in entries of a fact's size."""
 
+
+PARTITION_LIMIT_S, PARTITION_NODE_S = 120.0, 30_000.0
+"""A partition heals after the former, or earlier, when all nodes together have lived through the
+latter: a small part doubts itself first and needs minutes to bury a large one, which is much to
+compute and shows nothing more."""
 
 NEARLY_ALL = 0.999
 """Of the pairs: rumours alone reach so many, the rest waits for a sync or a packet of its own."""
@@ -148,10 +152,12 @@ class Measurement:
         self._cuts = world.network.partition(
             _addresses(minority), _addresses([p for p in processes if p.boot not in boots])
         )
-        began_s = world.now
-        apart = world.run(PARTITION_LIMIT_S, lambda: not rift.believers)
+        began_s, believers = world.now, rift.believers
+        limit_s = min(PARTITION_LIMIT_S, PARTITION_NODE_S / len(processes))
+        apart = world.run(limit_s, lambda: not rift.believers)
         watch.rift = None
         self._report.partition_minority = count
+        self._report.partition_noticed = round(1 - rift.believers / max(believers, 1), 4)
         self._report.partition_s = rounded(world.now - began_s) if apart else None
 
     def _merge(self) -> None:

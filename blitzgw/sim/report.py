@@ -34,6 +34,8 @@ class Report:
     """All figures. None: not achieved within the phase's limit.
 
     `join_s` is when all knew all, `join_999_s` when 99.9 % of all pairs did.
+    `partition_noticed` is the share of the pairs across the cut that believed each other dead when
+    it healed.
     """
 
     nodes: int
@@ -52,6 +54,7 @@ class Report:
     known_to_all: Quantiles | None = None
     partition_minority: int = 0
     partition_s: float | None = None
+    partition_noticed: float = 0.0
     merge_s: float | None = None
     false_suspicions: int = 0
     false_failures: int = 0

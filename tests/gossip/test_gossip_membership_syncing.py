@@ -262,3 +262,38 @@ def test_a_packet_that_claims_to_be_this_nodes_own_is_dropped():
     m = acquainted("a")
     assert m.handle(arrived("me", packet(PacketKind.PING, 1)), 0.0) == []
     assert m.statistics().dropped == {"packet_of_mine": 1}
+
+
+def gossip_of(boot, census):
+    return arrived(boot, packet(PacketKind.GOSSIP)._replace(census=census))
+
+
+def test_who_knows_others_is_synced_once_nothing_moves_any_more():
+    m = acquainted("a", "b")
+    begun_at_s = []
+    tell(m, rumour("c"), now=0.0)
+    m.handle(gossip_of("a", 12345), 0.0)
+    m.handle(gossip_of("b", 54321), 0.0)  # one at a time
+    while not begun_at_s:
+        now = m.deadline()
+        assert now < 1.0, "no sync"
+        begun_at_s += [(now, start.address) for start in syncs(m.handle(e.TimePassed(), now))]
+    [(when, whom)] = begun_at_s
+    assert whom == address("a")
+    assert when == pytest.approx(KNOBS.sync_patience_s)
+
+
+def test_a_census_that_differs_while_rumours_move_is_no_reason_to_sync():
+    m = acquainted("a", "b")
+    m.handle(gossip_of("a", 12345), 0.0)
+    tell(m, rumour("c"), now=0.05)
+    assert not syncs(run_until(m, 0.5))
+
+
+def test_an_equal_census_and_one_that_is_not_told_are_no_reason_to_sync():
+    m, same = acquainted("a"), acquainted("a")
+    pings = packets(run_until(same, 0.3), PacketKind.PING)
+    assert pings[0].packet.census
+    m.handle(gossip_of("a", 0), 0.0)
+    m.handle(gossip_of("a", pings[0].packet.census), 0.0)
+    assert not syncs(run_until(m, 0.5))

@@ -33,6 +33,7 @@ def test_every_phase_gets_somewhere(report: Report) -> None:
     assert report.first_suspicion.max_s < report.first_detection.max_s
     assert report.first_detection.max_s <= report.known_to_all.max_s < 15.0
     assert report.partition_s is not None
+    assert report.partition_noticed == 1.0
     assert report.merge_s is not None
 
 
