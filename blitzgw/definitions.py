@@ -23,7 +23,7 @@ from blitzgw.core.clock import Clock
 from blitzgw.core.instance import ModelSpec
 from blitzgw.core.model import TextSpec
 from blitzgw.core.view import ClusterView, ModelFacts
-from blitzgw.errors import BlitzError
+from blitzgw.errors import BlitzError, ProtocolError
 from blitzgw.gossip.catalogue import Definition, settle
 from blitzgw.placement import LoadedModel
 from blitzgw.weights.base import check_shape
@@ -160,7 +160,7 @@ class Definitions:
                     return
                 for boot in current.sources:
                     try:
-                        self._known[digest] = await self._fetch_known(boot, digest)
+                        self._known[digest] = await self._fetch_known(boot, definition)
                     except BlitzError as error:
                         log.warning(
                             "model_not_fetched name=%s boot=%s error=%s",
@@ -175,9 +175,12 @@ class Definitions:
         finally:
             del self._fetching[digest]
 
-    async def _fetch_known(self, boot: str, digest: str) -> Known:
+    async def _fetch_known(self, boot: str, definition: Definition) -> Known:
+        digest = definition.digest
         card = decode_card(await self._fetch(boot, f"card/{digest}", CARD_BYTES))
         check_shape(f"card {digest:.12}", card.shape)
+        if card.name != definition.name:
+            raise ProtocolError(f"card {digest:.12} is of another model")
         path = content_path(card.tokenizer)
         loop = asyncio.get_running_loop()
         if not await loop.run_in_executor(None, Path.is_file, path):

@@ -256,6 +256,9 @@ class Node:
         """Tell why no request can be answered yet; empty where one can, or can be waited for."""
         if not models:
             return "no model is known yet"
+        coming = self.cluster.definitions.table.coming
+        if all(model.name in coming for model in models):
+            return f"fetching {', '.join(sorted(coming))}"
         loading = [model.name for model in models if model.state == InstanceState.LOADING]
         if all(model.state == FAILED for model in models):
             return "no model could be loaded"

@@ -60,7 +60,7 @@ class Completions:
         rejections = services.metrics.rejections
         try:
             body = decode(await read_body(exchange.request, services.limits), kind)
-            entry = services.models.lookup(body.model)
+            entry = await services.models.find(body.model)
             rejections = services.metrics.model(entry.name, entry.spec.max_model_len).rejections
             if len(self._active) >= services.limits.max_active:
                 raise Overloaded("too many requests in flight", retry_after_s=1.0)

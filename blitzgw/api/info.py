@@ -84,7 +84,7 @@ class Info:
     async def tokenize(self, exchange: Exchange) -> web.StreamResponse:
         """Answer the tokens of a prompt or a conversation."""
         body = decode(await read_body(exchange.request, self._services.limits), TokenizeBody)
-        entry = self._services.models.lookup(body.model)
+        entry = await self._services.models.find(body.model)
         prompt = await tokenize_prompt(body, entry)
         answer = {
             "tokens": prompt.tokens,
@@ -96,7 +96,7 @@ class Info:
     async def detokenize(self, exchange: Exchange) -> web.StreamResponse:
         """Answer the text of tokens, special ones included."""
         body = decode(await read_body(exchange.request, self._services.limits), DetokenizeBody)
-        entry = self._services.models.lookup(body.model)
+        entry = await self._services.models.find(body.model)
         if body.tokens is None:
             raise InvalidRequest("tokens is required", param="tokens")
         for token in {min(body.tokens, default=0), max(body.tokens, default=0)}:

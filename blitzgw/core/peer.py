@@ -107,6 +107,4 @@ class Content:
     data: bytes
 
 
-PeerMessage = (
-    Submit | Declined | Tokens | Lost | Abort | LoadReport | Heartbeat | Fetch | Content
-)
+PeerMessage = Submit | Declined | Tokens | Lost | Abort | LoadReport | Heartbeat | Fetch | Content
