@@ -1,15 +1,19 @@
 """An LLM serving gateway that scales live.
 
-cli/        click: run, check-config, models              the face for operators
+cli/        click: run, inspect, simulate, check-config, models     the face for operators
 node.py     composition root: builds, joins, starts and stops everything
-device.py   a worker, its scheduler, its instances       placement.py  what a model takes there
+cluster.py  what a node publishes and sees    routes.py   which instances its router may choose from
+network.py  gossip, links, both ends of requests          definitions.py  models, own and others'
+device.py   a worker, its scheduler, its instances        placement.py  what a model takes there
 api/        OpenAI over HTTP: routes, validation, SSE, text, metrics
 worker/     the child process that drives one device, and its handle in the parent
 router/     which instance serves a request; token log and failover
 scheduler/  continuous batching and KV blocks: a decider and its thin shell
+gossip/     membership, directory, peer links: deciders and their shells
 weights/    checkpoint formats → blobs; the model cache
 engine/     torch decoder over any span of layers, sampling; the paced device
-wire.py     framing and codec between processes      config.py   what a node can be told
+sim/        a cluster in virtual time, running the production deciders
+crypto/     keys, handshake, records, datagrams           wire.py  framing and codec
 configfile/ TOML and options → config.py, all mistakes at once
-core/       the vocabulary that all of them speak    errors.py   the one tree of errors
+core/       the vocabulary that all of them speak         errors.py  the one tree of errors
 """

@@ -68,7 +68,7 @@ def _options(command: F) -> F:
 def nodes(**options: Any) -> None:
     """Show the nodes: which live, what they have, where they are.
 
-    HEARD is how long ago anything last changed there, UP how long ago it was started.
+    CHANGED is how long ago anything last changed there, UP how long ago it was started.
     """
     _show("nodes", **options)
 
@@ -79,7 +79,7 @@ def instances(**options: Any) -> None:
     """Show the instances of models on devices, and how busy they are.
 
     RUN and WAIT count requests, QUEUED tokens not yet computed; KV is the share in use, TOK/S the
-    measured speed of prefill, STEP the time of one token, AGE how long ago anything last changed
+    measured speed of prefill, STEP the time of one token, CHANGED how long ago anything did
     on that node.
     """
     _show("instances", **options)

@@ -222,7 +222,7 @@ NODES = (
     Column("HTTP", _known("http"), 1),
     Column("PEERS AT", _known("address"), 5),
     Column("UP", _uptime, 2, right=True),
-    Column("HEARD", lambda node: age(node["state_age_s"]), 4, right=True),
+    Column("CHANGED", lambda node: age(node["state_age_s"]), 7, right=True),
     Column("BOOT", _known("boot"), 6),
 )
 INSTANCES = (
@@ -237,7 +237,7 @@ INSTANCES = (
     Column("QUEUED", _count("queued_tokens"), 3, right=True),
     Column("TOK/S", _count("prefill_tokens_per_s"), 4, right=True),
     Column("STEP", _step, 2, right=True),
-    Column("AGE", lambda instance: age(instance["load_age_s"]), 5, right=True),
+    Column("CHANGED", lambda instance: age(instance["load_age_s"]), 7, right=True),
     Column("ID", _known("id"), 6),
 )
 MODELS = (

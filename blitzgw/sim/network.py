@@ -66,6 +66,11 @@ class Network:
         self._cuts: list[Cut] = []
         self._lossy: list[Lossy] = []
 
+    def calm(self) -> None:
+        """Lose and double nothing from now on, and be as quick as usual; cuts stay."""
+        self.loss = self.duplication = 0.0
+        self._floor_s, self._tail_s = LATENCY_FLOOR_S, LATENCY_TAIL_S
+
     def add(self, fault: Fault) -> Fault:
         """Begin a fault; return it as the handle that ends it."""
         if isinstance(fault, Cut):

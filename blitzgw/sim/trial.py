@@ -84,6 +84,7 @@ class Trial:
         while world.now < self.schedule.end_s and not found:
             world.run(min(LOOK_S, self.schedule.end_s - world.now))
             found = unsound(world)
+        world.network.calm()
         settled_s = None
         if not found:
             settled_s, found = self._settle()

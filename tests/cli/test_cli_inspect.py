@@ -71,7 +71,7 @@ def test_instances_show_load_and_a_bar_while_they_load():
                              "42%", "16.6ms"]  # fmt: skip
     assert "███░░░░░ 12/30" in second
     wide = drawn("instances", [instance()], width=200)
-    assert wide[0].split()[-4:] == ["TOK/S", "STEP", "AGE", "ID"]
+    assert wide[0].split()[-4:] == ["TOK/S", "STEP", "CHANGED", "ID"]
     assert "2,267" in wide[1]
 
 

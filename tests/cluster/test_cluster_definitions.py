@@ -1,4 +1,4 @@
-"""A model that only another node defines: card and tokenizer come by digest, whatever goes wrong."""
+"""A model that only another node defines: its text comes by digest, whatever goes wrong."""
 
 import asyncio
 from dataclasses import replace

@@ -103,6 +103,14 @@ def test_a_hopeless_stream_gives_up() -> None:
     assert net.round_trip(B, A) is None
 
 
+def test_a_network_calms_down() -> None:
+    net = network(loss=0.5, duplication=0.5, tail_s=1.0)
+    net.calm()
+    arrivals = [net.datagram(A, B) for _ in range(MANY)]
+    assert all(len(delays) == 1 for delays in arrivals)
+    assert sum(delay for (delay,) in arrivals) / MANY < 0.001
+
+
 def test_a_seed_gives_the_same_network() -> None:
     def run() -> list[tuple[float, ...]]:
         net = network(loss=0.2, duplication=0.2)
