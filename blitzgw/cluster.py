@@ -18,6 +18,7 @@ from blitzgw.api.services import VERSION, unix_time
 from blitzgw.config import Config
 from blitzgw.configfile.cluster import is_wildcard
 from blitzgw.core.clock import Clock
+from blitzgw.core.layout import LAYOUT_VERSION
 from blitzgw.core.rumours import Rumour, Status
 from blitzgw.core.view import (
     ClusterView,
@@ -46,6 +47,9 @@ REFRESH_S = 0.05
 GOSSIP_LOAD_S = 1.0
 """Between two publications of loads by gossip, which takes them to everybody. Who uses an instance
 hears of its load over the peer link at every refresh."""
+
+SOFTWARE = {"blitzgw": VERSION, "layout": str(LAYOUT_VERSION)}
+"""What a node tells of its own versions; those of its workers are with its devices."""
 
 REQUESTS = "requests"
 """The name of the list of a node's requests among what peers can fetch."""
@@ -249,7 +253,7 @@ class Cluster:
 
     def _publish_stable(self, facts: list[Fact]) -> None:
         present: dict[str, Fact] = {key_of(fact): fact for fact in facts}
-        present["node"] = NodeFacts(self._me.name, self._http, self._draining, {"blitzgw": VERSION})
+        present["node"] = NodeFacts(self._me.name, self._http, self._draining, SOFTWARE)
         present |= {key_of(fact): fact for fact in self.definitions.facts()}
         news = changed(self._published, present)
         if not news:

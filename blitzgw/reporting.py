@@ -36,6 +36,7 @@ def device_facts(devices: Sequence[DeviceRunner], digests: dict[str, str]) -> li
                 name=device.hardware,
                 memory_bytes=device.memory_bytes,
                 claim=device.claim,
+                software=device.software,
             )
         )
         for name, instance in device.instances.items():

@@ -75,9 +75,11 @@ class Routes:
     def follow(self, view: ClusterView) -> None:
         """Give the router the instances that there are by now, and take back those that are not."""
         wanted = self._wanted(view)
+        there = {instance for node in view.living() for instance in node.instances}
         for instance in [*self._routed]:
             if instance not in wanted:
-                self._remove(instance, "the instance is not served any more")
+                why = "the instance is not served any more"
+                self._remove(instance, why, planned=instance in there)
         for instance, (node, facts) in wanted.items():
             if node is None:
                 if instance not in self._routed:
@@ -129,9 +131,9 @@ class Routes:
         self._routed[port.instance] = port
         self._router.instance_up(port)
 
-    def _remove(self, instance: str, reason: str) -> None:
+    def _remove(self, instance: str, reason: str, *, planned: bool = False) -> None:
         port = self._routed.pop(instance, None)
         if isinstance(port, RemoteInstance):
             self._network.ingress.forget(instance)
         if port is not None:
-            self._router.instance_down(instance, reason)
+            self._router.instance_down(instance, reason, planned=planned)

@@ -16,7 +16,7 @@ from blitzgw.core.rumours import Status
 
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
-    """A process. `http` is the base URL of its API; `software` the versions peers may care about.
+    """A process. `http` is the base URL of its API; `software` the versions of its own parts.
 
     A draining node takes no new requests from others.
     """
@@ -29,13 +29,17 @@ class NodeFacts:
 
 @dataclass(frozen=True, slots=True)
 class DeviceFacts:
-    """A device. `claim` is raised by its own node whenever what it is used for begins anew."""
+    """A device. `claim` is raised by its own node whenever what it is used for begins anew.
+
+    `software` are the versions of what drives it, on which peers must agree to exchange tensors.
+    """
 
     id: str
     kind: DeviceKind
     name: str
     memory_bytes: int
     claim: int
+    software: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
