@@ -68,6 +68,7 @@ async def understand(
             priority=priority,
             tenant=exchange.tenant,
             session=session,
+            digest=entry.digest,
         )
         for position, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True))
         for copy in range(copies)

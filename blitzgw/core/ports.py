@@ -41,8 +41,8 @@ class Outlook:
 
     `queued_tokens` wait or are not yet computed; `prefill_tokens_per_s` is measured, None before
     the first measurement; `distance_s` is the time that a message takes there and back;
-    `age_s` how old the figures are, 0 for an instance of this node. One that is not `open` takes
-    nothing new.
+    `age_s` how old the figures are; both are 0 for an instance of this node, and only for such a
+    one. One that is not `open` takes nothing new, a `reluctant` one only what nobody else takes.
     """
 
     queued_tokens: int
@@ -50,6 +50,7 @@ class Outlook:
     distance_s: float = 0.0
     age_s: float = 0.0
     open: bool = True
+    reluctant: bool = False
 
 
 class InstancePort(Protocol):

@@ -48,7 +48,8 @@ class GenerationRequest:
     the original prompt, so that penalties, `max_tokens` and noise positions survive a resubmission.
     `tenant` is who is asking (a hash of the API key, or empty): fairness is between tenants, and
     prefix reuse is salted with it. A lower `priority` goes first. Requests of one `session` had
-    better go to the same instance; empty: not known.
+    better go to the same instance; empty: not known. `digest` is that of the model's definition
+    which the prompt was tokenised for: no other one can go on with it; empty: any.
     """
 
     id: str
@@ -61,6 +62,7 @@ class GenerationRequest:
     priority: int = 0
     tenant: str = ""
     session: str = ""
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,8 @@ class LoadFacts:
     """The load of an instance. `queued_tokens` wait or are not yet computed; rates are measured.
 
     `kv_usage` is within [0, 1]; `link_bytes_per_s` what the instance's worker sends to peers.
+    `number` rises with every change that the node tells, by whatever way: of two figures the one
+    with the higher number is the newer. 0: not told.
     """
 
     instance: str
@@ -89,6 +91,7 @@ class LoadFacts:
     prefill_tokens_per_s: float | None = None
     decode_step_s: float | None = None
     link_bytes_per_s: float = 0.0
+    number: int = 0
 
 
 Fact = NodeFacts | DeviceFacts | ModelFacts | InstanceFacts | LoadFacts
@@ -131,6 +134,18 @@ class ClusterView:
         """Yield the nodes that are believed to run, this one included."""
         return (node for node in self.nodes.values() if node.living)
 
+    def namesakes(self) -> dict[str, list[NodeView]]:
+        """Return, by name, the living nodes that share one, the eldest first.
+
+        Of several at one address the youngest counts: the others have died, which is not known yet.
+        """
+        found: dict[str, dict[tuple[str, int], NodeView]] = {}
+        for node in sorted(self.living(), key=lambda node: (node.started_s, node.boot)):
+            nodes = found.setdefault(node.name, {})
+            nodes.pop((node.host, node.port), None)
+            nodes[node.host, node.port] = node
+        return {name: [*nodes.values()] for name, nodes in found.items() if len(nodes) > 1}
+
 
 @dataclass(frozen=True, slots=True)
 class RequestFacts:
@@ -145,3 +160,15 @@ class RequestFacts:
     output_tokens: int
     max_tokens: int
     age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestList:
+    """Requests of the whole cluster, the oldest first; `truncated`: there are more.
+
+    `unanswered` are the names of the nodes that did not tell theirs, sorted.
+    """
+
+    requests: tuple[RequestFacts, ...]
+    unanswered: tuple[str, ...] = ()
+    truncated: bool = False

@@ -75,8 +75,14 @@ def usual_rate(outlooks: Iterable[Outlook]) -> float:
     return sum(known) / len(known) if known else PRIOR_TOKENS_PER_S
 
 
-def assess(seats: Iterable[Seat], prompt_tokens: int, cached: Mapping[int, int]) -> list[Prospect]:
-    """Return the prospects of a prompt at those instances that are open.
+def assess(
+    seats: Iterable[Seat],
+    prompt_tokens: int,
+    cached: Mapping[int, int],
+    *,
+    reluctant: bool = False,
+) -> list[Prospect]:
+    """Return the prospects of a prompt at those instances that are open, or `reluctant`.
 
     `cached` tells, by serial, how many of its tokens are believed to be at an instance; the last
     token of a prompt is always computed.
@@ -85,7 +91,7 @@ def assess(seats: Iterable[Seat], prompt_tokens: int, cached: Mapping[int, int])
     usual = 0.0
     prospects = []
     for seat, outlook in outlooks:
-        if not outlook.open:
+        if not outlook.open or outlook.reluctant != reluctant:
             continue
         rate = outlook.prefill_tokens_per_s
         if not rate:

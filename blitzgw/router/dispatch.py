@@ -5,16 +5,21 @@ The part of the router that places; router.py tells it what has happened. Synchr
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+
 from blitzgw.core.clock import Clock
 from blitzgw.core.request import GenerationRequest
 from blitzgw.errors import Overloaded, RequestError, Unavailable
 from blitzgw.router.choice import Dice
-from blitzgw.router.fleet import Fleet, Seat
+from blitzgw.router.fleet import Fleet, Seat, same_definition
 from blitzgw.router.placing import Placing
-from blitzgw.router.refusal import bounded, unavailable
+from blitzgw.router.refusal import bounded, redefined, unavailable
 from blitzgw.router.statistics import Counts
 from blitzgw.router.tokenlog import Entry, Round
 from blitzgw.router.waiting import WaitingRoom
+
+log = logging.getLogger(__name__)
 
 MAX_DECLINES = 8
 """So many instances are asked one after the other, each a way there and back: if those that look
@@ -31,6 +36,7 @@ class Dispatcher:
         self._clock = clock
         self._max_held = max_held
         self._given_up: dict[str, str] = {}
+        self._definitions: dict[str, str] = {}
         self._releasing: set[str] = set()
         self.log: dict[str, Entry] = {}
         self.fleet = Fleet()
@@ -43,6 +49,9 @@ class Dispatcher:
 
         Let who waits go before it: `release`.
         """
+        if self.is_outdated(entry):
+            self.counts.refused += 1
+            raise redefined(entry.request.model, begun=False)
         self.log[entry.request.id] = entry
         try:
             if not self._place(entry, patient=bool(self.waiting.count(entry.request.model))):
@@ -58,25 +67,35 @@ class Dispatcher:
         have declined a moment ago. Raises RequestError where the request is at fault.
         """
         request = entry.resubmission()
-        now = self._clock.now()
-        for willing in (True, False):
-            if patient and not willing:
-                break
-            for seat in self.placing.options(entry, self._seats(entry, now, willing=willing)):
-                if entry.round.declines >= MAX_DECLINES:
-                    return False
-                if self._submit(entry, request, seat):
-                    return True
-        return False
+        candidates = self._candidates(entry, patient=patient)
+        return any(self._submit(entry, request, seat) for seat in candidates)
 
-    def _seats(self, entry: Entry, now: float, *, willing: bool) -> list[Seat]:
-        """Return who has not refused in this round; the `willing`, or those to be asked last."""
-        tried, avoided = entry.round.tried, entry.round.avoided
+    def _candidates(self, entry: Entry, *, patient: bool) -> Iterator[Seat]:
+        """Yield who is to be asked in this round, one after the other.
+
+        Last those that have failed the request or declined a moment ago, and after them the
+        reluctant ones, unless it is worth waiting for others.
+        """
+        seats, now, failed = self._seats(entry), self._clock.now(), entry.failed
+        rested = [seat for seat in seats if seat.cooling_until <= now]
+        first = [seat for seat in rested if seat.port.instance not in failed]
+        last = [seat for seat in rested if seat.port.instance in failed]
+        if not patient:
+            last += [seat for seat in seats if seat.cooling_until > now]
+        if entry.round.declines < MAX_DECLINES:
+            yield from self.placing.options(entry, first)
+            yield from self.placing.options(entry, last)
+        if not patient or len(rested) == len(seats):
+            yield from self.placing.options(entry, first, reluctant=True)
+            yield from self.placing.options(entry, last, reluctant=True)
+
+    def _seats(self, entry: Entry) -> list[Seat]:
+        """Return the seats that serve what a request is for and have not refused in this round."""
+        digest, tried = entry.request.digest, entry.round.tried
         return [
             seat
             for seat in self.fleet.of(entry.request.model)
-            if (seat.cooling_until <= now and seat.port.instance != avoided) == willing
-            and seat.port.instance not in tried
+            if seat.serves(digest) and seat.port.instance not in tried
         ]
 
     def _submit(self, entry: Entry, request: GenerationRequest, seat: Seat) -> bool:
@@ -103,7 +122,10 @@ class Dispatcher:
     def place_again(self, entry: Entry) -> None:
         """Find another place for a request that an instance has given back."""
         entry.attempt += 1
-        entry.instance = ""
+        entry.instance, entry.alive = "", False
+        if self.is_outdated(entry):
+            self.fail_outdated(entry)
+            return
         try:
             placed = self._place(entry, patient=entry.held_since is not None)
         except RequestError as error:
@@ -148,11 +170,15 @@ class Dispatcher:
         if model in self._releasing or not self.waiting.count(model):
             return
         self._releasing.add(model)
+        full: set[str] = set()  # by definition: each has instances of its own
         try:
             for entry in self.waiting.of(model):
+                digest = entry.request.digest
                 # a failure before it may have ended this one, too
-                if entry in self.waiting and not self._place_held(entry):
-                    break  # `tick` bounds how long
+                if digest in full or entry not in self.waiting:
+                    continue
+                if not self._place_held(entry):
+                    full.add(digest)  # `tick` bounds how long
         finally:
             self._releasing.discard(model)
 
@@ -175,6 +201,26 @@ class Dispatcher:
     def hope(self, model: str) -> None:
         """Hold those again who ask for a model."""
         self._given_up.pop(model, None)
+
+    def redefine(self, model: str, digest: str) -> None:
+        """Let a definition hold for a model from now on, and answer who waits for another one."""
+        if digest:
+            self._definitions[model] = digest
+        else:
+            self._definitions.pop(model, None)
+        for entry in self.waiting.of(model):
+            if entry in self.waiting and self.is_outdated(entry):
+                self.fail_outdated(entry)
+
+    def is_outdated(self, entry: Entry) -> bool:
+        """Tell whether the definition that a request was tokenised for holds no more."""
+        request = entry.request
+        return not same_definition(self._definitions.get(request.model, ""), request.digest)
+
+    def fail_outdated(self, entry: Entry) -> None:
+        """Answer a request that nobody can go on with."""
+        log.info("request_outdated id=%s model=%s", entry.request.id, entry.request.model)
+        self.fail(entry, redefined(entry.request.model, begun=bool(entry.tokens)))
 
     def expire(self, limit: float) -> None:
         """Answer who has waited since `limit` or longer."""

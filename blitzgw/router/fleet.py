@@ -13,12 +13,25 @@ class Seat:
     """An instance from its coming to its going.
 
     `serial` is never used again: an instance that comes back under its old id has lost what was
-    cached there. Until `cooling_until` it is asked after all others, because it has declined.
+    cached there. `digest` names the definition of the model that it serves; empty: not known. It
+    is `local` where it is this node's: then its end is a worker's, not that of a way to it. Until
+    `cooling_until` it is asked after all others, because it has declined.
     """
 
     port: InstancePort
     serial: int
+    digest: str = ""
+    local: bool = False
     cooling_until: float = 0.0
+
+    def serves(self, digest: str) -> bool:
+        """Tell whether it can go on with what was tokenised for a definition."""
+        return same_definition(self.digest, digest)
+
+
+def same_definition(one: str, other: str) -> bool:
+    """Tell whether two digests may be of one definition: an empty one is any."""
+    return not one or not other or one == other
 
 
 class Fleet:
@@ -32,10 +45,10 @@ class Fleet:
     def __len__(self) -> int:
         return len(self._seats)
 
-    def add(self, port: InstancePort) -> Seat:
+    def add(self, port: InstancePort, digest: str = "") -> Seat:
         """Take an instance in whose id is not here."""
         self._serials += 1
-        seat = Seat(port, self._serials)
+        seat = Seat(port, self._serials, digest, local=not port.outlook().distance_s)
         self._seats[port.instance] = seat
         self._models.setdefault(port.model, {})[port.instance] = seat
         return seat

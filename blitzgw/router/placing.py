@@ -28,11 +28,16 @@ class Placing:
         """Return how many sessions are remembered."""
         return len(self._sessions)
 
-    def options(self, entry: Entry, seats: Sequence[Seat]) -> Iterator[Seat]:
-        """Yield instances that are open, the best first: another is asked for where one refuses."""
+    def options(
+        self, entry: Entry, seats: Sequence[Seat], *, reluctant: bool = False
+    ) -> Iterator[Seat]:
+        """Yield instances that are open, the best first: another is asked for where one refuses.
+
+        Either those that take requests gladly, or the `reluctant` ones.
+        """
         n_tokens = len(entry.request.tokens) + len(entry.tokens)
         cached = self._cached(entry) if len(seats) > 1 else {}
-        prospects = assess(seats, n_tokens, cached)
+        prospects = assess(seats, n_tokens, cached, reluctant=reluctant)
         while prospects:
             chosen = choose(prospects, entry.request.session, self._dice)
             yield chosen.seat

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import math
 
-from blitzgw.errors import InvalidRequest, Overloaded, RequestError, TooLarge, Unavailable
+from blitzgw.errors import (
+    GenerationFailed,
+    InvalidRequest,
+    Overloaded,
+    RequestError,
+    TooLarge,
+    Unavailable,
+)
 
 Refusal = Overloaded | Unavailable
 """What another instance may see differently."""
@@ -46,6 +53,17 @@ def bounded(refusal: Refusal) -> Refusal:
 def unavailable(reason: str) -> Unavailable:
     """Return the refusal of a node that knows no instance for a request."""
     return Unavailable(reason, retry_after_s=RETRY_AFTER_S)
+
+
+def redefined(model: str, *, begun: bool) -> RequestError:
+    """Return what a request is told that no instance can go on with, its model being another now.
+
+    One that has `begun` has sent tokens of the former definition: it cannot begin anew.
+    """
+    text = f"the definition of model {model} has changed"
+    if begun:
+        return GenerationFailed(f"{text} while it generated")
+    return Unavailable(f"{text}; ask again", retry_after_s=RETRY_AFTER_MIN_S)
 
 
 def _hardness(error: Refusal) -> tuple[int, float]:

@@ -34,8 +34,8 @@ from blitzgw.router.tokenlog import Entry, Round
 log = logging.getLogger(__name__)
 
 MAX_MOVES = 16
-"""So often a request is given away without counting a failure: more than a rolling restart needs,
-and an end to nodes that hand it round in a circle."""
+"""So often a request moves without counting a failure: more than a rolling restart or the loss of
+a rack needs, and an end to nodes that hand it round in a circle or go down with it."""
 
 COOLING_S = 0.5
 """For so long an instance that has declined is asked last: until its figures tell that it is full,
@@ -110,6 +110,7 @@ class Router:
             if entry.attempt and entry.tokens:
                 event.cached_tokens = 0  # of a prompt that the client did not send
                 event.queued_s = None
+            entry.alive = True
             entry.tokens += event.tokens
             entry.sink.push(event)
             if event.finish is not None:
@@ -118,7 +119,8 @@ class Router:
     def on_lost(self, losses: Sequence[Loss], reason: str, *, planned: bool = False) -> None:
         """Take back requests that ended at their instance without an answer.
 
-        A `planned` loss is nobody's failure: only the others are limited by `max_attempts`.
+        A `planned` loss is nobody's failure: only the others are limited by `max_attempts`. What is
+        reported here was at a worker, which is to blame for it.
         """
         for loss in losses:
             entry = self._present(loss.request_id, loss.attempt)
@@ -149,15 +151,18 @@ class Router:
 
     # Which instances there are.
 
-    def instance_up(self, port: InstancePort) -> None:
+    def instance_up(self, port: InstancePort, digest: str = "") -> None:
         """Route to an instance from now on, first what has been held.
 
-        A port that replaces another under the same id has nothing of what the other one had.
+        `digest` names the definition of its model, and only requests for that one go there; empty:
+        any. A port that replaces another under the same id has nothing of what the other one had.
         """
         known = self._fleet.get(port.instance)
         if known is None or known.port is not port:
             self.instance_down(port.instance, "the instance has begun anew")
-            self._fleet.add(port)
+            self._fleet.add(port, digest)
+        else:
+            known.digest = digest
         self._dispatcher.hope(port.model)
         self._dispatcher.release(port.model)
 
@@ -168,15 +173,30 @@ class Router:
             self._dispatcher.release(seat.port.model)
 
     def instance_down(self, instance: str, reason: str, *, planned: bool = False) -> None:
-        """Route to an instance no more; what it had goes elsewhere. Unknown ids are ignored."""
-        if self._fleet.remove(instance) is None:
+        """Route to an instance no more; what it had goes elsewhere. Unknown ids are ignored.
+
+        What another node had and was not heard of has not failed: nodes that end together are lost
+        one after the other, and a request meets each of them. A worker of this node is to blame.
+        """
+        seat = self._fleet.remove(instance)
+        if seat is None:
             return
-        losses = [Loss(i, e.attempt) for i, e in self._log.items() if e.instance == instance]
-        self.on_lost(losses, reason, planned=planned)
+        there = [e for e in self._log.values() if e.instance == instance]
+        begun = [Loss(e.request.id, e.attempt) for e in there if e.alive or seat.local]
+        others = [Loss(e.request.id, e.attempt) for e in there if not (e.alive or seat.local)]
+        self.on_lost(begun, reason, planned=planned)
+        self.on_lost(others, reason, planned=True)
 
     def give_up(self, model: str, reason: str) -> None:
         """Answer what waits for a model, and what will ask for it, until an instance is up."""
         self._dispatcher.give_up(model, reason)
+
+    def redefined(self, model: str, digest: str) -> None:
+        """Learn which definition of a model holds from now on; empty: none that is known.
+
+        What waits for another one, asks for it or comes back later is answered with an error.
+        """
+        self._dispatcher.redefine(model, digest)
 
     def tick(self) -> None:
         """Give up what waits too long, and place what is held where that has become possible.
@@ -207,6 +227,7 @@ class Router:
     def check_integrity(self) -> None:
         """Raise AssertionError if the books contradict themselves. Not during a call."""
         check_books(self._log, self._waiting, self._fleet)
+        assert not any(self._dispatcher.is_outdated(e) for e in self._waiting.everybody())
         for entry in self._log.values():
             assert entry.failures < self._max_attempts
             assert entry.moves <= MAX_MOVES
@@ -221,7 +242,8 @@ class Router:
         else:
             entry.failures += 1
             self._counts.lost += 1
-            entry.round = Round(avoided=entry.instance)
+            entry.failed.add(entry.instance)
+            entry.round = Round()
             template = "request_lost id=%s failures=%d reason=%s"
             log.warning(template, entry.request.id, entry.failures, reason)
         if entry.failures < self._max_attempts:

@@ -10,7 +10,8 @@ class Counts:
     """Since the start: requests taken up, and what befell them on their way.
 
     `placed` counts submissions that were taken, `declined` those that came back, `refused` requests
-    that nobody took, `lost` attempts that failed, `moved` those that were given away.
+    that nobody took, `lost` attempts that failed, `moved` those that were given away or went down
+    with a node before they had begun there.
     """
 
     requests: int = 0

@@ -14,14 +14,12 @@ from blitzgw.router.refusal import Refusal, kinder
 class Round:
     """One search for an instance: who has refused, and the kindest refusal so far.
 
-    `avoided` is where the request has just been lost: it is asked last. `declines` counts refusals
-    that took the way there and back.
+    `declines` counts refusals that took the way there and back.
     """
 
     tried: set[str] = field(default_factory=set)
     refusal: Refusal | None = None
     declines: int = 0
-    avoided: str = ""
 
     def refused(self, instance: str, refusal: Refusal) -> None:
         """Note an instance's refusal."""
@@ -35,9 +33,10 @@ class Entry:
 
     `number` tells who came first. `attempt` rises whenever an instance gives the request back, so
     that what it still says can be told apart; only `failures` count against it, and `moves` are
-    those that nobody is to blame for. `instance` is empty while the request is held; `held_since`
-    is the time from which its patience counts, None where it begins anew. `admitted`: it has been
-    held or lost, and is not turned away any more.
+    those that nobody is to blame for. The present attempt is `alive` once it has been heard of;
+    instances that have `failed` it are asked last. `instance` is empty while the request is held;
+    `held_since` is the time from which its patience counts, None where it begins anew. `admitted`:
+    it has been held or lost, and is not turned away any more.
     """
 
     request: GenerationRequest
@@ -48,6 +47,8 @@ class Entry:
     attempt: int = 0
     failures: int = 0
     moves: int = 0
+    alive: bool = False
+    failed: set[str] = field(default_factory=set)
     instance: str = ""
     admitted: bool = False
     held_since: float | None = None

@@ -125,9 +125,6 @@ class Scheduler:
         objection = self._objection(lane, request)
         if objection is not None:
             return [Refuse(request.id, objection)]
-        former = self._requests.get(request.id)
-        if former is not None:
-            self._end(former)  # an attempt that its router has given up
         return self._accept(lane, request, now)
 
     def _accept(self, lane: Lane, request: GenerationRequest, now: float) -> list[Effect]:
@@ -152,8 +149,8 @@ class Scheduler:
     def _objection(self, lane: Lane, request: GenerationRequest) -> RequestError | None:
         """Return why a request cannot be taken, or None."""
         former = self._requests.get(request.id)
-        if former is not None and former.attempt >= request.attempt:
-            return InvalidRequest(f"request {request.id} is already being answered")
+        if former is not None:
+            return _conflict(former, request)
         if not request.tokens:
             return InvalidRequest("the prompt is empty", param="prompt")
         if min(request.tokens) < 0 or max(request.tokens) > MAX_TOKEN_ID:
@@ -266,6 +263,18 @@ class Scheduler:
         lost = self._lose(held, f"instance {event.instance} was removed")
         self._planner.remove(lane)
         return lost
+
+
+def _conflict(former: Sequence, request: GenerationRequest) -> RequestError:
+    """Return why a request whose id is here already is not taken.
+
+    Whoever has given an attempt up has aborted it: one that is still here is somebody's, perhaps
+    another node's, who would never hear of its end.
+    """
+    if former.attempt >= request.attempt:
+        return InvalidRequest(f"request {request.id} is already being answered")
+    text = f"attempt {former.attempt} of request {request.id} is here"
+    return Unavailable(text, retry_after_s=RETRY_AFTER_MIN_S)
 
 
 def _retry_after_s(lane: Lane) -> float:

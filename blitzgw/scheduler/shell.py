@@ -111,7 +111,8 @@ class LocalInstance:
 
     def __init__(self, shell: SchedulerShell, served: ServedInstance) -> None:
         self.open = True
-        """Whether it takes new requests; False while its node drains."""
+        """Whether it takes new requests gladly; False while its node drains: then only those of
+        this node that no other instance takes."""
         self._shell = shell
         self._served = served
 
@@ -128,7 +129,7 @@ class LocalInstance:
     def outlook(self) -> Outlook:
         """Return how busy it is: as of now, and at no distance."""
         outlook = self._shell.outlook(self._served.id)
-        return outlook if self.open else replace(outlook, open=False)
+        return outlook if self.open else replace(outlook, reluctant=True)
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request; raises the RequestError of a refusal."""

@@ -1,6 +1,7 @@
 """What the router gets from the API besides the prompt, and its late refusals as statuses."""
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 
@@ -43,6 +44,17 @@ async def test_all_choices_are_of_one_session_and_tenants_share_none(make_world,
         assert of_key == {f"{hashlib.sha256(key.encode()).hexdigest()[:16]}/s"}
         sessions += of_key
     assert len(set(sessions)) == 2
+
+
+async def test_requests_name_the_definition_that_they_were_tokenised_for(world, tools):
+    table = world.services.models
+    world.generator.script = lambda r: tools.events(r, world.ids("Hi"))
+    for digest in ("", "d1", "d2"):
+        table.replace([replace(entry, digest=digest) for entry in table.entries])
+        for path, body in PATHS:
+            await world.post(path, body | {"n": 2})
+            requests = [request for request, _ in list(world.generator.requests.values())[-2:]]
+            assert [request.digest for request in requests] == [digest, digest]
 
 
 async def test_a_user_is_no_session(world, tools):

@@ -37,7 +37,7 @@ class Instance:
         self.instance, self.model = instance, model
         self.room, self.at_once = room, at_once
         self.refusal = None
-        self.open = True
+        self.open, self.reluctant = True, False
         self.router = None
         self.requests: dict[str, GenerationRequest] = {}
         self.emitted: dict[str, list[int]] = {}
@@ -47,7 +47,7 @@ class Instance:
         return sum(len(request.tokens) for request in self.requests.values())
 
     def outlook(self):
-        return Outlook(self.queued(), open=self.open)
+        return Outlook(self.queued(), open=self.open, reluctant=self.reluctant)
 
     def submit(self, request):
         if self.refusal is not None:
@@ -106,6 +106,8 @@ class Far(Instance):
     def arrive(self, count=100):
         """Take what has been on its way, or decline it."""
         for _ in range(min(count, len(self.inbox))):
+            if not self.inbox:
+                return  # who was answered has taken others along
             request = self.inbox.pop(0)
             try:
                 super().submit(request)
@@ -185,9 +187,9 @@ class World:
     def far(self, name="a", **options):
         return self.revive(Far(name, **options))
 
-    def revive(self, instance):
+    def revive(self, instance, digest=""):
         instance.router = self.router
-        self.router.instance_up(instance)
+        self.router.instance_up(instance, digest)
         return instance
 
     def down(self, instance):

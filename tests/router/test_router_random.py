@@ -27,6 +27,7 @@ MODELS = st.sampled_from(["m", "other"])
 CALLBACKS = st.sampled_from(["none", "none", "fail", "push"])
 RARELY = st.sampled_from([False, False, False, True])
 SESSIONS = st.sampled_from(["", "", "s", "t"])
+DIGESTS = st.sampled_from(["", "d", "d", "e"])
 PROMPTS = st.sampled_from([(1, 2, 3), (1,) * 70, (1,) * 200, (1,) * 64 + (2,) * 80])
 ONE = st.randoms(use_true_random=False)
 
@@ -47,7 +48,7 @@ class Traffic(RuleBasedStateMachine):
 
     @rule(models=st.lists(MODELS, min_size=1, max_size=4), max_tokens=st.integers(1, 9),
           choice=st.integers(0, 9), callback=CALLBACKS, session=SESSIONS,
-          prompt=PROMPTS)  # fmt: skip
+          prompt=PROMPTS, digest=DIGESTS)  # fmt: skip
     def ask(self, models, callback, **fields):
         for model in models:
             self.ask_one(model, callback, **fields)
@@ -79,16 +80,28 @@ class Traffic(RuleBasedStateMachine):
             self.world.leave(random.choice(self.pending()))
 
     @precondition(lambda self: len(self.instances) < 5)
-    @rule(model=MODELS, room=st.integers(0, 8), at_once=RARELY, refuses=RARELY, far=st.booleans())
-    def another(self, model, room, at_once, refuses, far):
+    @rule(model=MODELS, room=st.integers(0, 8), at_once=RARELY, refuses=RARELY, far=st.booleans(),
+          digest=DIGESTS)  # fmt: skip
+    def another(self, model, room, at_once, refuses, far, digest):
         name = min({*"abcde"} - self.instances.keys())
-        self.up(name, model, room, at_once, Unavailable("no") if refuses else None, far=far)
+        refusal = Unavailable("no") if refuses else None
+        self.up(name, model, room, at_once, refusal, far=far, digest=digest)
 
-    def up(self, name, model, room, at_once, refusal, *, far):
+    def up(self, name, model, room, at_once, refusal, *, far, digest=""):
         instance = (Far if far else Instance)(name, model, room, at_once)
         instance.refusal = refusal
         self.instances[name] = instance
-        self.world.revive(instance)
+        self.world.revive(instance, digest)
+
+    @rule(model=MODELS, digest=DIGESTS)
+    def redefine(self, model, digest):
+        self.router.redefined(model, digest)
+
+    @rule(random=ONE, drains=st.booleans())
+    def drain_ours(self, random, drains):
+        ours = [i for i in self.instances.values() if not isinstance(i, Far)]
+        if ours:
+            random.choice(ours).reluctant = drains
 
     @rule(room=st.integers(1, 5))
     def recover(self, room):
@@ -213,6 +226,12 @@ class Traffic(RuleBasedStateMachine):
                 assert isinstance(error, GenerationFailed | Unavailable | Overloaded)
                 assert error.retry_after_s is None or 1 <= error.retry_after_s <= 120
                 assert not isinstance(error, Overloaded) or not sink.tokens
+
+    @invariant()
+    def nobody_serves_another_definition(self):
+        for entry in self.router._log.values():
+            seat = self.router._fleet.get(entry.instance)
+            assert seat is None or seat.serves(entry.request.digest)
 
     @invariant()
     def the_books_agree(self):

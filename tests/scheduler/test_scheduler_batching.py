@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from blitzgw.core.messages import StepFailed
 from blitzgw.core.request import FinishReason, GenerationRequest, SamplingParams
 from blitzgw.core.step import BLOCK_TOKENS, KvGeometry, Step, StepResult
-from blitzgw.errors import InvalidRequest, Overloaded
-from blitzgw.scheduler.events import RequestArrived, RunStep, StepCompleted
+from blitzgw.errors import InvalidRequest, Overloaded, Unavailable
+from blitzgw.scheduler.events import RequestAborted, RequestArrived, RunStep, StepCompleted
 from blitzgw.scheduler.lane import PostedStep
 from tests.scheduler.toy import EOS, VOCAB, alone
 from tests.scheduler.world import World, served
@@ -272,14 +274,36 @@ def test_a_full_queue_refuses_and_says_when_to_come_back():
     made.run()
 
 
-def test_a_newer_attempt_takes_the_place_of_an_older_one():
+@pytest.mark.parametrize(
+    ("attempt", "error"), [(0, InvalidRequest), (1, InvalidRequest), (2, Unavailable)]
+)
+@pytest.mark.parametrize("steps_before", [0, 1, 5])
+def test_an_id_that_is_here_is_not_taken_from_whom_it_belongs_to(steps_before, attempt, error):
+    """Two nodes may send the same id: neither may end what is the other's."""
     made = world()
     name = made.ask(PROMPT, 30)
     story = made.story(name)
+    story.request = replace(story.request, attempt=1)
+    made.tell(RequestAborted(name, 0))
     made.tell(RequestArrived("a", story.request))
-    assert isinstance(made.refused[name].error, InvalidRequest)
+    for _ in range(steps_before):
+        made.step()
+    stranger = replace(story.request, attempt=attempt, tokens=(*PROMPT, 1), tenant="t")
+    made.tell(RequestArrived("a", stranger))
+    assert type(made.refused[name].error) is error
     story.over = False
+    made.run()
+    assert story.finish is FinishReason.LENGTH  # and its tokens are the right ones
+
+
+def test_an_aborted_attempt_makes_way_for_the_next():
+    made = world()
+    name = made.ask(PROMPT, 30)
+    story = made.story(name)
+    made.step()
+    made.tell(RequestAborted(name, 0))
     made._retry(story)
+    assert name not in made.refused
     made.run()
     assert story.finish is FinishReason.LENGTH
 

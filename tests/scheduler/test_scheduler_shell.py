@@ -121,3 +121,14 @@ def test_an_abort_of_another_attempt_is_ignored():
     assert port.outlook().queued_tokens == 10
     port.abort("r", 2)
     assert world.shell.statistics().kv_active_bytes == 0
+
+
+def test_an_instance_of_a_draining_node_is_reluctant():
+    world = Everything()
+    port = world.shell.add_instance(served())
+    port.open = False
+    assert port.outlook() == Outlook(0, reluctant=True)
+    port.submit(request())
+    assert port.outlook().queued_tokens == 10
+    world.shell.remove_instance("a")
+    assert not port.outlook().open
