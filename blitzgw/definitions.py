@@ -3,60 +3,33 @@
     own checkpoint ── card, tokenizer ──► entry ◄── card, tokenizer, by digest ── another node
 
 A node can tokenise, template and detokenise for any model of the cluster; where its instances are
-is another matter. Of a name that two nodes define differently one definition holds everywhere
-(gossip/catalogue.py), and instances of the other are not served.
+is another matter. Of a name that two nodes define differently one definition holds everywhere, and
+instances of the other are not served; of one that nobody defines any more the last is kept for a
+while, and its requests are held (gossip/catalogue.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 from blitzgw.api.models import ModelEntry, ModelTable
 from blitzgw.api.services import unix_time
-from blitzgw.api.text import TextModel
-from blitzgw.core.card import ModelCard
+from blitzgw.attempts import Attempts
 from blitzgw.core.clock import Clock
-from blitzgw.core.instance import ModelSpec
-from blitzgw.core.model import TextSpec
 from blitzgw.core.view import ClusterView, ModelFacts
-from blitzgw.errors import BlitzError, ProtocolError
-from blitzgw.gossip.catalogue import Definition, settle
+from blitzgw.errors import BlitzError
+from blitzgw.gossip.catalogue import KEPT_S, Catalogue, Definition, first_since
 from blitzgw.placement import LoadedModel
-from blitzgw.weights.base import check_shape
-from blitzgw.weights.card import content_digest, model_card, read_tokenizer
-from blitzgw.weights.content import content_path, keep_content
-from blitzgw.wire import decode_card, encode_card
+from blitzgw.textshelf import Fetch, Known, TextShelf
+from blitzgw.weights.card import content_digest, model_card
+from blitzgw.wire import encode_card
 
 log = logging.getLogger(__name__)
 
-CARD_BYTES = 1 << 20
-"""Largest card: shapes, ids and a chat template, whose longest known is 20 KB."""
-
-TOKENIZER_BYTES = 64 << 20
-"""Largest tokenizer.json; the largest known have 35 MB."""
-
-RETRY_S = 1.0
-"""Between two attempts to fetch a card from nodes that did not give it."""
-
-Fetch = Callable[[str, str, int], Awaitable[bytes]]
-"""(boot id, what, most bytes) → content of another node. Raises BlitzError."""
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A definition that this node can answer for. `own` where the checkpoint is here."""
-
-    digest: str
-    card: ModelCard
-    spec: ModelSpec
-    text: TextModel
-    tokenizer_path: str
-    created: int
-    own: bool
+TIDY_S = 1.0
+"""Least time between two looks for what is to be dropped."""
 
 
 class Definitions:
@@ -68,46 +41,56 @@ class Definitions:
 
     def __init__(self, models: Sequence[LoadedModel], clock: Clock, fetch: Fetch) -> None:
         self._models = {model.spec.name: model for model in models}
+        self._shelf = TextShelf(fetch)
         self._texts = {
-            name: TextModel(model.text, model.spec.shape.vocab)
+            name: self._shelf.own(model.text, model.spec.shape.vocab)
             for name, model in self._models.items()
         }
-        created = unix_time()
+        self._created = unix_time()
         self.table = ModelTable(
-            ModelEntry(name, model.config.aliases, model.spec, self._texts[name], created)
+            ModelEntry(name, model.config.aliases, model.spec, self._texts[name], self._created)
             for name, model in self._models.items()
         )
-        self.settled: Mapping[str, Definition] = {
-            name: Definition(name, "", model.spec.shape.n_layers, created, (), ())
-            for name, model in self._models.items()
-        }
-        self._clock, self._fetch = clock, fetch
+        self.settled: Mapping[str, Definition] = {name: self._offer(name) for name in self._models}
+        self._clock = clock
+        self._catalogue = Catalogue()
         self._known: dict[str, Known] = {}
         self._own: dict[str, Known] = {}
-        self._fetching: dict[str, asyncio.Task[None]] = {}
+        self._since_s: dict[str, int] = {}
+        self._unsettled_s: dict[str, float] = {}
+        self._learning: dict[tuple[str, str], Attempts] = {}
         self._told: dict[str, Definition] = {}
-        self._on_known: Callable[[], None] = lambda: None
+        self._tidying: asyncio.Task[None] | None = None
+        self._on_change: Callable[[], None] = lambda: None
 
-    def open(self, on_known: Callable[[], None]) -> None:
+    def open(self, on_change: Callable[[], None]) -> None:
         """Make the cards of this node's own models; raises CheckpointError.
 
-        `on_known` is called whenever one more definition can be answered for.
+        `on_change` is called whenever there is a reason to call `settle` that no view tells: one
+        more definition can be answered for, or one has been kept for long enough.
         """
-        self._on_known = on_known
+        self._on_change = on_change
         for name, model in self._models.items():
             card = model_card(model.spec, model.text)
-            path, digest = model.text.tokenizer_path, content_digest(encode_card(card))
-            known = Known(digest, card, model.spec, self._texts[name], path, unix_time(), own=True)
+            digest, text = content_digest(encode_card(card)), self._texts[name]
+            known = Known(digest, card, model.spec, text, self._created, own=True)
             self._own[name] = self._known[digest] = known
+        self.settled = {name: self._offer(name, self.digest_of(name)) for name in self._own}
+        # until they are in the view
+        self._catalogue = Catalogue(self.settled.values(), self._clock.now())
+        self._rebuild()
 
     def facts(self) -> list[ModelFacts]:
-        """Return what this node publishes of its own models."""
+        """Return what this node publishes of its own models.
+
+        `since_s` is when it started, or since when other nodes have defined the same before it.
+        """
         return [
             ModelFacts(
                 name=name,
                 digest=known.digest,
                 layers=known.spec.shape.n_layers,
-                since_s=known.created,
+                since_s=self._since_s.get(name, known.created),
                 aliases=self._models[name].config.aliases,
             )
             for name, known in self._own.items()
@@ -123,15 +106,23 @@ class Definitions:
         definition = self.settled.get(name)
         return definition is not None and definition.digest == digest
 
-    def settle(self, view: ClusterView) -> None:
-        """Follow what the cluster defines now; begin to fetch what is unknown here."""
-        self.settled = settle(view)
-        for definition in self.settled.values():
+    def settle(self, view: ClusterView) -> bool:
+        """Follow what the cluster defines now; begin to fetch what is unknown here.
+
+        Returns whether `facts` has changed by it.
+        """
+        before, now = self.settled, self._clock.now()
+        self.settled = self._catalogue.settle(view, now)
+        for name, definition in self.settled.items():
             self._tell_rivals(definition, view)
-            if definition.digest not in self._known and definition.digest not in self._fetching:
-                task = asyncio.get_running_loop().create_task(self._learn(definition))
-                self._fetching[definition.digest] = task
+            learning = self._learning.get((name, definition.digest))
+            if learning is None:
+                self._begin(definition)
+            elif name not in before or before[name].sources != definition.sources:
+                learning.news.set()
+        self._forget(now)
         self._rebuild()
+        return self._adopt(view)
 
     def content(self, what: str) -> bytes | None:
         """Return a card or a tokenizer for another node: `card/DIGEST`, `blob/DIGEST`."""
@@ -141,66 +132,92 @@ class Definitions:
             return None if known is None else encode_card(known.card)
         for known in self._known.values():
             if kind == "blob" and known.card.tokenizer == digest:
-                return read_tokenizer(TextSpec(known.tokenizer_path, None, "", ""))
+                return known.tokenizer()
         return None
 
     async def close(self) -> None:
         """Stop fetching."""
-        tasks = list(self._fetching.values())
+        tasks = [learning.task for learning in self._learning.values()]
+        if self._tidying is not None:
+            tasks.append(self._tidying)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)  # at once: they have been cancelled
 
-    async def _learn(self, definition: Definition) -> None:
-        """Fetch card and tokenizer from any node that has them, until that has worked."""
-        digest = definition.digest
-        try:
-            while (current := self.settled.get(definition.name)) is not None:
-                if current.digest != digest:
-                    return
-                for boot in current.sources:
-                    try:
-                        self._known[digest] = await self._fetch_known(boot, definition)
-                    except BlitzError as error:
-                        log.warning(
-                            "model_not_fetched name=%s boot=%s error=%s",
-                            definition.name, boot, error,
-                        )  # fmt: skip
-                        continue
-                    log.info("model_known name=%s digest=%.12s", definition.name, digest)
-                    self._rebuild()
-                    self._on_known()
-                    return
-                await self._clock.sleep(RETRY_S)
-        finally:
-            del self._fetching[digest]
+    # What this node defines.
 
-    async def _fetch_known(self, boot: str, definition: Definition) -> Known:
+    def _offer(self, name: str, digest: str = "") -> Definition:
+        model = self._models[name]
+        layers, aliases = model.spec.shape.n_layers, model.config.aliases
+        return Definition(name, digest, layers, self._created, aliases, ())
+
+    def _adopt(self, view: ClusterView) -> bool:
+        """Define what others define since they do; return whether that has changed."""
+        before = dict(self._since_s)
+        for name, known in self._own.items():
+            since_s = first_since(view, name, known.digest)
+            if since_s is not None:
+                self._since_s[name] = min(since_s, self._since_s.get(name, known.created))
+        return self._since_s != before
+
+    # What others define.
+
+    def _begin(self, definition: Definition) -> None:
         digest = definition.digest
-        card = decode_card(await self._fetch(boot, f"card/{digest}", CARD_BYTES))
-        check_shape(f"card {digest:.12}", card.shape)
-        if card.name != definition.name:
-            raise ProtocolError(f"card {digest:.12} is of another model")
-        path = content_path(card.tokenizer)
-        loop = asyncio.get_running_loop()
-        if not await loop.run_in_executor(None, Path.is_file, path):
-            data = await self._fetch(boot, f"blob/{card.tokenizer}", TOKENIZER_BYTES)
-            await loop.run_in_executor(None, keep_content, card.tokenizer, data)
-        text = TextSpec(str(path), card.chat_template, card.bos_token, card.eos_token)
-        model = await loop.run_in_executor(None, TextModel, text, card.shape.vocab)
-        spec = ModelSpec(card.name, "", card.shape, card.dtype, card.max_model_len, card.eos_ids)
-        return Known(digest, card, spec, model, str(path), unix_time(), own=False)
+        if digest not in self._known and definition.sources:
+            learning = self._learning[definition.name, digest] = Attempts(self._clock)
+            learning.start(self._learn(definition.name, digest, learning))
+
+    async def _learn(self, name: str, digest: str, learning: Attempts) -> None:
+        """Fetch card and tokenizer from any node that has them, until that has worked."""
+        try:
+            while True:  # until it has worked, or nobody defines it any more
+                current = self.settled.get(name)
+                if current is None or current.digest != digest or not current.sources:
+                    return
+                learning.news.clear()
+                for boot in current.sources:
+                    known = await self._attempt(boot, name, digest, learning)
+                    if known is not None:
+                        self._add(known)
+                        return
+                await learning.pause()
+        finally:
+            del self._learning[name, digest]
+
+    async def _attempt(self, boot: str, name: str, digest: str, learning: Attempts) -> Known | None:
+        try:
+            return await self._shelf.learn(boot, name, digest)
+        except BlitzError as error:
+            if learning.is_new(error):
+                log.warning("model_not_fetched name=%s boot=%s error=%s", name, boot, error)
+        except Exception as error:  # a card is made by others: whatever it breaks is its own
+            if learning.is_new(error):
+                log.exception("model_not_usable name=%s boot=%s", name, boot)
+        return None
+
+    def _add(self, known: Known) -> None:
+        self._known[known.digest] = known
+        log.info("model_known name=%s digest=%.12s", known.card.name, known.digest)
+        self._rebuild()
+        self._on_change()
 
     def _rebuild(self) -> None:
-        entries, coming = [], []
+        entries, coming = [], set[str]()
         for definition in self.settled.values():
             known = self._known.get(definition.digest)
-            if known is None:
-                coming.append(definition.name)
+            if known is None or known.card.name != definition.name:
+                coming |= {definition.name, *definition.aliases}
                 continue
             entries.append(
                 ModelEntry(
-                    definition.name, definition.aliases, known.spec, known.text, known.created
+                    name=definition.name,
+                    aliases=definition.aliases,
+                    spec=known.spec,
+                    text=known.text,
+                    created=known.created,
+                    digest=definition.digest,
+                    since_s=definition.since_s,
                 )
             )
         order = {name: position for position, name in enumerate(self._models)}
@@ -219,3 +236,37 @@ class Definitions:
                 definition.name, node.name, definition.digest,
                 node.models[definition.name].digest,
             )  # fmt: skip
+
+    # What has gone.
+
+    def _forget(self, now: float) -> None:
+        """Drop what has not held for KEPT_S, this node's own excepted."""
+        held = {definition.digest for definition in self.settled.values()}
+        for digest, known in [*self._known.items()]:
+            if known.own or digest in held:
+                self._unsettled_s.pop(digest, None)
+            elif now >= self._unsettled_s.setdefault(digest, now) + KEPT_S:
+                del self._known[digest], self._unsettled_s[digest]
+        for name in self._told.keys() - self.settled.keys():
+            del self._told[name]
+        if self._tidying is None and self._due_s() is not None:
+            self._tidying = asyncio.get_running_loop().create_task(self._tidy())
+
+    def _due_s(self) -> float | None:
+        """Return when the next thing is to be dropped; None where nothing is."""
+        due = [since_s + KEPT_S for since_s in self._unsettled_s.values()]
+        if self._catalogue.due_s is not None:
+            due.append(self._catalogue.due_s)
+        return min(due, default=None)
+
+    async def _tidy(self) -> None:
+        """Have everything settled anew whenever something is to be dropped."""
+        try:
+            while (due_s := self._due_s()) is not None:
+                await self._clock.sleep(max(TIDY_S, due_s - self._clock.now()))
+                try:
+                    self._on_change()
+                except Exception:  # the next time may do better
+                    log.exception("definitions_not_tidied")
+        finally:
+            self._tidying = None

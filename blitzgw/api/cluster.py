@@ -7,19 +7,29 @@ nodes are told of for as long as they are remembered.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import orjson
 from aiohttp import web
 
 from blitzgw.api.exchange import Exchange
-from blitzgw.api.respond import json_response
+from blitzgw.api.respond import json_bytes, json_response
 from blitzgw.api.status import ClusterPort
 from blitzgw.core.clock import Clock
 from blitzgw.core.instance import InstanceState
-from blitzgw.core.view import ClusterView, InstanceFacts, LoadFacts, ModelFacts, NodeView
+from blitzgw.core.view import (
+    ClusterView,
+    InstanceFacts,
+    LoadFacts,
+    ModelFacts,
+    NodeView,
+    RequestFacts,
+    RequestList,
+)
 from blitzgw.gossip.catalogue import settle
 
 
@@ -29,11 +39,16 @@ class ClusterInfo:
     def __init__(self, cluster: ClusterPort, clock: Clock) -> None:
         self._cluster = cluster
         self._clock = clock
+        self._rendered: tuple[RequestList, bytes] | None = None
 
     async def nodes(self, exchange: Exchange) -> web.StreamResponse:
         """Answer all nodes, the dead and those that have left too."""
         view, now = self._cluster.view(), self._clock.now()
-        nodes = [_node(node, _age_s(node, view, now)) for node in _sorted(view.nodes.values())]
+        shared = {node.boot for nodes in view.namesakes().values() for node in nodes}
+        nodes = [
+            _node(node, _age_s(node, view, now)) | {"conflict": node.boot in shared}
+            for node in _sorted(view.nodes.values())
+        ]
         return json_response({"nodes": nodes}, exchange.headers)
 
     async def instances(self, exchange: Exchange) -> web.StreamResponse:
@@ -53,14 +68,33 @@ class ClusterInfo:
 
     async def requests(self, exchange: Exchange) -> web.StreamResponse:
         """Answer the requests under way, the oldest first, and which nodes did not tell theirs."""
-        found, unanswered = await self._cluster.requests()  # bounded by the port
-        names = {boot: node.name for boot, node in self._cluster.view().nodes.items()}
-        items = []
-        for facts in sorted(found, key=lambda facts: (-facts.age_s, facts.id)):
-            ingress = names.get(facts.ingress, facts.ingress)
-            items.append(asdict(facts) | {"ingress": ingress, "instance": facts.instance or None})
-        body = {"requests": items, "unanswered": sorted(unanswered)}
-        return json_response(body, exchange.headers)
+        found = await self._cluster.requests()  # bounded by the port
+        if self._rendered is None or self._rendered[0] is not found:
+            names = {boot: node.name for boot, node in self._cluster.view().nodes.items()}
+            # thousands of requests take longer than streams can wait
+            self._rendered = found, await asyncio.to_thread(_requests, found, names)
+        return json_bytes(self._rendered[1], exchange.headers)
+
+
+def _requests(found: RequestList, names: Mapping[str, str]) -> bytes:
+    items = [_request(facts, names) for facts in found.requests]
+    return orjson.dumps(
+        {"requests": items, "unanswered": found.unanswered, "truncated": found.truncated}
+    )
+
+
+def _request(facts: RequestFacts, names: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "id": facts.id,
+        "model": facts.model,
+        "ingress": names.get(facts.ingress, facts.ingress),
+        "instance": facts.instance or None,
+        "attempt": facts.attempt,
+        "prompt_tokens": facts.prompt_tokens,
+        "output_tokens": facts.output_tokens,
+        "max_tokens": facts.max_tokens,
+        "age_s": facts.age_s,
+    }
 
 
 @dataclass(slots=True)

@@ -17,6 +17,9 @@ from typing import Any
 
 from blitzgw.errors import CheckpointError
 
+MAX_TOKENS = 1 << 20
+"""Largest number of token ids: four times the largest known vocabulary, and 24 MB of table."""
+
 ERRORS_PER_BYTE = "blitzgw.replace_each_byte"
 """Codec error handler of the byte fallback: one U+FFFD for each byte, as tokenizers has it."""
 
@@ -97,8 +100,13 @@ def _names(kinds: list[Any]) -> str:
 def build_table(
     vocabulary: dict[str, int], special: frozenset[int], rules: DecoderRules, size: int
 ) -> TokenTable:
-    """Build the table for token ids `[0, size)`; ids without a token give no text."""
+    """Build the table for token ids `[0, size)`; ids without a token give no text.
+
+    Raises CheckpointError for ids above MAX_TOKENS.
+    """
     size = max([size, *(token + 1 for token in vocabulary.values())])
+    if size > MAX_TOKENS:
+        raise CheckpointError(f"{size} token ids; at most {MAX_TOKENS} are supported")
     raw = [b""] * size
     to_bytes = _byte_level() if rules.byte_level else _sentencepiece(rules)
     for token, index in vocabulary.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from blitzgw.core.view import ClusterView, RequestFacts
+from blitzgw.core.view import ClusterView, RequestList
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,8 @@ class ClusterPort(Protocol):
     def view(self) -> ClusterView:
         """Return the present picture; cheap, does not block."""
 
-    async def requests(self) -> tuple[list[RequestFacts], list[str]]:
+    async def requests(self) -> RequestList:
         """Ask every living node for its requests, for a bounded time.
 
-        Returns them, and the names of the nodes that did not answer.
+        Returns the same object to all who ask within a moment.
         """

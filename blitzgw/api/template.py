@@ -11,8 +11,8 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from blitzgw.api.sandbox import TemplateSandbox
 from blitzgw.errors import CheckpointError, InvalidRequest
 
 RESERVED = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token", "tools"})
@@ -51,18 +51,15 @@ class ChatTemplate:
         eos_token: str,
         now: Callable[[], datetime] = local_now,
     ) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols", _Generation],
-        )
+        environment = TemplateSandbox(["jinja2.ext.loopcontrols", _Generation])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda pattern: now().strftime(pattern)
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise CheckpointError(f"the chat template does not compile: {error}") from error
+        except Exception as error:  # also RecursionError, and ValueError for a number's length
+            reason = str(error)[:MESSAGE_CHARS] or type(error).__name__
+            raise CheckpointError(f"the chat template does not compile: {reason}") from error
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
 
     def render(

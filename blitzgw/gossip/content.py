@@ -10,15 +10,15 @@ import asyncio
 import hashlib
 import inspect
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from blitzgw.core.clock import Clock
+from blitzgw.core.clock import Clock, MonotonicClock
 from blitzgw.core.peer import Content, Fetch
 from blitzgw.errors import PeerLost, ProtocolError
 from blitzgw.gossip.events import Address
 from blitzgw.gossip.links import Links
+from blitzgw.gossip.snapshots import SNAPSHOT_S, Snapshots
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +29,11 @@ WINDOW = 2
 """Chunks asked for at once: one is under way while another is being put in place."""
 
 MAX_FETCHES = 4
-"""Fetches under way from one peer; more wait within their own time-outs."""
+"""Fetches under way from one peer; more wait their turn, `timeout_s` of `fetch` at most."""
 
-MAX_SNAPSHOTS = 2 * MAX_FETCHES
-"""Contents kept for one peer between its chunks; an older one is then provided anew."""
+MIN_BYTES_PER_S = 64 << 10
+"""Slowest a content may come as a whole: 64 MiB in 17 minutes. Below that another source, or
+another time, is the better choice."""
 
 MAX_REPLIES = MAX_FETCHES * WINDOW * 2
 """Chunks of one peer that may be waited for here; one that asks for more is told that it is not."""
@@ -53,18 +54,20 @@ def digest(data: bytes) -> str:
 
 
 class ContentServer:
-    """Answers `Fetch`es of peers with what a provider has."""
+    """Answers `Fetch`es of peers with what a provider has. Without a clock: the machine's own."""
 
-    def __init__(self, links: Links, provider: Provider) -> None:
+    def __init__(self, links: Links, provider: Provider, clock: Clock | None = None) -> None:
         self._links, self._provider = links, provider
-        self._snapshots: dict[str, OrderedDict[int, bytes]] = {}
+        self._clock: Clock = clock or MonotonicClock()
+        self._snapshots = Snapshots()
         self._replies: dict[str, set[asyncio.Task[None]]] = {}
+        self._sweeping: asyncio.Task[None] | None = None
 
     def on_fetch(self, boot: str, message: Fetch) -> None:
         """Send a chunk, at once or when the provider has it."""
-        kept = self._snapshots.get(boot)
-        if kept is not None and message.id in kept:
-            self._send(boot, message, kept[message.id])
+        kept = self._kept(boot, message)
+        if kept is not None:
+            self._send(boot, message, kept)
             return
         replies = self._replies.setdefault(boot, set())
         if len(replies) >= MAX_REPLIES:
@@ -77,7 +80,7 @@ class ContentServer:
 
     def link_lost(self, boot: str) -> None:
         """Forget what was under way for a peer."""
-        self._snapshots.pop(boot, None)
+        self._snapshots.lost(boot)
         for task in self._replies.pop(boot, ()):
             task.cancel()
 
@@ -86,10 +89,17 @@ class ContentServer:
         tasks = {task for replies in self._replies.values() for task in replies}
         for boot in [*self._replies]:
             self.link_lost(boot)
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            tasks.add(self._sweeping)
         if tasks:
             await asyncio.wait(tasks)  # bounded: they are cancelled
 
     async def _reply(self, boot: str, message: Fetch) -> None:
+        data = self._kept(boot, message)  # perhaps by now
+        if data is not None:
+            self._send(boot, message, data)
+            return
         try:
             provided = self._provider(message.what)
             data = await provided if inspect.isawaitable(provided) else provided
@@ -97,16 +107,20 @@ class ContentServer:
             log.exception("content_failed peer=%s fetch=%d", boot, message.id)
             data = None
         if data is not None and len(data) > CHUNK_BYTES:
-            data = self._keep(boot, message.id, data)
+            data = self._keep(boot, message, data)
         self._send(boot, message, data)
 
-    def _keep(self, boot: str, fetch: int, data: bytes) -> bytes:
-        """Keep content for the next chunks; return what was kept first, which they are all of."""
-        kept = self._snapshots.setdefault(boot, OrderedDict())
-        data = kept.setdefault(fetch, data)
-        if len(kept) > MAX_SNAPSHOTS:
-            kept.popitem(last=False)
-        return data
+    def _kept(self, boot: str, message: Fetch) -> bytes | None:
+        return self._snapshots.find(boot, message.id, message.what, self._clock.now())
+
+    def _keep(self, boot: str, message: Fetch, data: bytes) -> bytes:
+        """Keep content for the next chunks; return what they are all of."""
+        if self._sweeping is None:
+            self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
+        now = self._clock.now()
+        if message.what.startswith(CHECKED):
+            return self._snapshots.share(boot, message.what, data, now)
+        return self._snapshots.keep(boot, message.id, data, now)
 
     def _send(self, boot: str, message: Fetch, data: bytes | None) -> None:
         if data is None or not 0 <= message.offset <= len(data):
@@ -114,19 +128,35 @@ class ContentServer:
             return
         stop = message.offset + CHUNK_BYTES
         if stop >= len(data):
-            self._snapshots.get(boot, OrderedDict()).pop(message.id, None)
+            self._snapshots.finished(boot, message.id, message.what)
         chunk = data[message.offset : stop]
         self._links.send(boot, None, Content(message.id, message.offset, len(data), chunk))
+
+    async def _sweep(self) -> None:
+        """Drop snapshots that are not used any more, as long as there are any."""
+        try:
+            while True:
+                await self._clock.sleep(SNAPSHOT_S / 2)
+                self._snapshots.expire(self._clock.now())
+                if not self._snapshots:
+                    return
+        finally:
+            self._sweeping = None
 
 
 @dataclass(slots=True)
 class _Pull:
-    """A fetch under way. `asked` is the offset of the next chunk to ask for."""
+    """A fetch under way. `asked` is the offset of the next chunk to ask for.
+
+    `heard_s` is when it began or its last chunk came.
+    """
 
     boot: str
     what: str
     max_bytes: int
     done: asyncio.Future[bytes]
+    began_s: float
+    heard_s: float
     asked: int = 0
     total: int | None = None
     chunks: dict[int, bytes] = field(default_factory=dict)
@@ -146,15 +176,19 @@ class ContentClient:
     ) -> bytes:
         """Return content that a peer has, of at most `max_bytes`.
 
-        Raises PeerLost where the link breaks, `timeout_s` passes or the peer does not have it, and
+        Raises PeerLost where the link breaks, nothing comes for `timeout_s`, not all has come after
+        `timeout_s` and as long as MIN_BYTES_PER_S takes, or the peer does not have it; and
         ProtocolError for content that is too long or not what its digest says.
         """
-        pulling = asyncio.ensure_future(self._pull(boot, address, what, max_bytes))
-        limit = asyncio.ensure_future(self._clock.sleep(timeout_s))
+        now = self._clock.now()
+        done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        pull = _Pull(boot, what, max_bytes, done, now, now)
+        pulling = asyncio.ensure_future(self._pull(pull, address))
+        limit = asyncio.ensure_future(self._until_late(pull, timeout_s))
         try:
             await asyncio.wait({pulling, limit}, return_when=asyncio.FIRST_COMPLETED)
             if not pulling.done():
-                raise PeerLost(f"{what[:80]} has not come within {timeout_s:g} s")
+                raise PeerLost(f"{what[:80]} has not come: nothing for {timeout_s:g} s, or slowly")
             data = pulling.result()
         finally:
             pulling.cancel()
@@ -186,17 +220,26 @@ class ContentClient:
         """Return how many fetches from a peer are under way."""
         return sum(pull.boot == boot for pull in self._pulls.values())
 
-    async def _pull(self, boot: str, address: Address, what: str, max_bytes: int) -> bytes:
-        async with self._turn(boot):
+    async def _pull(self, pull: _Pull, address: Address) -> bytes:
+        async with self._turn(pull.boot):
             self._n += 1
             fetch = self._n
-            done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-            self._pulls[fetch] = pull = _Pull(boot, what, max_bytes, done)
+            self._pulls[fetch] = pull
             try:
                 self._ask(fetch, pull, address)
-                return await done  # bounded by the time-out of `fetch`
+                return await pull.done  # bounded by the time-out of `fetch`
             finally:
                 del self._pulls[fetch]
+
+    async def _until_late(self, pull: _Pull, timeout_s: float) -> None:
+        """Wait until a fetch has made no progress for too long, or takes too long altogether."""
+        while True:  # bounded by the size of what is fetched
+            whole_s = (pull.total or 0) / MIN_BYTES_PER_S
+            late_s = min(pull.heard_s, pull.began_s + whole_s) + timeout_s
+            left_s = late_s - self._clock.now()
+            if left_s <= 0:
+                return
+            await self._clock.sleep(left_s)
 
     def _turn(self, boot: str) -> asyncio.Semaphore:
         """Return a peer's semaphore; those of peers from whom nothing is fetched are forgotten."""
@@ -224,6 +267,7 @@ class ContentClient:
         if len(message.data) != min(CHUNK_BYTES, total - offset):
             raise ProtocolError(f"a chunk of {len(message.data)} bytes")
         pull.chunks[offset] = message.data
+        pull.heard_s = self._clock.now()
         if pull.asked >= total and len(pull.chunks) * CHUNK_BYTES >= total:
             pull.done.set_result(b"".join(pull.chunks[at] for at in sorted(pull.chunks)))
             return

@@ -9,6 +9,16 @@ from blitzgw.core.card import ModelCard
 from blitzgw.core.instance import ModelSpec
 from blitzgw.core.model import TextSpec
 from blitzgw.errors import CheckpointError
+from blitzgw.weights.base import SIZE_LIMIT, check_shape
+
+MAX_VOCAB = 1 << 20
+"""Largest vocabulary of a card: a token table has 24 bytes for each, used or not."""
+
+MAX_EOS_IDS = 64
+"""Most ids that end a sequence; models have up to about ten."""
+
+MAX_TEMPLATE_CHARS = 1 << 20
+"""Longest chat template; the longest known has 20,000 characters."""
 
 
 def model_card(spec: ModelSpec, text: TextSpec) -> ModelCard:
@@ -25,6 +35,24 @@ def model_card(spec: ModelSpec, text: TextSpec) -> ModelCard:
         bos_token=text.bos_token,
         eos_token=text.eos_token,
     )
+
+
+def check_card(card: ModelCard) -> None:
+    """Refuse a card that no model has, before anything is made from it. Raises CheckpointError."""
+    where = f"the card of {card.name:.100}"
+    check_shape(where, card.shape)
+    if card.shape.vocab > MAX_VOCAB:
+        raise CheckpointError(f"{where}: {card.shape.vocab} token ids; at most {MAX_VOCAB}")
+    if not 0 < card.max_model_len <= card.shape.max_positions:
+        raise CheckpointError(
+            f"{where}: max_model_len is {card.max_model_len} of {card.shape.max_positions}"
+        )
+    if len(card.eos_ids) > MAX_EOS_IDS:
+        raise CheckpointError(f"{where}: {len(card.eos_ids)} eos ids; at most {MAX_EOS_IDS}")
+    if not all(0 <= token < SIZE_LIMIT for token in card.eos_ids):
+        raise CheckpointError(f"{where}: an eos id that is no token id")
+    if len(card.chat_template or "") > MAX_TEMPLATE_CHARS:
+        raise CheckpointError(f"{where}: its chat template is too long")
 
 
 def read_tokenizer(text: TextSpec) -> bytes:

@@ -13,6 +13,7 @@ from blitzgw.core.view import (
     NodeFacts,
     NodeView,
     RequestFacts,
+    RequestList,
 )
 
 ROUTES = ("/cluster/nodes", "/cluster/instances", "/cluster/models", "/cluster/requests")
@@ -24,15 +25,14 @@ class FakeCluster:
 
     def __init__(self):
         self.nodes = []
-        self.found = []
-        self.unanswered = []
+        self.found = RequestList(())
 
     def view(self):
         nodes = {node.boot: node for node in self.nodes}
         return ClusterView(self.nodes[0].boot if self.nodes else "", nodes)
 
     async def requests(self):
-        return self.found, self.unanswered
+        return self.found
 
 
 def node(boot, name, status=Status.ALIVE, **facts):
@@ -114,12 +114,20 @@ async def test_nodes_are_told_with_all_that_is_known(world, cluster):
         "address": "10.0.0.1:7946",
         "draining": True,
         "devices": [
-            {"id": "cpu0", "kind": "cpu", "name": "Xeon", "memory_bytes": 1 << 30, "claim": 2}
+            {
+                "id": "cpu0",
+                "kind": "cpu",
+                "name": "Xeon",
+                "memory_bytes": 1 << 30,
+                "claim": 2,
+                "software": {},
+            }
         ],
         "models": ["m", "z"],
         "instances": 1,
         "started": 1_700_000_000,
         "software": {"blitzgw": "0.1.0"},
+        "conflict": False,
     }
     assert (a["name"], a["status"], a["http"], a["draining"]) == ("a", "suspect", None, None)
     assert (own["name"], own["state_age_s"]) == ("self", 0.0)
@@ -216,15 +224,38 @@ async def test_a_name_that_nodes_define_differently_is_told_as_such(world, clust
 
 async def test_requests_are_told_oldest_first_and_who_did_not_answer(world, cluster):
     cluster.nodes = [node("me", "a")]
-    cluster.found = [
-        RequestFacts("r1", "m", "me", "i1", 1, 10, 2, 16, 0.5),
-        RequestFacts("r2", "m", "b9", "", 2, 10, 0, 16, 1.5),
-    ]
-    cluster.unanswered = ["z", "c"]
+    cluster.found = RequestList(
+        (
+            RequestFacts("r2", "m", "b9", "", 2, 10, 0, 16, 1.5),
+            RequestFacts("r1", "m", "me", "i1", 1, 10, 2, 16, 0.5),
+        ),
+        ("c", "z"),
+    )
     body = await get(world, "/cluster/requests")
     assert [(r["id"], r["ingress"], r["instance"]) for r in body["requests"]] == [
         ("r2", "b9", None),
         ("r1", "a", "i1"),
     ]
-    assert body["requests"][1]["output_tokens"] == 2
-    assert body["unanswered"] == ["c", "z"]
+    assert body["requests"][1] == {
+        "id": "r1",
+        "model": "m",
+        "ingress": "a",
+        "instance": "i1",
+        "attempt": 1,
+        "prompt_tokens": 10,
+        "output_tokens": 2,
+        "max_tokens": 16,
+        "age_s": 0.5,
+    }
+    assert (body["unanswered"], body["truncated"]) == (["c", "z"], False)
+    cluster.found = RequestList(cluster.found.requests[:1], (), truncated=True)
+    body = await get(world, "/cluster/requests")
+    assert (len(body["requests"]), body["truncated"]) == (1, True)
+
+
+async def test_nodes_that_share_a_name_are_marked(world, cluster):
+    twin = NodeView("b1", "a", "10.0.0.2", 7946, Status.ALIVE, 0)
+    gone = NodeView("b3", "a", "10.0.0.3", 7946, Status.DEAD, 0)
+    cluster.nodes = [node("me", "a"), twin, node("b2", "b"), gone]
+    nodes = (await get(world, "/cluster/nodes"))["nodes"]
+    assert {n["boot"] for n in nodes if n["conflict"]} == {"me", "b1"}

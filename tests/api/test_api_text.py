@@ -8,9 +8,10 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from blitzgw.api.choice import Choice
-from blitzgw.api.detokenizer import Detokenizer, read_rules
+from blitzgw.api.detokenizer import MAX_TOKENS, DecoderRules, Detokenizer, build_table, read_rules
 from blitzgw.api.sampling import Stopping
 from blitzgw.api.stops import StopMatcher
 from blitzgw.api.template import ChatTemplate
@@ -121,6 +122,13 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
             bad.write_bytes(content)
         with pytest.raises(CheckpointError):
             TextModel(TextSpec(str(bad), None, "", ""))
+
+
+def test_token_ids_without_end_are_refused():
+    for vocabulary, size in (({"a": 1 << 40}, 0), ({"a": 0}, MAX_TOKENS + 1)):
+        with pytest.raises(CheckpointError, match="token ids"):
+            build_table(vocabulary, frozenset(), DecoderRules(byte_level=True), size)
+    assert len(build_table({"a": 0}, frozenset(), DecoderRules(), 10).raw) == 10
 
 
 # -- stop strings ---------------------------------------------------------------------------------
@@ -245,6 +253,63 @@ def test_a_final_message_is_continued(source, expected):
     assert template(source).render(MESSAGES, continue_final_message=True) == expected
     with pytest.raises(InvalidRequest):
         template("nothing").render(MESSAGES, continue_final_message=True)
+
+
+HUGE = "{{ 'x'|center(1000000000) }}"
+DEEP = "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}"
+NESTED = "{% for a in b %}" * 30 + "{% endfor %}" * 30
+
+
+@pytest.mark.parametrize("source", [DEEP, NESTED, "{{ " + "9" * 5000 + " }}", "{% for %}", "{{"])
+def test_whatever_compiling_runs_into_is_an_error_of_the_checkpoint(source):
+    with pytest.raises(CheckpointError, match="does not compile"):
+        template(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ (9**(9**7)) % 7 }}",
+        "{% set x = (9**(9**7)) % 7 %}",
+        "{% if 'x' * 10000000000 %}{% endif %}",
+        HUGE,
+        HUGE.replace("{{", "{% set x =").replace("}}", "%}"),
+        "{% autoescape 'x'|center(1000000000) %}{% endautoescape %}",
+    ],
+)
+def test_compiling_computes_nothing(source):
+    began = time.process_time()
+    template(source)
+    assert time.process_time() - began < 0.5
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["9**(9**7)", "(-9)**(9**7)", "(2**4000) * (2**4000)", "'x' * 10000000000", "9999999 * [0, 1]",
+     "(1, 2) * 9999999", "'ab' * (1024 * 1024)"],
+)  # fmt: skip
+def test_numbers_and_repetitions_are_bounded(expression):
+    with pytest.raises(InvalidRequest, match="too l"):
+        template("{{ (" + expression + ")|length }}").render(MESSAGES)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["2**10", "2**-1", "2.5**3", "(-2)**3", "2**0.5", "2**0", "True * 7", "6 * 7", "2.5 * 4",
+     "'ab' * 3", "3 * 'ab'", "[1, 2] * 2", "'ab' * -1", "'ab' * 0", "'-' * (1024 * 1024)",
+     "'a' + 'b' * 2 ~ 1", "7 % 3", "'%05d' % 7", "7 // 2"],
+)  # fmt: skip
+def test_bounded_operators_compute_what_they_always_did(expression):
+    expected = ImmutableSandboxedEnvironment().from_string("{{ " + expression + " }}").render()
+    assert template("{{ " + expression + " }}").render(MESSAGES) == expected
+
+
+def test_autoescape_is_decided_when_it_is_rendered():
+    source = "{% autoescape X %}{{ messages[0].content ~ '<' }}{% endautoescape %}<"
+    for how in ("true", "false", "messages|length > 1", "messages|length > 5"):
+        text = source.replace("X", how)
+        expected = ImmutableSandboxedEnvironment().from_string(text).render(messages=MESSAGES)
+        assert template(text).render(MESSAGES) == expected
 
 
 # -- tokenising -----------------------------------------------------------------------------------

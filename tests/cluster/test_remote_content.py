@@ -6,17 +6,19 @@ from typing import Any
 
 import pytest
 
+from blitzgw.core.clock import MonotonicClock
 from blitzgw.core.peer import Content, Fetch
 from blitzgw.errors import PeerLost, ProtocolError
+from blitzgw.gossip import content
 from blitzgw.gossip.content import (
     CHUNK_BYTES,
     MAX_FETCHES,
     MAX_REPLIES,
-    MAX_SNAPSHOTS,
     ContentClient,
     ContentServer,
     digest,
 )
+from blitzgw.gossip.snapshots import MAX_SNAPSHOTS, SHARED_BYTES, SNAPSHOT_S, Snapshots
 from tests.cluster.link_kit import FAST, HIGH, LOW, End, Recorder, until
 
 BIG = os.urandom(5 * CHUNK_BYTES + 17)
@@ -85,7 +87,7 @@ async def test_content_of_any_size_arrives(size):
     async with Shelves() as shelves:
         assert await shelves.fetch(shelves.put(BIG[:size])) == BIG[:size]
         assert not shelves.a.seen.client._pulls
-        assert not shelves.b.seen.server._snapshots.get(LOW)
+        assert not shelves.b.seen.server._snapshots._own
 
 
 async def test_a_provider_may_take_its_time_and_is_asked_once_for_one_picture():
@@ -232,7 +234,7 @@ async def test_what_one_peer_can_make_a_server_hold_is_bounded():
         for n in range(3 * MAX_SNAPSHOTS):
             a.links.send(HIGH, shelves.b.address, Fetch(1000 + n, "requests", 0))
             await until(lambda n=n: len(a.seen.messages) == n + 1)
-        assert len(server._snapshots[LOW]) == MAX_SNAPSHOTS
+        assert len(server._snapshots) == MAX_SNAPSHOTS
         never = asyncio.Event()
         shelves.put(never.wait, "slow")
         a.seen.messages.clear()
@@ -242,3 +244,82 @@ async def test_what_one_peer_can_make_a_server_hold_is_bounded():
         assert {m.total for m in a.seen.messages} == {-1}
         a.links.send(HIGH, None, Fetch(9000, "requests", -1))
         assert len(server._replies[LOW]) == MAX_REPLIES
+
+
+def slowly(shelves: Shelves, delay_s: float) -> None:
+    """Let every chunk take its time."""
+    server, loop = shelves.b.seen.server, asyncio.get_running_loop()
+    answer = server.on_fetch
+    server.on_fetch = lambda boot, m: loop.call_later(delay_s, answer, boot, m)
+
+
+async def test_a_slow_link_is_waited_for_while_something_comes():
+    async with Shelves() as shelves:
+        slowly(shelves, 0.3)
+        began = asyncio.get_running_loop().time()
+        assert await shelves.fetch(shelves.put(BIG), timeout_s=0.7) == BIG
+        assert asyncio.get_running_loop().time() - began > 1.0
+
+
+async def test_what_comes_too_slowly_as_a_whole_is_given_up(monkeypatch):
+    monkeypatch.setattr(content, "MIN_BYTES_PER_S", 1 << 40)
+    async with Shelves() as shelves:
+        slowly(shelves, 0.3)
+        with pytest.raises(PeerLost, match="slowly"):
+            await shelves.fetch(shelves.put(BIG), timeout_s=0.7)
+        assert shelves.a.seen.messages
+
+
+async def test_a_fetch_that_stops_half_way_fails():
+    async with Shelves() as shelves:
+        server = shelves.b.seen.server
+        answer = server.on_fetch
+        server.on_fetch = lambda boot, m: m.offset or answer(boot, m)
+        with pytest.raises(PeerLost, match="has not come"):
+            await shelves.fetch(shelves.put(BIG), timeout_s=0.1)
+        assert len(shelves.a.seen.messages) == 1
+
+
+async def test_content_named_by_its_digest_is_kept_once_and_not_for_ever():
+    async with Shelves() as shelves:
+        server = shelves.b.seen.server
+        server._clock = MonotonicClock(0.2 / SNAPSHOT_S)
+        what = shelves.put(BIG)
+        assert await asyncio.gather(*(shelves.fetch(what) for _ in range(6))) == [BIG] * 6
+        assert shelves.b.seen.asked == [what]
+        assert server._snapshots.size_bytes == len(BIG)
+        shelves.put(BIG, "requests")
+        shelves.a.links.send(HIGH, shelves.b.address, Fetch(1000, "requests", 0))
+        await until(lambda: server._snapshots.size_bytes == 2 * len(BIG))
+        await until(lambda: server._snapshots.size_bytes == 0)
+        assert await shelves.fetch(what) == BIG
+        assert shelves.b.seen.asked.count(what) == 2
+
+
+def test_snapshots_end_with_the_link_of_their_only_reader():
+    kept = Snapshots()
+    for boot in (LOW, HIGH):
+        assert kept.share(boot, "blob/1", b"x" * 10, 0.0) == b"x" * 10
+    kept.keep(LOW, 7, b"y", 0.0)
+    kept.lost(LOW)
+    assert kept.find(LOW, 7, "requests", 1.0) is None
+    assert kept.find(HIGH, 3, "blob/1", 1.0) is not None
+    kept.lost(HIGH)
+    assert len(kept) == 0
+    kept.share(LOW, "blob/2", b"z", 2.0)
+    kept.finished(LOW, 1, "blob/2")
+    kept.lost(LOW)
+    assert kept.find(HIGH, 4, "blob/2", 3.0) == b"z"
+    kept.expire(3.0 + SNAPSHOT_S)
+    assert len(kept) == 0
+
+
+def test_what_peers_share_has_a_limit():
+    kept, part = Snapshots(), bytes(SHARED_BYTES // 4)
+    for n in range(6):
+        kept.share(LOW, f"blob/{n}", part, 0.0)
+        assert kept.find(LOW, n, "blob/0", 0.0) is not None
+    assert kept.size_bytes == 4 * len(part)
+    assert kept.find(LOW, 9, "blob/1", 0.0) is None
+    kept.share(LOW, "blob/large", bytes(SHARED_BYTES + 1), 0.0)
+    assert len(kept) == 1
