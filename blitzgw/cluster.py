@@ -12,47 +12,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from blitzgw.api.services import VERSION, unix_time
 from blitzgw.config import Config
-from blitzgw.configfile.cluster import is_wildcard
+from blitzgw.configfile.cluster import is_wildcard, join_address
 from blitzgw.core.clock import Clock
 from blitzgw.core.layout import LAYOUT_VERSION
 from blitzgw.core.rumours import Rumour, Status
-from blitzgw.core.view import (
-    ClusterView,
-    Fact,
-    LoadFacts,
-    NodeFacts,
-    RequestFacts,
-)
+from blitzgw.core.view import ClusterView, Fact, LoadFacts, NodeFacts, RequestList
 from blitzgw.definitions import Definitions
-from blitzgw.errors import PeerLost, ProtocolError
+from blitzgw.errors import PeerLost
 from blitzgw.gossip.crossing import News
-from blitzgw.gossip.directory import Directory, changed, key_of
+from blitzgw.gossip.directory import Directory
 from blitzgw.gossip.events import MemberChanged, MemberForgotten, StateChanged
 from blitzgw.network import Network
 from blitzgw.placement import LoadedModel
+from blitzgw.publishing import Publisher
+from blitzgw.requestlist import REQUESTS, RequestLists
 from blitzgw.router.router import Router
 from blitzgw.routes import Routes
 from blitzgw.scheduler.shell import LocalInstance
-from blitzgw.wire import decode_requests, encode_fact, encode_requests
 
 log = logging.getLogger(__name__)
 
 REFRESH_S = 0.05
 """Between two looks at what to publish: fresh enough for routing, rare enough to cost nothing."""
 
-GOSSIP_LOAD_S = 1.0
-"""Between two publications of loads by gossip, which takes them to everybody. Who uses an instance
-hears of its load over the peer link at every refresh."""
+FOLLOW_S = 0.02
+"""Between two times that the consequences of others' news are drawn: each looks at every instance,
+so that hundreds of nodes that come at once are followed together."""
 
 SOFTWARE = {"blitzgw": VERSION, "layout": str(LAYOUT_VERSION)}
 """What a node tells of its own versions; those of its workers are with its devices."""
-
-REQUESTS = "requests"
-"""The name of the list of a node's requests among what peers can fetch."""
 
 Facts = Callable[[], tuple[list[Fact], list[LoadFacts]]]
 """Returns what a node publishes of its devices: what seldom changes, and loads."""
@@ -88,14 +80,16 @@ class Cluster:
         )
         self.definitions = Definitions(models, clock, self._fetch)
         self.routes = Routes(router, self.network, self.definitions, clock)
-        self._published: dict[str, Fact] = {}
-        self._loads: dict[str, Fact] = {}
-        self._load_news: dict[str, Fact | None] = {}
-        self._load_gossip_s = 0.0
+        self._publisher = Publisher(self.directory, self.network, clock)
+        self._lists = RequestLists(router, self.network, clock)
+        self._reasons: dict[str, str] = {}
+        self._hopeless: set[str] = set()
+        self._namesakes: dict[str, tuple[str, ...]] = {}
         self._http = ""
         self._draining = False
         self._dirty = True
-        self._task: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def networked(self) -> bool:
@@ -104,13 +98,14 @@ class Cluster:
 
     async def open(self, http_port: int) -> None:
         """Join the cluster; the API listens already. Raises BlitzError as `Network.open` does."""
-        self.definitions.open(self._follow)
+        self.definitions.open(self._news.set)
         await self.network.open()
         self._me = self.network.me
         self.directory.member_changed(self._me, self._clock.now())
         self._http = _url(self._config.http.host, self._me.host, http_port)
         self._refresh()
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        loop = asyncio.get_running_loop()
+        self._tasks = {loop.create_task(self._refreshing()), loop.create_task(self._following())}
 
     def view(self) -> ClusterView:
         """Return this node's picture of the cluster."""
@@ -118,22 +113,18 @@ class Cluster:
 
     def local_up(self, port: LocalInstance, claim: int) -> None:
         """Serve an instance of a device of this node, at a claim of the device."""
-        self.routes.local_up(port, claim, self.view())
+        self.routes.local_up(port, claim)
+        if self.routes.follow(self.view()):
+            self._news.set()
 
     def local_down(self, instance: str, reason: str) -> None:
         """Serve an instance no more; its scheduler reports what peers had there."""
         self.routes.local_down(instance, reason)
 
     def local_failed(self, model: str, reason: str) -> None:
-        """Answer who waits for a model that cannot be loaded here, if nobody else has it."""
-        elsewhere = (
-            facts.model == model
-            for node in self.view().living()
-            if node.boot != self._me.boot
-            for facts in node.instances.values()
-        )
-        if not any(elsewhere):
-            self._router.give_up(model, reason)
+        """Note why a model cannot be loaded here: for who waits for it, if nobody else has it."""
+        self._reasons[model] = reason
+        self.changed()
 
     def changed(self) -> None:
         """Publish with the next refresh what has changed on a device."""
@@ -149,26 +140,24 @@ class Cluster:
         """Return how many requests of other nodes are here."""
         return len(self.network.serving.requests())
 
-    async def requests(self) -> tuple[list[RequestFacts], list[str]]:
-        """Return the requests of the whole cluster, and the names of nodes that did not answer."""
+    def displaced(self) -> bool:
+        """Tell whether an older node has this one's name, so that its instances have its ids."""
+        eldest, *_ = self._namesakes.get(self._me.name, (self._me.boot,))
+        return eldest != self._me.boot
+
+    async def requests(self) -> RequestList:
+        """Return the requests of the whole cluster, as of the last second."""
         others = [node for node in self.view().living() if node.boot != self._me.boot]
-        answers = await self.network.ask_all(others, REQUESTS)
-        found, silent = self._router.requests(self._clock.now()), []
-        for node, answer in zip(others, answers, strict=True):
-            try:
-                found += decode_requests(answer or b"")
-            except ProtocolError:
-                silent.append(node.name)
-        return found, silent
+        return await self._lists.everywhere(others)
 
     async def join(self) -> None:
         """Wait for a failure, and raise it."""
-        assert self._task is not None, "not open"
+        assert self._tasks, "not open"
         failure = asyncio.ensure_future(self.network.join())
         try:
             # unbounded on purpose: this is the node's life
-            await asyncio.wait({failure, self._task}, return_when=asyncio.FIRST_COMPLETED)
-            for ended in (failure, self._task):
+            await asyncio.wait({failure, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
+            for ended in (failure, *self._tasks):
                 if ended.done():
                     ended.result()
         finally:
@@ -177,10 +166,12 @@ class Cluster:
 
     async def close(self) -> None:
         """Say goodbye, then end everything; can be called before `open`."""
-        if self._task is not None:
+        if self._tasks:
             await self.network.leave()
-            self._task.cancel()
-            await asyncio.wait({self._task})  # at once
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)  # at once
+        await self._lists.close()
         await self.definitions.close()
         await self.network.close()
 
@@ -198,23 +189,20 @@ class Cluster:
                     self.directory.member_forgotten(boot)
                     structural = True
                 case StateChanged(updates=updates):
-                    self.directory.updated(updates, now)
-                    structural |= any(not u.key.startswith("load/") for u in updates)
-                    loaded = {u.boot for u in updates if u.key.startswith("load/")}
-                    self.routes.take_loads(loaded, self.view())
-                case _:
-                    pass
+                    taken = self.directory.updated(updates, now)
+                    structural |= taken.structural
+                    self.routes.take_loads(taken.loads)
         if structural:
-            self._follow()
+            self._news.set()
 
     def loads_reported(self, boot: str, loads: Iterable[LoadFacts]) -> None:
         """Take a load report; implements `NetworkListener`."""
-        self.directory.loads_reported(boot, loads, self._clock.now())
-        self.routes.take_loads({boot}, self.view())
+        fresh = self.directory.loads_reported(boot, loads, self._clock.now())
+        self.routes.take_loads({boot: fresh})
 
     def peer_lost(self, boot: str, reason: str) -> None:
         """Route around a node whose link broke; implements `NetworkListener`."""
-        self.routes.eject(boot, f"peer lost: {reason}")
+        self.routes.eject(boot, f"peer lost: {reason}", self.view())
 
     def _on_member(self, member: Rumour, now: float) -> None:
         if member.boot == self._me.boot:
@@ -227,18 +215,59 @@ class Cluster:
         if member.status in (Status.DEAD, Status.LEFT):
             self.network.links.drop(member.boot, f"the node is {member.status.name.lower()}")
 
+    async def _following(self) -> None:
+        while True:  # unbounded on purpose: until `close`
+            await self._news.wait()
+            self._news.clear()
+            try:
+                self._follow()
+            except Exception:  # the next news may do better; running streams do not need it
+                log.exception("follow_failed")
+            await self._clock.sleep(FOLLOW_S)
+
     def _follow(self) -> None:
-        """Draw the consequences of what other nodes are and define by now."""
-        self.definitions.settle(self.view())
-        self.routes.follow(self.view())
+        """Draw the consequences of what all nodes are and define by now."""
+        view = self.view()
+        before = _digests(self.definitions)
+        self._dirty |= self.definitions.settle(view)
+        after = _digests(self.definitions)
+        for name in before.keys() | after.keys():
+            if before.get(name) != after.get(name):
+                self._router.redefined(name, after.get(name, ""))
+        if self.routes.follow(view):
+            self._news.set()
+        self._judge(self.routes.hopeless(view))
+        self._compare_names(view)
+
+    def _judge(self, hopeless: set[str]) -> None:
+        """Answer who waits for what has failed everywhere.
+
+        The router takes new hope when an instance is up.
+        """
+        for model in hopeless - self._hopeless:
+            reason = self._reasons.get(model, f"model {model} could not be loaded by any node")
+            log.warning("model_given_up name=%s", model)
+            self._router.give_up(model, reason)
+        self._hopeless = hopeless
+
+    def _compare_names(self, view: ClusterView) -> None:
+        """Tell of nodes that share a name, and with it the ids of their instances."""
+        found = {
+            name: tuple(node.boot for node in nodes) for name, nodes in view.namesakes().items()
+        }
+        for name, boots in found.items():
+            if self._namesakes.get(name) != boots:
+                log.warning("node_name_conflict name=%s boots=%s", name, ",".join(boots))
+        self._namesakes = found
 
     # What this node tells.
 
-    async def _run(self) -> None:
+    async def _refreshing(self) -> None:
         while True:  # unbounded on purpose: until `close`
             await self._clock.sleep(REFRESH_S)
             try:
-                self.routes.forgive(self.view())
+                if self.routes.forgive():
+                    self._news.set()
                 self._refresh()
             except Exception:  # the next one may do better; requests do not need it
                 log.exception("refresh_failed")
@@ -248,33 +277,10 @@ class Cluster:
         stable, loads = self._facts()
         if self._dirty or self._draining:
             self._dirty = False
-            self._publish_stable(stable)
-        self._publish_loads(loads)
-
-    def _publish_stable(self, facts: list[Fact]) -> None:
-        present: dict[str, Fact] = {key_of(fact): fact for fact in facts}
-        present["node"] = NodeFacts(self._me.name, self._http, self._draining, SOFTWARE)
-        present |= {key_of(fact): fact for fact in self.definitions.facts()}
-        news = changed(self._published, present)
-        if not news:
-            return
-        self._published = present
-        self.directory.published(news, self._clock.now())
-        self.network.publish(encoded(news))
-        self._follow()
-
-    def _publish_loads(self, loads: list[LoadFacts]) -> None:
-        present: dict[str, Fact] = {key_of(load): load for load in loads}
-        news = changed(self._loads, present)
-        if news:
-            self._loads = present
-            self.directory.published(news, self._clock.now())
-            self.network.report([load for load in news.values() if isinstance(load, LoadFacts)])
-            self._load_news |= news
-        if self._load_news and self._clock.now() >= self._load_gossip_s:
-            self._load_gossip_s = self._clock.now() + GOSSIP_LOAD_S
-            self.network.publish(encoded(self._load_news))
-            self._load_news = {}
+            own = NodeFacts(self._me.name, self._http, self._draining, SOFTWARE)
+            if self._publisher.stable([*stable, own, *self.definitions.facts()]):
+                self._follow()
+        self._publisher.loads(loads)
 
     # What others ask.
 
@@ -286,16 +292,14 @@ class Cluster:
 
     def _content(self, what: str) -> bytes | None:
         if what == REQUESTS:
-            return encode_requests(self._router.requests(self._clock.now()))
+            return self._lists.own()
         return self.definitions.content(what)
 
 
-def encoded(news: Mapping[str, Fact | None]) -> dict[str, bytes | None]:
-    """Return news as entries of the directory."""
-    return {key: None if fact is None else encode_fact(fact) for key, fact in news.items()}
+def _digests(definitions: Definitions) -> dict[str, str]:
+    return {name: definition.digest for name, definition in definitions.settled.items()}
 
 
 def _url(host: str, reachable: str, port: int) -> str:
     """Return the API's base URL as other machines see it."""
-    shown = reachable if is_wildcard(host) else host
-    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    return f"http://{join_address(reachable if is_wildcard(host) else host, port)}"

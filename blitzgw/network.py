@@ -50,8 +50,15 @@ FETCH_S = 10.0
 ASK_S = 1.0
 """How long a peer may take to list its requests: somebody waits at a terminal."""
 
-LIST_BYTES = 8 << 20
-"""Largest list of requests: 40,000 of them."""
+LIST_BYTES = 2 << 20
+"""Largest list of requests: a node tells a thousand of them, in some 200 KB."""
+
+USERS_S = 5.0
+"""For so long who has submitted something is sent load reports. All others hear by gossip, which
+is soon enough for a first request."""
+
+REPORT_LOADS = 100
+"""Loads in one report: at most some 450 bytes each, within a message's 64 KiB."""
 
 
 class NetworkListener(Protocol):
@@ -82,6 +89,7 @@ class Network:
         dilation: float,
     ) -> None:
         self.me = me
+        self.knobs = Knobs.of(config.probe_interval_s)
         self._config, self._listener, self._clock = config, listener, clock
         self._dilation = dilation
         self._keyring = Keyring(keys) if keys else None
@@ -90,7 +98,7 @@ class Network:
         board = Switchboard(self._on_load)
         self.links = Links(me.boot, self._dial, clock, board)
         self.ingress = RemoteIngress(self.links, router, self._on_peer_lost)
-        self.serving = Serving(self.links, router)
+        self.serving = Serving(self.links, router, clock)
         self._server = ContentServer(self.links, provider)
         self._client = ContentClient(self.links, clock)
         board.join(self.serving, self.ingress, self._server, self._client)
@@ -132,10 +140,12 @@ class Network:
             self._gossip.publish(entries)
 
     def report(self, loads: Sequence[LoadFacts]) -> None:
-        """Tell the peers that this node has links with."""
-        message = LoadReport(tuple(loads))
-        for boot in self.links.connected():
-            self.links.send(boot, None, message)
+        """Tell the peers that use this node's instances."""
+        users = self.serving.users(USERS_S)
+        for start in range(0, len(loads), REPORT_LOADS):
+            message = LoadReport(tuple(loads[start : start + REPORT_LOADS]))
+            for boot in users:
+                self.links.send(boot, None, message)
 
     def remote(self, node: NodeView, facts: InstanceFacts) -> RemoteInstance:
         """Return the router's way to an instance of another node."""
@@ -182,8 +192,7 @@ class Network:
 
     def _make(self, address: Address) -> Membership:
         self.me = self.me._replace(host=address[0], port=address[1])
-        knobs = Knobs.of(self._config.probe_interval_s)
-        return Membership(self.me, knobs, random.Random())  # noqa: S311  no secret depends on it
+        return Membership(self.me, self.knobs, random.Random())  # noqa: S311  no secret depends on it
 
     async def _dial(self, address: Address) -> tuple[socket.socket, Session, str]:
         if self._keyring is None:

@@ -29,17 +29,16 @@ import uvloop
 from blitzgw.api.limits import Limits
 from blitzgw.api.server import HttpServer
 from blitzgw.api.services import Services
-from blitzgw.api.status import ModelStatus, NodeStatus, Served
+from blitzgw.api.status import NodeStatus, Served
 from blitzgw.cluster import Cluster
 from blitzgw.clustermetrics import ClusterCollector
 from blitzgw.config import Config
 from blitzgw.core.clock import Clock, MonotonicClock
-from blitzgw.core.instance import InstanceState
-from blitzgw.core.view import ClusterView, Fact, LoadFacts, RequestFacts
+from blitzgw.core.view import ClusterView, Fact, LoadFacts, RequestList
 from blitzgw.device import DeviceRunner
 from blitzgw.errors import BlitzError
 from blitzgw.placement import Instance, LoadedModel, load_models
-from blitzgw.reporting import FAILED, ModelReport, device_facts, load_facts
+from blitzgw.reporting import ModelReport, device_facts, hindrance, load_facts
 from blitzgw.router.router import Router
 from blitzgw.scheduler.shell import LocalInstance
 
@@ -140,14 +139,16 @@ class Node:
 
     def status(self) -> NodeStatus:
         """Return the state of the node and of every model that it answers for."""
-        view = self.cluster.view()
-        report = ModelReport(self.devices, self.router)
+        definitions = self.cluster.definitions
+        report = ModelReport(
+            self.devices, self.router, self.cluster.view(), definitions.table.coming
+        )
         loads = {model.spec.name: model.load_s for model in self.models}
         models = tuple(
-            report.status(definition, view, loads.get(name))
-            for name, definition in self.cluster.definitions.settled.items()
+            report.status(definition, loads.get(name))
+            for name, definition in definitions.settled.items()
         )
-        reason = "draining" if self.draining else self._hindrance(models)
+        reason = self._objection() or hindrance(models)
         return NodeStatus(not reason, reason, models)
 
     def served_by(self, request_id: str) -> Served | None:
@@ -159,8 +160,8 @@ class Node:
         """Return this node's picture of the cluster."""
         return self.cluster.view()
 
-    async def requests(self) -> tuple[list[RequestFacts], list[str]]:
-        """Return the requests of the whole cluster, and the names of nodes that did not answer."""
+    async def requests(self) -> RequestList:
+        """Return the requests of the whole cluster, as of the last second."""
         return await self.cluster.requests()
 
     def instance_up(self, port: LocalInstance, claim: int) -> None:
@@ -252,18 +253,12 @@ class Node:
         }
         return device_facts(self.devices, digests), load_facts(self.devices)
 
-    def _hindrance(self, models: Sequence[ModelStatus]) -> str:
-        """Tell why no request can be answered yet; empty where one can, or can be waited for."""
-        if not models:
-            return "no model is known yet"
-        coming = self.cluster.definitions.table.coming
-        if all(model.name in coming for model in models):
-            return f"fetching {', '.join(sorted(coming))}"
-        loading = [model.name for model in models if model.state == InstanceState.LOADING]
-        if all(model.state == FAILED for model in models):
-            return "no model could be loaded"
-        if all(model.state in (InstanceState.LOADING, FAILED) for model in models):
-            return f"loading {', '.join(loading)}"
+    def _objection(self) -> str:
+        """Tell why this node should not be used, whatever its models are; empty where it should."""
+        if self.draining:
+            return "draining"
+        if self.cluster.displaced():
+            return f"another node is called {self.config.node.name}: set [node] name"
         return ""
 
     def _failures(self) -> str:

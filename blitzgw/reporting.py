@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 from blitzgw.api.status import ModelStatus
 from blitzgw.core.instance import InstanceState
@@ -16,6 +16,9 @@ from blitzgw.router.router import Router
 
 FAILED = "failed"
 """The state of a model none of whose instances could be loaded."""
+
+FETCHING = "fetching"
+"""The state of a model that this node cannot tokenise for yet."""
 
 NOWHERE = "scaled_to_zero"
 """The state of a model of which no instance is anywhere."""
@@ -78,36 +81,40 @@ def _rounded(rate: float | None) -> float | None:
     return None if rate is None else float(f"{rate:.2g}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ModelReport:
-    """Puts together what is known of a model here and elsewhere."""
+    """Puts together what is known of models here and elsewhere, at one moment.
+
+    `coming` are the names that this node cannot tokenise for yet.
+    """
 
     devices: Sequence[DeviceRunner]
     router: Router
+    view: ClusterView
+    coming: Collection[str] = ()
+    _others: dict[tuple[str, str], list[InstanceFacts]] = field(init=False)
 
-    def status(
-        self, definition: Definition, view: ClusterView, load_s: float | None
-    ) -> ModelStatus:
+    def __post_init__(self) -> None:
+        self._others = {}
+        for node in self.view.living():
+            for facts in node.instances.values() if node.boot != self.view.local else ():
+                self._others.setdefault((facts.model, facts.digest), []).append(facts)
+
+    def status(self, definition: Definition, load_s: float | None) -> ModelStatus:
         """Return a model's status: instances of the cluster, work of this node.
 
         `load_s` is how long the last load took here, None where that is not known.
         """
         name = definition.name
         own = [i for d in self.devices for i in d.instances.values() if i.served.model == name]
-        others = [
-            facts
-            for node in view.living()
-            for facts in node.instances.values()
-            if node.boot != view.local and (facts.model, facts.digest) == (name, definition.digest)
-        ]
-        held = [] if view.local in definition.rivals else own  # a rival's are not served
+        others = self._others.get((name, definition.digest), [])
+        held = [] if self.view.local in definition.rivals else own  # a rival's are not served
         instances: list[Instance | InstanceFacts] = [*held, *others]
         states = Counter(instance.state for instance in instances)
         here = [lane for device in self.devices for lane in device.statistics(name)]
-        gone = FAILED if states[InstanceState.GONE] else NOWHERE
         return ModelStatus(
             name=name,
-            state=next((state for state in SETTLED if states[state]), gone),
+            state=FETCHING if name in self.coming else _best(states),
             instances=states[InstanceState.SERVING],
             layers_resident=max((instance.layers_resident for instance in instances), default=0),
             layers_total=definition.layers,
@@ -118,3 +125,22 @@ class ModelReport:
             kv_blocks=sum(i.served.kv.slots * i.served.kv.blocks_per_slot for i in own),
             preemptions=sum(lane.preemptions for lane in here),
         )
+
+
+def hindrance(models: Sequence[ModelStatus]) -> str:
+    """Tell why no request can be answered yet; empty where one can, or can be waited for."""
+    if not models:
+        return "no model is known yet"
+    names: dict[str, list[str]] = {}
+    for model in models:
+        names.setdefault(model.state, []).append(model.name)
+    if names.keys() - {InstanceState.LOADING, FETCHING, FAILED}:
+        return ""
+    coming = [state for state in (InstanceState.LOADING, FETCHING) if state in names]
+    told = [f"{state} {', '.join(sorted(names[state]))}" for state in coming]
+    return "; ".join(told) or "no model could be loaded"
+
+
+def _best(states: Counter[InstanceState]) -> str:
+    gone = FAILED if states[InstanceState.GONE] else NOWHERE
+    return next((state for state in SETTLED if states[state]), gone)

@@ -7,12 +7,14 @@ of its model is the one that holds.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
 
 from blitzgw.core.clock import Clock
 from blitzgw.core.instance import InstanceState
 from blitzgw.core.ports import InstancePort
-from blitzgw.core.view import ClusterView, InstanceFacts, NodeView
+from blitzgw.core.view import ClusterView, InstanceFacts, LoadFacts, NodeView
 from blitzgw.definitions import Definitions
+from blitzgw.gossip.knobs import Knobs
 from blitzgw.gossip.remote import RemoteInstance
 from blitzgw.network import Network
 from blitzgw.router.router import Router
@@ -20,11 +22,25 @@ from blitzgw.scheduler.shell import LocalInstance
 
 log = logging.getLogger(__name__)
 
-EJECTED_S = 2.5
-"""How long nothing is sent to a node whose link broke: gossip knows by then whether it has died."""
+EJECTED_MIN_S = 2.5
+"""How long nothing is sent to a node whose link broke, at least: a worker's process, a switch or a
+machine that comes back does so within that."""
+
+EJECTED_PROBES = 4
+"""Probe intervals until the death of a node whose link broke is suspected, and until the end of the
+suspicion has come round."""
+
+ADDED_AT_ONCE = 100
+"""So many instances are added before other work has its turn: some milliseconds."""
 
 ROUTED = (InstanceState.SERVING, InstanceState.DRAINING)
 """States in which an instance keeps what it has; whether it takes more is in its outlook."""
+
+HOPEFUL = (*ROUTED, InstanceState.LOADING)
+"""States in which an instance is worth waiting for."""
+
+Wanted = dict[str, tuple[NodeView | None, InstanceFacts]]
+"""Instances to route to, with their node where that is another one."""
 
 
 class Routes:
@@ -37,13 +53,14 @@ class Routes:
         self._clock = clock
         self._local: dict[str, LocalInstance] = {}
         self._routed: dict[str, InstancePort] = {}
+        self._remotes: dict[str, dict[str, RemoteInstance]] = {}
+        """Those of the routed ones that are on other nodes, by boot."""
         self._ejected: dict[str, float] = {}
 
-    def local_up(self, port: LocalInstance, claim: int, view: ClusterView) -> None:
-        """Serve an instance of a device of this node, at a claim of the device."""
+    def local_up(self, port: LocalInstance, claim: int) -> None:
+        """Serve an instance of a device of this node, at a claim of the device; then `follow`."""
         self._local[port.instance] = port
-        self._network.serving.host(port, claim)
-        self.follow(view)
+        self._network.serving.host(port, claim, self._definitions.digest_of(port.model))
 
     def local_down(self, instance: str, reason: str) -> None:
         """Serve an instance no more; its scheduler reports what peers had there."""
@@ -56,64 +73,90 @@ class Routes:
         for port in self._local.values():
             port.open = False
 
-    def eject(self, boot: str, reason: str) -> None:
+    def eject(self, boot: str, reason: str, view: ClusterView) -> None:
         """Send nothing to a node for a while, and take back what is there."""
-        self._ejected[boot] = self._clock.now() + EJECTED_S
-        for port in self._remotes():
-            if port.boot == boot:
-                self._remove(port.instance, reason)
+        members = sum(1 for _ in view.living())
+        self._ejected[boot] = self._clock.now() + ejected_s(self._network.knobs, members)
+        for instance in [*self._remotes.get(boot, ())]:
+            self._remove(instance, reason)
 
-    def forgive(self, view: ClusterView) -> None:
-        """Route again to nodes that were ejected long enough ago."""
+    def forgive(self) -> bool:
+        """Note who was ejected long enough ago; return whether there is anybody: `follow` then."""
         now = self._clock.now()
         over = [boot for boot, until_s in self._ejected.items() if until_s <= now]
         for boot in over:
             del self._ejected[boot]
-        if over:
-            self.follow(view)
+        return bool(over)
 
-    def follow(self, view: ClusterView) -> None:
-        """Give the router the instances that there are by now, and take back those that are not."""
+    def follow(self, view: ClusterView, limit: int = ADDED_AT_ONCE) -> bool:
+        """Give the router the instances that there are by now, and take back those that are not.
+
+        At most `limit` are new to it, own ones first; returns whether there are more.
+        """
         wanted = self._wanted(view)
         there = {instance for node in view.living() for instance in node.instances}
         for instance in [*self._routed]:
             if instance not in wanted:
                 why = "the instance is not served any more"
                 self._remove(instance, why, planned=instance in there)
-        for instance, (node, facts) in wanted.items():
-            if node is None:
-                if instance not in self._routed:
-                    self._add(self._local[instance])
-            else:
-                self._follow_remote(node, facts)
-
-    def take_loads(self, boots: set[str], view: ClusterView) -> None:
-        """Tell the router's ways to these nodes how busy their instances are."""
-        for port in self._remotes():
-            if port.boot not in boots or port.boot not in view.nodes:
-                continue
-            load = view.nodes[port.boot].loads.get(port.instance)
-            if load is not None:
-                port.update_load(load)
-                self._router.instance_changed(port.instance)
-
-    def _follow_remote(self, node: NodeView, facts: InstanceFacts) -> None:
-        port = self._routed.get(facts.id)
-        if isinstance(port, RemoteInstance) and port.boot == node.boot:
-            port.update(node, facts)
-            return
-        if port is not None:
+        new = [each for each in wanted.values() if not self._is_routed(*each)]
+        new.sort(key=lambda each: each[0] is not None)
+        for node, facts in new[:limit]:
             self._remove(facts.id, "the node has been restarted")
-        self._add(self._network.remote(node, facts))
+            port = self._local[facts.id] if node is None else self._network.remote(node, facts)
+            self._add(port, facts.digest)
+        return len(new) > limit
 
-    def _wanted(self, view: ClusterView) -> dict[str, tuple[NodeView | None, InstanceFacts]]:
-        """Return the instances to route to, with their node where that is another one.
+    def take_loads(self, loads: Mapping[str, Iterable[LoadFacts]]) -> None:
+        """Tell the router's ways to other nodes, by boot, how busy their instances are.
 
-        Of two nodes that claim one id, which two of the same name do, the one that started first
-        has it.
+        Who is held for a model is looked at once for all of its instances.
         """
-        wanted: dict[str, tuple[NodeView | None, InstanceFacts]] = {}
-        for node in sorted(view.living(), key=lambda node: (node.started_s, node.boot)):
+        models: dict[str, str] = {}
+        for boot, theirs in loads.items():
+            ports = self._remotes.get(boot, {})
+            for load in theirs:
+                port = ports.get(load.instance)
+                if port is not None:
+                    port.update_load(load)
+                    models[port.model] = port.instance
+        for model, instance in models.items():
+            if self._router.held(model):
+                self._router.instance_changed(instance)
+
+    def hopeless(self, view: ClusterView) -> set[str]:
+        """Return the models of which instances have failed and none is there or on its way."""
+        failed, hopeful = set[str](), set[str]()
+        for node in view.living():
+            for facts in node.instances.values():
+                if not self._definitions.holds(facts.model, facts.digest):
+                    continue
+                if facts.state in HOPEFUL:
+                    hopeful.add(facts.model)
+                elif facts.state is InstanceState.GONE:
+                    failed.add(facts.model)
+        return failed - hopeful
+
+    def _is_routed(self, node: NodeView | None, facts: InstanceFacts) -> bool:
+        """Tell whether the router has just this instance; bring what it has up to date."""
+        port = self._routed.get(facts.id)
+        if node is None:
+            return port is self._local[facts.id]
+        if not isinstance(port, RemoteInstance):
+            return False
+        if (port.boot, port.digest) != (node.boot, facts.digest):
+            return False
+        port.update(node, facts)
+        return True
+
+    def _wanted(self, view: ClusterView) -> Wanted:
+        """Return the instances to route to.
+
+        Of two nodes that claim one id, which two of the same name do, one that is not suspected to
+        be dead has it, then the one that started first.
+        """
+        wanted: Wanted = {}
+        for node in sorted(view.living(), key=_precedence):
             local = node.boot == view.local
             if node.boot in self._ejected:
                 continue
@@ -124,16 +167,41 @@ class Routes:
                     wanted[instance] = (None if local else node, facts)
         return wanted
 
-    def _remotes(self) -> list[RemoteInstance]:
-        return [port for port in self._routed.values() if isinstance(port, RemoteInstance)]
-
-    def _add(self, port: InstancePort) -> None:
+    def _add(self, port: InstancePort, digest: str) -> None:
         self._routed[port.instance] = port
-        self._router.instance_up(port)
+        if isinstance(port, RemoteInstance):
+            self._remotes.setdefault(port.boot, {})[port.instance] = port
+        self._router.instance_up(port, digest)
 
     def _remove(self, instance: str, reason: str, *, planned: bool = False) -> None:
         port = self._routed.pop(instance, None)
+        if port is None:
+            return
         if isinstance(port, RemoteInstance):
+            del self._remotes[port.boot][instance]
+            if not self._remotes[port.boot]:
+                del self._remotes[port.boot]
             self._network.ingress.forget(instance)
-        if port is not None:
-            self._router.instance_down(instance, reason, planned=planned)
+        elif instance in self._local:
+            self._stop(port)
+        self._router.instance_down(instance, reason, planned=planned)
+
+    def _stop(self, port: InstancePort) -> None:
+        """End what the router has at an instance of this node whose scheduler lives on."""
+        for facts in self._router.requests(self._clock.now()):
+            if facts.instance == port.instance:
+                port.abort(facts.id, facts.attempt)
+
+
+def ejected_s(knobs: Knobs, members: int) -> float:
+    """Return how long nothing is sent to a node whose link broke, in seconds.
+
+    By then gossip among so many members knows whether it has died: the least time that a suspicion
+    lasts, and EJECTED_PROBES intervals for it to begin and for its end to be heard of.
+    """
+    probes_s = EJECTED_PROBES * knobs.probe_interval_s
+    return max(EJECTED_MIN_S, knobs.suspicion_min_s(members) + probes_s)
+
+
+def _precedence(node: NodeView) -> tuple[int, int, str]:
+    return node.status, node.started_s, node.boot

@@ -19,6 +19,9 @@ from blitzgw.configfile.tables import Mistakes, check_names, read_array, read_ta
 from blitzgw.core.instance import DeviceKind, DeviceSpec
 from blitzgw.core.paths import cache_dir
 
+NODE_NAME_CHARS = 128
+"""Longest name of a node: gossip has 255 bytes for one, and it is a part of instances' ids."""
+
 SECTIONS = ("node", "http", "cluster", "devices", "models")
 
 
@@ -50,6 +53,7 @@ def load(
     check_names(document, SECTIONS, "", mistakes)
     base = path.parent if path else Path()
     node = read_table(NodeConfig, document.get("node", {}), "node", mistakes)
+    _check_node(node, mistakes)
     http = read_table(HttpConfig, document.get("http", {}), "http", mistakes)
     cluster = read_table(ClusterConfig, document.get("cluster", {}), "cluster", mistakes)
     entries = read_array(DeviceEntry, document.get("devices"), "devices", mistakes)
@@ -84,6 +88,12 @@ def _override(document: dict[str, Any], option: Option, mistakes: Mistakes) -> N
         table = document.setdefault(section, {})
     if isinstance(table, dict):
         table[name] = option.value
+
+
+def _check_node(node: NodeConfig, mistakes: Mistakes) -> None:
+    if len(node.name) > NODE_NAME_CHARS:
+        text = f"has {len(node.name)} characters; give one of at most {NODE_NAME_CHARS}"
+        mistakes.add("node.name", text)
 
 
 def _resolve_node(node: NodeConfig, base: Path) -> NodeConfig:

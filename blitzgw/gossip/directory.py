@@ -74,6 +74,18 @@ class _Books:
         return self.view
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a batch of entries has changed.
+
+    `structural`: more than figures, which are loads and how far an instance has been loaded.
+    `loads` are the new ones of instances, by boot.
+    """
+
+    structural: bool
+    loads: Mapping[str, list[LoadFacts]]
+
+
 class Directory:
     """All members' facts. Times are seconds of the injected clock."""
 
@@ -83,6 +95,7 @@ class Directory:
         self._early: dict[str, list[Update]] = {}
         self._view: ClusterView | None = None
         self.undecodable = 0
+        """Entries ignored: such as do not decode, or are not about what their key says."""
 
     def view(self) -> ClusterView:
         """Return the present picture."""
@@ -108,47 +121,84 @@ class Directory:
         self._early.pop(boot, None)
         self._view = None
 
-    def updated(self, updates: Iterable[Update], now: float) -> None:
-        """Take entries of other members. What does not decode is counted and left out."""
+    def updated(self, updates: Iterable[Update], now: float) -> Taken:
+        """Take entries of other members. What is not as it should be is counted and left out."""
+        structural = False
+        loads: dict[str, list[LoadFacts]] = {}
         for update in updates:
             books = self._books.get(update.boot)
             if books is None:  # who it is arrives in the same batch of changes, or never
                 self._early.setdefault(update.boot, []).append(update)
                 continue
-            kind, _, name = update.key.partition("/")
             try:
-                fact = None if update.value is None else decode_fact(update.key, update.value)
+                fact = _fact(update)
             except ProtocolError as error:
                 self.undecodable += 1
                 log.warning("entry_ignored boot=%s error=%s", update.boot, error)
                 continue
-            self._put(books, kind, name, fact, now)
+            if not isinstance(fact, LoadFacts):
+                structural |= self._put(books, update.key, fact, now)
+            elif self._put_load(books, fact, now):
+                loads.setdefault(update.boot, []).append(fact)
+        return Taken(structural, loads)
 
-    def published(self, facts: Mapping[str, Fact | None], now: float) -> None:
-        """Take this node's own facts by key; None: gone."""
+    def published(self, facts: Mapping[str, Fact | None], now: float) -> bool:
+        """Take this node's own facts by key, None: gone; return whether it is structural."""
+        books = self._books[self._local]
+        structural = False
         for key, fact in facts.items():
-            kind, _, name = key.partition("/")
-            self._put(self._books[self._local], kind, name, fact, now)
+            structural |= self._put(books, key, fact, now)
+        return structural
 
-    def loads_reported(self, boot: str, loads: Iterable[LoadFacts], now: float) -> None:
-        """Take loads that came over a peer link, sooner than gossip brings them."""
+    def loads_reported(self, boot: str, loads: Iterable[LoadFacts], now: float) -> list[LoadFacts]:
+        """Take loads that came over a peer link, sooner than by gossip; return the new ones."""
         books = self._books.get(boot)
-        if books is not None:
-            for load in loads:
-                self._put(books, "load", load.instance, load, now)
+        if books is None:
+            return []
+        return [load for load in loads if self._put_load(books, load, now)]
 
-    def _put(self, books: _Books, kind: str, name: str, fact: Fact | None, now: float) -> None:
+    def _put_load(self, books: _Books, load: LoadFacts, now: float) -> bool:
+        """Note a load, unless what is known is as new or newer; return whether it was noted."""
+        known = books.facts.get("load", {}).get(load.instance)
+        if known is not None and 0 < load.number <= known.number:
+            return False
+        self._put(books, key_of(load), load, now)
+        return True
+
+    def _put(self, books: _Books, key: str, fact: Fact | None, now: float) -> bool:
+        """Note a fact, None: it is gone; return whether more than figures has changed."""
+        kind, _, name = key.partition("/")
         facts = books.facts.setdefault(kind, {})
-        if fact is None:
-            facts.pop(name, None)
-        else:
+        before = facts.pop(name, None) if fact is None else facts.get(name)
+        if fact is not None:
             facts[name] = fact
         self._touch(books, now)
+        return _is_structural(before, fact)
 
     def _touch(self, books: _Books, heard_s: float) -> None:
         books.heard_s = heard_s
         books.view = None
         self._view = None
+
+
+def _fact(update: Update) -> Fact | None:
+    """Return the fact of an entry, None where it is gone or of a later version of this software.
+
+    Raises ProtocolError for what does not decode, and for what is about something else than the
+    key says: it would stand under another one's name.
+    """
+    if update.value is None:
+        return None
+    fact: Fact | None = decode_fact(update.key, update.value)
+    if fact is not None and key_of(fact) != update.key:
+        raise ProtocolError(f"an entry {update.key[:80]!r} that is about {key_of(fact)[:80]!r}")
+    return fact
+
+
+def _is_structural(before: Fact | None, after: Fact | None) -> bool:
+    if isinstance(before, InstanceFacts) and isinstance(after, InstanceFacts):
+        return replace(before, layers_resident=after.layers_resident) != after
+    return before != after and not isinstance(before or after, LoadFacts)
 
 
 def changed(before: Mapping[str, Fact], after: Mapping[str, Fact]) -> dict[str, Fact | None]:

@@ -95,11 +95,14 @@ class Links:
             return
         self._attach(PeerLink(session, self._clock, self, dialled=False), sock)
 
-    def drop(self, boot: str, reason: str) -> None:
-        """Give up a link, open or being opened; the listener is told before this returns."""
+    def drop(self, boot: str, reason: str, *, expected: bool = False) -> None:
+        """Give up a link, open or being opened; the listener is told before this returns.
+
+        An `expected` end, of a peer that has said goodbye, is no loss in logs and figures.
+        """
         peer = self._peers.get(boot)
         if peer is not None:
-            self._lose(peer, reason)
+            self._lose(peer, reason, expected=expected)
 
     def usable(self, boot: str) -> bool:
         """Whether what is sent now has a chance: False between a loss and the news of it."""
@@ -246,18 +249,25 @@ class Links:
 
     # Ending.
 
-    def _lose(self, peer: Conversation, reason: str, quietly: bool = False) -> None:
-        """End all that is with a peer and tell the listener; harmless when done before."""
+    def _lose(
+        self, peer: Conversation, reason: str, *, quietly: bool = False, expected: bool = False
+    ) -> None:
+        """End all that is with a peer and tell the listener; harmless when done before.
+
+        `quietly`: nothing was under way, and nobody need know.
+        """
         if self._peers.get(peer.boot) is not peer:
             return
         del self._peers[peer.boot]
         peer.abandon(reason)
-        if peer.used and not quietly and not self._stopped:
+        told = peer.used and not quietly and not self._stopped
+        if told and not expected:
             self._n_lost += 1
             log.warning("peer_link_lost boot=%s reason=%s", peer.boot, reason)
-            self._tell_lost(peer.boot, reason)
         else:
             log.info("peer_link_closed boot=%s reason=%s", peer.boot, reason)
+        if told:
+            self._tell_lost(peer.boot, reason)
         if peer.candidate is not None:
             self._accepted(peer.candidate)
 

@@ -56,6 +56,16 @@ _ERRORS: dict[str, type[RequestError]] = {
 }
 
 
+class TooLong(Unavailable):
+    """For what does not fit a message: an instance of this node may take it, no other one will.
+
+    It is a refusal, so that a router asks the others; a client that hears of it in the end is told
+    that its request is too large.
+    """
+
+    status, kind, code = TooLarge.status, TooLarge.kind, TooLarge.code
+
+
 @dataclass(frozen=True, slots=True)
 class _Whereabouts:
     """Where a request is: at this instance of that process, with this attempt."""
@@ -78,7 +88,7 @@ class RemoteIngress:
     def submit(self, node: NodeView, facts: InstanceFacts, request: GenerationRequest) -> None:
         """Send a request to an instance. Raises Unavailable where the link is known to be broken.
 
-        Raises TooLarge for a request that no message can hold.
+        Raises TooLong for a request that no message can hold.
         """
         if not self._links.usable(node.boot):
             raise Unavailable(f"the link to node {node.name} is broken", retry_after_s=1.0)
@@ -86,7 +96,7 @@ class RemoteIngress:
             message = Submit(facts.id, facts.claim, request)
             self._links.send(node.boot, (node.host, node.port), message)
         except ProtocolError as error:
-            raise TooLarge("the request is too long to be sent to another node") from error
+            raise TooLong("the request is too long to be sent to another node") from error
         former = self._away.get(request.id)
         self._away[request.id] = _Whereabouts(node.boot, facts.id, request.attempt)
         if former is not None and former.attempt != request.attempt:
@@ -152,10 +162,7 @@ class RemoteIngress:
 
 
 class RemoteInstance:
-    """A `core.ports.InstancePort` for an instance of another node, as this node sees it.
-
-    `ejected` is its owner's: True while the node is believed to be out of reach.
-    """
+    """A `core.ports.InstancePort` for an instance of another node, as this node sees it."""
 
     def __init__(
         self,
@@ -166,7 +173,6 @@ class RemoteInstance:
         facts: InstanceFacts,
         load: LoadFacts | None = None,
     ) -> None:
-        self.ejected = False
         self._ingress, self._links, self._clock = ingress, links, clock
         self._node, self._facts = node, facts
         self._load = load or LoadFacts(facts.id)
@@ -182,6 +188,11 @@ class RemoteInstance:
     def model(self) -> str:
         """The name of the model that it serves."""
         return self._facts.model
+
+    @property
+    def digest(self) -> str:
+        """The digest of the model's definition."""
+        return self._facts.digest
 
     @property
     def boot(self) -> str:
@@ -212,8 +223,6 @@ class RemoteInstance:
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request; raises Unavailable where it is known that it cannot get there."""
-        if self.ejected:
-            raise Unavailable(f"node {self._node.name} is out of reach", retry_after_s=1.0)
         self._ingress.submit(self._node, self._facts, request)
         self._sent.append((self._clock.now(), len(request.tokens)))
 
@@ -225,7 +234,7 @@ class RemoteInstance:
         node = self._node
         serving = self._facts.state is InstanceState.SERVING and node.living
         draining = node.facts is not None and node.facts.draining
-        return serving and not draining and not self.ejected
+        return serving and not draining
 
     def _settle(self, limit_s: float) -> None:
         """Forget submissions from before a moment."""

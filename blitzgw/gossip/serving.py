@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from blitzgw.core.clock import Clock
 from blitzgw.core.peer import Abort, Declined, Loss, Lost, Submit, Tokens
 from blitzgw.core.ports import Ingress, InstancePort
 from blitzgw.core.request import GenerationRequest, TokenEvent
@@ -15,7 +16,8 @@ from blitzgw.gossip.links import Links
 log = logging.getLogger(__name__)
 
 STALE = "stale"
-"""`Declined.code` of a request for a claim or with an attempt that has been left behind."""
+"""`Declined.code` of a request for a claim or a definition, or with an attempt, that has been left
+behind."""
 
 
 MAX_TEXT = 2000
@@ -42,6 +44,7 @@ class Guest:
 class _Hosted:
     port: InstancePort
     claim: int
+    digest: str
 
 
 class Serving:
@@ -52,17 +55,21 @@ class Serving:
     queues, which refuse what is too much.
     """
 
-    def __init__(self, links: Links, router: Ingress) -> None:
+    def __init__(self, links: Links, router: Ingress, clock: Clock) -> None:
         self.draining = False
         """Whether requests of peers are declined; those of this node's router are not its business.
         """
-        self._links, self._router = links, router
+        self._links, self._router, self._clock = links, router, clock
         self._hosted: dict[str, _Hosted] = {}
         self._guests: dict[str, Guest] = {}
+        self._submitted_s: dict[str, float] = {}
 
-    def host(self, port: InstancePort, claim: int) -> None:
-        """Serve an instance to peers, at a claim of its device."""
-        self._hosted[port.instance] = _Hosted(port, claim)
+    def host(self, port: InstancePort, claim: int, digest: str = "") -> None:
+        """Serve an instance to peers, at a claim of its device.
+
+        `digest` is that of its model's definition: requests for another one are declined.
+        """
+        self._hosted[port.instance] = _Hosted(port, claim, digest)
 
     def unhost(self, instance: str) -> None:
         """Serve an instance no more. Its scheduler reports what it had as lost."""
@@ -75,6 +82,12 @@ class Serving:
     def count(self, boot: str) -> int:
         """Return how many requests of a peer are here."""
         return sum(guest.boot == boot for guest in self._guests.values())
+
+    def users(self, within_s: float) -> list[str]:
+        """Return the peers that have submitted something within the last seconds."""
+        since_s = self._clock.now() - within_s
+        self._submitted_s = {b: at_s for b, at_s in self._submitted_s.items() if at_s >= since_s}
+        return [*self._submitted_s]
 
     def give_away(self, reason: str) -> int:
         """Hand all requests of peers back, to be continued elsewhere; return how many."""
@@ -92,6 +105,7 @@ class Serving:
     def on_submit(self, boot: str, message: Submit) -> None:
         """Queue a peer's request at its instance, or decline it."""
         request = message.request
+        self._submitted_s[boot] = self._clock.now()
         try:
             hosted = self._admit(message)
             self._make_way(boot, request)
@@ -115,6 +129,7 @@ class Serving:
 
     def link_lost(self, boot: str) -> None:
         """Stop all requests of a peer: nobody would get their tokens."""
+        self._submitted_s.pop(boot, None)
         for guest in [g for g in self._guests.values() if g.boot == boot]:
             self._forget(guest)
             self._abort(guest)
@@ -176,6 +191,9 @@ class Serving:
             raise Unavailable(f"instance {message.instance} is not here")
         if hosted.claim != message.claim:
             raise _Stale(f"instance {message.instance} is at claim {hosted.claim} of its device")
+        digest = message.request.digest
+        if digest and hosted.digest and digest != hosted.digest:
+            raise _Stale(f"instance {message.instance} serves definition {hosted.digest:.12}")
         return hosted
 
     def _make_way(self, boot: str, request: GenerationRequest) -> None:

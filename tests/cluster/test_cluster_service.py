@@ -153,6 +153,27 @@ def test_a_node_with_another_key_is_not_let_in(mixed, tmp_path):
         assert stranger.end() == 0
 
 
+def test_a_name_given_twice_is_told_and_the_younger_is_not_ready(mixed, tmp_path):
+    other = Cluster(tmp_path)
+    other.ports = [mixed.ports[0]]
+    twin = other.add("two", NOTHING)
+    try:
+        twin.listen()
+        reason = "another node is called two: set [node] name"
+        within(15.0, lambda: twin.get("/ready").json["reason"] == reason, "refusal")
+        for node in (twin, *mixed.nodes.values()):
+            within(10.0, lambda node=node: "node_name_conflict name=two" in node.log(), "warning")
+        nodes = mixed.get("front", "nodes")
+        assert sorted(n["name"] for n in nodes if n["conflict"]) == ["two", "two"]
+        assert mixed.nodes["two"].get("/ready").status == 200
+        reply = mixed.nodes["front"].post("/v1/completions", completion("x", 2, model="second"))
+        assert reply.status == 200
+    finally:
+        twin.signal(signal.SIGTERM)
+        assert twin.end() == 0
+    until(lambda: not any(n["conflict"] for n in mixed.get("front", "nodes")), "peace")
+
+
 def test_a_different_definition_of_a_name_is_refused_until_the_first_has_gone(tmp_path):
     shorter = paced().replace("max_model_len = 2048", "max_model_len = 512")
     with cluster(tmp_path, front=NOTHING, first=paced()) as made:

@@ -84,8 +84,8 @@ class Peer(End):
         self.board = Switchboard(lambda _, load: self.loads.append(load))
         super().__init__(boot, self.board, dilation)
         self.router, self.port = FakeRouter(), FakePort()
-        self.serving = Serving(self.links, self.router)
-        self.serving.host(self.port, 3)
+        self.serving = Serving(self.links, self.router, self.clock)
+        self.serving.host(self.port, 3, "d")
         self.ingress = RemoteIngress(
             self.links, self.router, lambda boot, _: self.lost_peers.append(boot)
         )
@@ -209,6 +209,30 @@ async def test_what_is_not_here_as_the_ingress_thinks_is_declined(spoil):
         assert not b.port.submitted
 
 
+async def test_a_request_for_another_definition_is_declined():
+    async with Pair() as (a, b):
+        port = a.remote(b)
+        port.submit(replace(request("other"), digest="e"))
+        await until(lambda: a.router.declined)
+        assert [(i, n) for i, n, _ in a.router.declined] == [("other", 0)]
+        assert type(a.router.declined[0][2]) is Unavailable
+        for number, digest in enumerate(("d", "")):
+            port.submit(replace(request(f"r{number}"), digest=digest))
+        await until(lambda: len(b.port.submitted) == 2)
+        assert len(a.router.declined) == 1
+
+
+async def test_users_are_those_who_have_submitted_lately():
+    async with Pair() as (a, b):
+        assert b.serving.users(5.0) == []
+        a.remote(b).submit(request("r"))
+        await until(lambda: b.port.submitted)
+        assert b.serving.users(5.0) == [LOW]
+        await asyncio.sleep(0.01)
+        assert b.serving.users(0.001) == []
+        assert b.serving.users(5.0) == []  # forgotten
+
+
 async def test_an_answer_given_before_submit_returns_is_not_lost():
     async with Pair() as (a, b):
         done = event("r", finish=FinishReason.LENGTH)
@@ -328,8 +352,9 @@ async def test_a_link_known_to_be_broken_takes_nothing():
 async def test_a_request_that_no_message_holds_is_too_large():
     async with Pair() as (a, b):
         long = replace(request("r"), tokens=(2**31 - 1,) * 900_000)
-        with pytest.raises(TooLarge):
+        with pytest.raises(Unavailable) as caught:  # a refusal: another one may take it
             a.remote(b).submit(long)
+        assert (caught.value.status, caught.value.code) == (TooLarge.status, TooLarge.code)
         assert a.ingress.count(HIGH) == 0
 
 
@@ -416,8 +441,4 @@ async def test_only_a_serving_instance_of_a_living_node_is_open():
         port.update(replace(b.view(), status=Status.DEAD), FACTS)
         assert not port.outlook().open
         port.update(b.view(), FACTS)
-        port.ejected = True
-        assert not port.outlook().open
-        with pytest.raises(Unavailable):
-            port.submit(request("r"))
-        assert not a.dials
+        assert port.outlook().open

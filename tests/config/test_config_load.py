@@ -270,3 +270,14 @@ def test_folders_count_from_the_file_and_the_home(write, tmp_path, monkeypatch):
     assert load().node.cache_dir == "/home/someone/.cache/blitzgw"
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     assert load().node.cache_dir == "/xdg/blitzgw"
+
+
+@pytest.mark.parametrize(("length", "ok"), [(128, True), (129, False)])
+def test_a_node_has_a_name_that_gossip_can_carry(write, length, ok):
+    path = write(f'[node]\nname = "{"n" * length}"')
+    if ok:
+        assert len(load(path).node.name) == length
+    else:
+        [problem] = problems(path)
+        assert "node.name" in problem
+        assert "at most 128" in problem
