@@ -213,7 +213,9 @@ class Cluster:
         )  # fmt: skip
         self.directory.member_changed(member, now)
         if member.status in (Status.DEAD, Status.LEFT):
-            self.network.links.drop(member.boot, f"the node is {member.status.name.lower()}")
+            left = member.status is Status.LEFT
+            why = "the node has left" if left else "the node is believed to be dead"
+            self.network.links.drop(member.boot, why, expected=left)
 
     async def _following(self) -> None:
         while True:  # unbounded on purpose: until `close`

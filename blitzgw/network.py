@@ -45,7 +45,7 @@ LEAVE_S = 1.0
 """How long a goodbye may take: it goes out within a few gossip intervals."""
 
 FETCH_S = 10.0
-"""How long a peer may take to give content: 64 MiB over a slow link."""
+"""How long a peer may take for each chunk of content."""
 
 ASK_S = 1.0
 """How long a peer may take to list its requests: somebody waits at a terminal."""
@@ -99,7 +99,7 @@ class Network:
         self.links = Links(me.boot, self._dial, clock, board)
         self.ingress = RemoteIngress(self.links, router, self._on_peer_lost)
         self.serving = Serving(self.links, router, clock)
-        self._server = ContentServer(self.links, provider)
+        self._server = ContentServer(self.links, provider, clock)
         self._client = ContentClient(self.links, clock)
         board.join(self.serving, self.ingress, self._server, self._client)
 

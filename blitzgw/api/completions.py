@@ -25,7 +25,11 @@ from blitzgw.errors import Overloaded, RequestError, Unavailable
 
 logger = logging.getLogger(__name__)
 
-STREAM_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+STREAM_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # nginx would pass tokens on in bunches of 4 KiB
+}
 
 
 class Completions:
