@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,9 @@ def smollm2() -> Path:
             else:
                 patch.setenv(key, value)
         return cache.add_model("smollm2-135m").path
+
+
+def pytest_configure() -> None:
+    """Let processes of tests be interrupted: what a shell starts in the background ignores ^C."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
