@@ -46,9 +46,6 @@ so that hundreds of nodes that come at once are followed together."""
 SOFTWARE = {"blitzgw": VERSION, "layout": str(LAYOUT_VERSION)}
 """What a node tells of its own versions; those of its workers are with its devices."""
 
-Facts = Callable[[], tuple[list[Fact], list[LoadFacts]]]
-"""Returns what a node publishes of its devices: what seldom changes, and loads."""
-
 
 class Cluster:
     """Joins devices, network and router of the process `boot`; implements `NetworkListener`."""
@@ -60,9 +57,11 @@ class Cluster:
         models: Sequence[LoadedModel],
         router: Router,
         clock: Clock,
-        facts: Facts,
+        facts: Callable[[], list[Fact]],
+        loads: Callable[[], list[LoadFacts]],
     ) -> None:
-        self._config, self._router, self._clock, self._facts = config, router, clock, facts
+        self._config, self._router, self._clock = config, router, clock
+        self._facts, self._loads = facts, loads
         cluster = config.cluster
         self._me = Rumour(
             boot, config.node.name, cluster.host, cluster.port, unix_time(), 0, Status.ALIVE
@@ -276,13 +275,12 @@ class Cluster:
 
     def _refresh(self) -> None:
         """Publish what has changed since the last time."""
-        stable, loads = self._facts()
         if self._dirty or self._draining:
             self._dirty = False
             own = NodeFacts(self._me.name, self._http, self._draining, SOFTWARE)
-            if self._publisher.stable([*stable, own, *self.definitions.facts()]):
+            if self._publisher.stable([*self._facts(), own, *self.definitions.facts()]):
                 self._follow()
-        self._publisher.loads(loads)
+        self._publisher.loads(self._loads())
 
     # What others ask.
 

@@ -17,13 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from blitzgw.api.models import ModelEntry, ModelTable
 from blitzgw.api.services import unix_time
 from blitzgw.attempts import Attempts
+from blitzgw.core.card import content_digest
 from blitzgw.core.clock import Clock
 from blitzgw.core.view import ClusterView, ModelFacts
 from blitzgw.errors import BlitzError
 from blitzgw.gossip.catalogue import KEPT_S, Catalogue, Definition, first_since
 from blitzgw.placement import LoadedModel
 from blitzgw.textshelf import Fetch, Known, TextShelf
-from blitzgw.weights.card import content_digest, model_card
+from blitzgw.weights.card import model_card
 from blitzgw.wire import encode_card
 
 log = logging.getLogger(__name__)

@@ -93,7 +93,9 @@ class Node:
             hold_timeout_s=config.cluster.hold_timeout_s,
             max_held=config.http.max_queue,
         )
-        self.cluster = Cluster(config, self.boot, self.models, self.router, self.clock, self._facts)
+        self.cluster = Cluster(
+            config, self.boot, self.models, self.router, self.clock, self._facts, self._loads
+        )
         self.devices = [
             DeviceRunner(
                 config.node.name,
@@ -177,8 +179,7 @@ class Node:
         if all(instance.failure for instance in self._instances(model)):
             reason = f"model {model} could not be loaded; the node's log tells why"
             self.cluster.local_failed(model, reason)
-        everything = (i for device in self.devices for i in device.instances.values())
-        if not self.cluster.networked and all(instance.failure for instance in everything):
+        if not self.cluster.networked and all(i.failure for i in self._instances()):
             self._hopeless.set()
 
     def device_changed(self) -> None:
@@ -246,12 +247,16 @@ class Node:
             except Exception:  # the next one may do better, and running streams do not need it
                 log.exception("tick_failed")
 
-    def _facts(self) -> tuple[list[Fact], list[LoadFacts]]:
-        """Return what this node publishes of its devices: what seldom changes, and its loads."""
+    def _facts(self) -> list[Fact]:
+        """Return what this node publishes of its devices, as far as it seldom changes."""
         digests = {
             m.spec.name: self.cluster.definitions.digest_of(m.spec.name) for m in self.models
         }
-        return device_facts(self.devices, digests), load_facts(self.devices)
+        return device_facts(self.devices, digests)
+
+    def _loads(self) -> list[LoadFacts]:
+        """Return how busy this node's instances are."""
+        return load_facts(self.devices)
 
     def _objection(self) -> str:
         """Tell why this node should not be used, whatever its models are; empty where it should."""
@@ -262,12 +267,13 @@ class Node:
         return ""
 
     def _failures(self) -> str:
-        instances = [i for device in self.devices for i in device.instances.values()]
-        return "; ".join(dict.fromkeys(f"{i.served.model}: {i.failure}" for i in instances))
+        told = (f"{i.served.model}: {i.failure}" for i in self._instances())
+        return "; ".join(dict.fromkeys(told))
 
-    def _instances(self, model: str) -> list[Instance]:
+    def _instances(self, model: str | None = None) -> list[Instance]:
+        """Return the instances of this node, of one model or of all."""
         instances = [i for device in self.devices for i in device.instances.values()]
-        return [i for i in instances if i.served.model == model]
+        return [i for i in instances if model in (None, i.served.model)]
 
     def _server(self) -> HttpServer:
         http = self.config.http

@@ -13,11 +13,11 @@ from weakref import WeakValueDictionary
 
 from blitzgw.api.services import unix_time
 from blitzgw.api.text import TextModel, Vocabulary
-from blitzgw.core.card import ModelCard
+from blitzgw.core.card import ModelCard, content_digest
 from blitzgw.core.instance import ModelSpec
 from blitzgw.core.model import TextSpec
 from blitzgw.errors import CheckpointError, ProtocolError
-from blitzgw.weights.card import check_card, content_digest, read_tokenizer
+from blitzgw.weights.card import check_card, read_tokenizer
 from blitzgw.weights.content import content_path, drop_content, keep_content, read_content
 from blitzgw.wire import decode_card
 

@@ -19,6 +19,7 @@ from aiohttp import web
 from blitzgw.api.exchange import Exchange
 from blitzgw.api.respond import json_bytes, json_response
 from blitzgw.api.status import ClusterPort
+from blitzgw.configfile.cluster import join_address
 from blitzgw.core.clock import Clock
 from blitzgw.core.instance import InstanceState
 from blitzgw.core.view import (
@@ -149,7 +150,7 @@ def _address(node: NodeView) -> str | None:
     """Return where its peers find a node; None where it has no port, as in a cluster of one."""
     if not node.port:
         return None
-    return f"[{node.host}]:{node.port}" if ":" in node.host else f"{node.host}:{node.port}"
+    return join_address(node.host, node.port)
 
 
 def _instance(node: NodeView, facts: InstanceFacts, age_s: float) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 from blitzgw.core.model import Dtype, ModelShape
@@ -25,3 +26,8 @@ class ModelCard:
     chat_template: str | None
     bos_token: str
     eos_token: str
+
+
+def content_digest(data: bytes) -> str:
+    """Return the name of content in the cluster: 256 bits of BLAKE2b in hexadecimal."""
+    return hashlib.blake2b(data, digest_size=32).hexdigest()

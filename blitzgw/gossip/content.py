@@ -7,12 +7,12 @@ more than those. What is named by its digest is checked against it.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from blitzgw.core.card import content_digest
 from blitzgw.core.clock import Clock, MonotonicClock
 from blitzgw.core.peer import Content, Fetch
 from blitzgw.errors import PeerLost, ProtocolError
@@ -46,11 +46,6 @@ ABSENT = -1
 
 Provider = Callable[[str], bytes | Awaitable[bytes | None] | None]
 """Returns the content of that name, or None. Its time is bounded by the asking side's patience."""
-
-
-def digest(data: bytes) -> str:
-    """Return the name of content: its BLAKE2b-256 digest in hexadecimal."""
-    return hashlib.blake2b(data, digest_size=32).hexdigest()
 
 
 class ContentServer:
@@ -279,6 +274,9 @@ class ContentClient:
 
 async def _check(what: str, data: bytes) -> None:
     """Raise ProtocolError where content is not what its name says; a thread does the arithmetic."""
-    found = digest(data) if len(data) <= CHUNK_BYTES else await asyncio.to_thread(digest, data)
+    if len(data) <= CHUNK_BYTES:
+        found = content_digest(data)
+    else:
+        found = await asyncio.to_thread(content_digest, data)
     if found != what.partition("/")[2]:
         raise ProtocolError(f"content whose digest is not that of {what[:80]}")

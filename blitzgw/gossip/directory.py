@@ -207,9 +207,3 @@ def changed(before: Mapping[str, Fact], after: Mapping[str, Fact]) -> dict[str, 
         key: fact for key, fact in after.items() if before.get(key) != fact
     }
     return news | dict.fromkeys(before.keys() - after.keys())
-
-
-def without_loads(view: ClusterView) -> ClusterView:
-    """Return a view that two moments share unless more than loads has changed."""
-    bare = {boot: replace(node, loads={}, heard_s=0.0) for boot, node in view.nodes.items()}
-    return ClusterView(view.local, bare)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-from blitzgw.core.card import ModelCard
+from blitzgw.core.card import ModelCard, content_digest
 from blitzgw.core.instance import ModelSpec
 from blitzgw.core.model import TextSpec
 from blitzgw.errors import CheckpointError
@@ -61,8 +60,3 @@ def read_tokenizer(text: TextSpec) -> bytes:
         return Path(text.tokenizer_path).read_bytes()
     except OSError as error:
         raise CheckpointError(f"{text.tokenizer_path}: cannot be read: {error.strerror}") from error
-
-
-def content_digest(data: bytes) -> str:
-    """Return the name of content in the cluster: 256 bits of BLAKE2b in hexadecimal."""
-    return hashlib.blake2b(data, digest_size=32).hexdigest()

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from blitzgw.core.card import content_digest
 from blitzgw.errors import CheckpointError
-from blitzgw.weights.card import content_digest
 from blitzgw.weights.disk import cache_folder, disk_error, locked, remove_partial, write_whole
 
 log = logging.getLogger(__name__)

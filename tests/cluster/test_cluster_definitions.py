@@ -10,6 +10,7 @@ import pytest
 from blitzgw import definitions, textshelf
 from blitzgw.api.text import Vocabulary
 from blitzgw.config import Config
+from blitzgw.core.card import content_digest
 from blitzgw.core.clock import MonotonicClock
 from blitzgw.core.rumours import Rumour, Status, Update
 from blitzgw.definitions import Definitions
@@ -17,7 +18,7 @@ from blitzgw.errors import CheckpointError, PeerLost, UnknownModel
 from blitzgw.gossip.catalogue import KEPT_S
 from blitzgw.gossip.directory import Directory, key_of
 from blitzgw.placement import load_models
-from blitzgw.weights.card import check_card, content_digest
+from blitzgw.weights.card import check_card
 from blitzgw.weights.content import UNUSED_S, content_path, keep_content, read_content
 from blitzgw.wire import decode_card, encode_card, encode_fact
 

@@ -96,7 +96,8 @@ class World:
             [],
             self.router,
             self.clock,
-            lambda: (self.own, self.loads),
+            lambda: self.own,
+            lambda: self.loads,
         )
         self.sent, self.versions = [], 0
         self.cluster.network.links.send = self._send

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from blitzgw.core.card import content_digest
 from blitzgw.core.clock import MonotonicClock
 from blitzgw.core.peer import Content, Fetch
 from blitzgw.errors import PeerLost, ProtocolError
@@ -16,7 +17,6 @@ from blitzgw.gossip.content import (
     MAX_REPLIES,
     ContentClient,
     ContentServer,
-    digest,
 )
 from blitzgw.gossip.snapshots import MAX_SNAPSHOTS, SHARED_BYTES, SNAPSHOT_S, Snapshots
 from tests.cluster.link_kit import FAST, HIGH, LOW, End, Recorder, until
@@ -77,7 +77,7 @@ class Shelves:
         return await client.fetch(HIGH, self.b.address, what, max_bytes, timeout_s)
 
     def put(self, data: Any, what: str = "") -> str:
-        what = what or f"blob/{digest(data)}"
+        what = what or f"blob/{content_digest(data)}"
         self.b.seen.shelf[what] = data
         return what
 
@@ -144,7 +144,7 @@ async def test_what_is_not_there_is_said_so():
 @pytest.mark.parametrize("data", [b"forged", BIG], ids=["small", "big"])
 async def test_content_is_checked_against_its_digest(kind, data):
     async with Shelves() as shelves:
-        what = shelves.put(data, f"{kind}/{digest(b'genuine')}")
+        what = shelves.put(data, f"{kind}/{content_digest(b'genuine')}")
         with pytest.raises(ProtocolError, match="digest"):
             await shelves.fetch(what)
         assert await shelves.fetch(shelves.put(data, "requests")) == data
