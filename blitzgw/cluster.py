@@ -26,12 +26,15 @@ from blitzgw.errors import PeerLost
 from blitzgw.gossip.crossing import News
 from blitzgw.gossip.directory import Directory
 from blitzgw.gossip.events import MemberChanged, MemberForgotten, StateChanged
+from blitzgw.machine import Machine
 from blitzgw.network import Network
 from blitzgw.placement import LoadedModel
 from blitzgw.publishing import Publisher
 from blitzgw.requestlist import REQUESTS, RequestLists
 from blitzgw.router.router import Router
 from blitzgw.routes import Routes
+from blitzgw.scaleorders import OPERATIONS
+from blitzgw.scaler import Scaler
 from blitzgw.scheduler.shell import LocalInstance
 
 log = logging.getLogger(__name__)
@@ -67,6 +70,8 @@ class Cluster:
             boot, config.node.name, cluster.host, cluster.port, unix_time(), 0, Status.ALIVE
         )
         self.directory = Directory(self._me, clock.now())
+        self.machine = Machine(config.transfer, clock)
+        self.scaling = Scaler(self._me, self.view, self.machine, clock, config, self.changed)
         self.network = Network(
             cluster,
             config.cluster_keys,
@@ -74,10 +79,12 @@ class Cluster:
             router,
             self._content,
             self,
-            clock,
-            config.node.dilation,
+            self.scaling,
+            clock=clock,
+            dilation=config.node.dilation,
         )
         self.definitions = Definitions(models, clock, self._fetch)
+        self.scaling.join(self.network, self.definitions)
         self.routes = Routes(router, self.network, self.definitions, clock)
         self._publisher = Publisher(self.directory, self.network, clock)
         self._lists = RequestLists(router, self.network, clock)
@@ -102,6 +109,7 @@ class Cluster:
         self._me = self.network.me
         self.directory.member_changed(self._me, self._clock.now())
         self._http = _url(self._config.http.host, self._me.host, http_port)
+        self.scaling.open(self._me)
         self._refresh()
         loop = asyncio.get_running_loop()
         self._tasks = {loop.create_task(self._refreshing()), loop.create_task(self._following())}
@@ -110,15 +118,18 @@ class Cluster:
         """Return this node's picture of the cluster."""
         return self.directory.view()
 
-    def local_up(self, port: LocalInstance, claim: int) -> None:
-        """Serve an instance of a device of this node, at a claim of the device."""
-        self.routes.local_up(port, claim)
+    def local_up(self, port: LocalInstance, claim: int, digest: str) -> None:
+        """Serve an instance of a device of this node, at a claim of the device.
+
+        `digest` is that of its model's definition; empty: this node's own.
+        """
+        self.routes.local_up(port, claim, digest or self.definitions.digest_of(port.model))
         if self.routes.follow(self.view()):
             self._news.set()
 
-    def local_down(self, instance: str, reason: str) -> None:
+    def local_down(self, instance: str, reason: str, *, planned: bool = False) -> None:
         """Serve an instance no more; its scheduler reports what peers had there."""
-        self.routes.local_down(instance, reason)
+        self.routes.local_down(instance, reason, planned=planned)
 
     def local_failed(self, model: str, reason: str) -> None:
         """Note why a model cannot be loaded here: for who waits for it, if nobody else has it."""
@@ -170,6 +181,7 @@ class Cluster:
             for task in self._tasks:
                 task.cancel()
             await asyncio.wait(self._tasks)  # at once
+        await self.scaling.close()
         await self._lists.close()
         await self.definitions.close()
         await self.network.close()
@@ -215,6 +227,7 @@ class Cluster:
             left = member.status is Status.LEFT
             why = "the node has left" if left else "the node is believed to be dead"
             self.network.links.drop(member.boot, why, expected=left)
+            self.scaling.node_died(member.boot)
 
     async def _following(self) -> None:
         while True:  # unbounded on purpose: until `close`
@@ -293,6 +306,8 @@ class Cluster:
     def _content(self, what: str) -> bytes | None:
         if what == REQUESTS:
             return self._lists.own()
+        if what == OPERATIONS:
+            return self.scaling.own()
         return self.definitions.content(what)
 
 

@@ -50,6 +50,26 @@ def parse_size(value: object) -> object:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+_RATE_UNITS = {
+    f"{prefix}{suffix}": factor * 1000**power
+    for power, prefix in enumerate(("", "k", "m", "g", "t"))
+    for suffix, factor in (("bit", 1 / 8), ("bit/s", 1 / 8), ("b", 1.0), ("b/s", 1.0))
+}
+"""Bytes per second: Mbit is 10⁶ bits, MB 10⁶ bytes; nothing is 1024 of anything on a wire."""
+
+
+def parse_rate(value: object) -> object:
+    """Turn `"400Mbit"`, `"10 Gbit/s"` or `"1.5GB/s"` into bytes per second, or return it as is."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(
+        r"(\d{1,18}(?:\.\d{1,9})?)\s*([a-z]+(?:/s)?)", value.strip().lower(), re.ASCII
+    )
+    if match is None or match[2] not in _RATE_UNITS:
+        return value
+    return float(match[1]) * _RATE_UNITS[match[2]]
+
+
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
@@ -79,6 +99,11 @@ Size = Annotated[
     Meta(ge=0, lt=1 << 62, description='a size: a number of bytes, or text such as "4GiB"'),
     parse_size,
 ]
+Rate = Annotated[
+    float,
+    Meta(ge=0, lt=1e15, description='a rate: bytes per second, or text such as "10Gbit"'),
+    parse_rate,
+]
 Keys = Annotated[
     tuple[Annotated[str, Meta(pattern=r"^[!-~]+$")], ...],
     Meta(description="a list of keys of printable ASCII without spaces"),
@@ -87,6 +112,10 @@ Routes = Annotated[
     tuple[Annotated[str, Meta(pattern=r"^/\S*$")], ...],
     Meta(description='a list of paths that begin with "/"'),
 ]
+Digest = Annotated[
+    str, Meta(pattern=r"^([0-9a-f]{64})?$", description="a digest of 64 hexadecimal digits")
+]
+Copies = Annotated[int, Meta(ge=0, le=64, description="a whole number, 0 to 64")]
 Level = Annotated[
     Literal["debug", "info", "warning", "error"],
     Meta(description="one of debug, info, warning, error"),
@@ -117,7 +146,10 @@ class NodeConfig:
 
 @dataclass(frozen=True, slots=True)
 class HttpConfig:
-    """The client plane. After `load`, `api_keys` also holds the keys of `api_key_file`."""
+    """The client plane. After `load`, `api_keys` also holds the keys of `api_key_file`.
+
+    `admin_key_file` is never empty after `load`; its key is read, or made, when the node starts.
+    """
 
     host: Name = "127.0.0.1"
     port: Port = 8000
@@ -129,6 +161,7 @@ class HttpConfig:
     body_timeout_s: Seconds = 30.0
     max_stream_buffer_bytes: Size = 1 << 20
     max_queue: Count = 512
+    admin_key_file: OptionalPath = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +181,33 @@ class ClusterConfig:
     probe_interval_s: Interval = 0.25
     max_attempts: Count = 3
     hold_timeout_s: Seconds = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkEntry:
+    """A further network of this node's workers, as written in [transfer] networks."""
+
+    name: Label
+    host: Name
+    rate: Rate = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TransferConfig:
+    """The data plane: how weights move between workers.
+
+    After `load`, `host` is never empty; 0 leaves `rate` to what the interface says.
+    """
+
+    host: OptionalName = ""
+    rate: Rate = 0.0
+    networks: Annotated[
+        tuple[NetworkEntry, ...],
+        Meta(description='a list such as [{ name = "fast", host = "10.1.0.1", rate = "100Gbit" }]'),
+    ] = ()
+    max_weight_rate: Rate = 0.0
+    zone: Label = ""
+    copies_dir: OptionalPath = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +235,9 @@ class ModelConfig:
     max_batched_tokens: Count = 512
     prefix_caching: bool = True
     devices: Names = ()
+    load_at_start: bool = True
+    digest: Digest = ""
+    host_copies: Copies = 1
 
     @property
     def forced_dtype(self) -> Dtype | None:
@@ -193,6 +256,7 @@ class Config:
     node: NodeConfig = NodeConfig()
     http: HttpConfig = HttpConfig()
     cluster: ClusterConfig = ClusterConfig()
+    transfer: TransferConfig = TransferConfig()
     devices: tuple[DeviceSpec, ...] = (DeviceSpec("cpu0", DeviceKind.CPU),)
     models: tuple[ModelConfig, ...] = (ModelConfig("smollm2-135m", devices=("cpu0",)),)
     warnings: tuple[str, ...] = ()

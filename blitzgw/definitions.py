@@ -5,7 +5,8 @@
 A node can tokenise, template and detokenise for any model of the cluster; where its instances are
 is another matter. Of a name that two nodes define differently one definition holds everywhere, and
 instances of the other are not served; of one that nobody defines any more the last is kept for a
-while, and its requests are held (gossip/catalogue.py).
+while, and its requests are held (gossip/catalogue.py). A node whose configuration pins a name to
+weights other than those of the definition that holds answers nothing for that name.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from blitzgw.api.models import ModelEntry, ModelTable
 from blitzgw.api.services import unix_time
 from blitzgw.attempts import Attempts
+from blitzgw.config import ModelConfig
 from blitzgw.core.card import content_digest
 from blitzgw.core.clock import Clock
 from blitzgw.core.view import ClusterView, ModelFacts
@@ -61,6 +63,7 @@ class Definitions:
         self._unsettled_s: dict[str, float] = {}
         self._learning: dict[tuple[str, str], Attempts] = {}
         self._told: dict[str, Definition] = {}
+        self._broken_pins: dict[str, str] = {}
         self._tidying: asyncio.Task[None] | None = None
         self._on_change: Callable[[], None] = lambda: None
 
@@ -72,7 +75,7 @@ class Definitions:
         """
         self._on_change = on_change
         for name, model in self._models.items():
-            card = model_card(model.spec, model.text)
+            card = model_card(model.spec, model.text, model.manifest)
             digest, text = content_digest(encode_card(card)), self._texts[name]
             known = Known(digest, card, model.spec, text, self._created, own=True)
             self._own[name] = self._known[digest] = known
@@ -93,6 +96,9 @@ class Definitions:
                 layers=known.spec.shape.n_layers,
                 since_s=self._since_s.get(name, known.created),
                 aliases=self._models[name].config.aliases,
+                weights=known.card.weights,
+                disk=bool(known.spec.path),
+                host_copies=self._models[name].config.host_copies,
             )
             for name, known in self._own.items()
         ]
@@ -101,6 +107,24 @@ class Definitions:
         """Return the digest of this node's own definition of a name; empty where it has none."""
         known = self._own.get(name)
         return known.digest if known is not None else ""
+
+    def digests(self) -> dict[str, str]:
+        """Return the digests of this node's own definitions, by name."""
+        return {name: known.digest for name, known in self._own.items()}
+
+    def known(self, digest: str) -> Known | None:
+        """Return a definition that this node can answer for; None where it cannot yet."""
+        return self._known.get(digest)
+
+    def config_of(self, name: str, digest: str) -> ModelConfig:
+        """Return how a model is served here: as configured if it is this node's own definition.
+
+        Of a definition of other nodes only the card is known; all else is as it is by default.
+        """
+        own = self._own.get(name)
+        if own is not None and own.digest == digest:
+            return self._models[name].config
+        return ModelConfig(name)
 
     def holds(self, name: str, digest: str) -> bool:
         """Tell whether a definition of a name is the one that the cluster serves."""
@@ -210,6 +234,8 @@ class Definitions:
             if known is None or known.card.name != definition.name:
                 coming |= {definition.name, *definition.aliases}
                 continue
+            if self._breaks_pin(definition, known):
+                continue
             entries.append(
                 ModelEntry(
                     name=definition.name,
@@ -224,6 +250,24 @@ class Definitions:
         order = {name: position for position, name in enumerate(self._models)}
         entries.sort(key=lambda entry: (order.get(entry.name, len(order)), entry.name))
         self.table.replace(entries, coming)
+
+    def _breaks_pin(self, definition: Definition, known: Known) -> bool:
+        """Tell whether this node is configured to answer for a name by other weights only."""
+        if not self.pinned_to_others(definition.name, known.card.weights):
+            self._broken_pins.pop(definition.name, None)
+            return False
+        if self._broken_pins.get(definition.name) != known.card.weights:
+            self._broken_pins[definition.name] = known.card.weights
+            log.error(
+                "model_refused name=%s reason=pinned pinned_weights=%.12s cluster_weights=%.12s",
+                definition.name, self._models[definition.name].config.digest, known.card.weights,
+            )  # fmt: skip
+        return True
+
+    def pinned_to_others(self, name: str, weights: str) -> bool:
+        """Tell whether this node's configuration pins a name to other weights than these."""
+        model = self._models.get(name)
+        return model is not None and model.config.digest not in ("", weights)
 
     def _tell_rivals(self, definition: Definition, view: ClusterView) -> None:
         before = self._told.get(definition.name)

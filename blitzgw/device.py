@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import replace
+from typing import Any, Protocol
 
+from blitzgw.config import ModelConfig
 from blitzgw.core.clock import Clock
-from blitzgw.core.instance import DeviceSpec, InstanceState
+from blitzgw.core.instance import DeviceSpec, InstanceState, ModelSpec
+from blitzgw.core.manifest import BlobDigest
 from blitzgw.core.messages import Hello, StepFailed
 from blitzgw.core.ports import Ingress
 from blitzgw.core.step import StepResult
-from blitzgw.placement import LoadedModel, kv_bytes, place
+from blitzgw.core.transfer import TrafficReport
+from blitzgw.placement import Instance, LoadedModel, WorkerTerms, kv_bytes, place
 from blitzgw.scheduler.lane import InstanceStatistics
 from blitzgw.scheduler.scheduler import Scheduler
 from blitzgw.scheduler.shell import LocalInstance, SchedulerShell
@@ -28,16 +32,28 @@ log = logging.getLogger(__name__)
 
 
 class DeviceListener(Protocol):
-    """Who is told what becomes of a device's instances. Called from the event loop."""
+    """Who is told what becomes of a device and its instances. Called from the event loop."""
 
-    def instance_up(self, port: LocalInstance, claim: int) -> None:
-        """An instance takes requests from now on, at a claim of its device."""
+    def instance_up(self, device: str, port: LocalInstance, claim: int, digest: str) -> None:
+        """An instance takes requests from now on, at a claim of its device.
 
-    def instance_down(self, instance: str, reason: str) -> None:
-        """An instance is gone, and with it what it had."""
+        `digest` is that of the definition that it was brought up for; empty: this node's own.
+        """
 
-    def instance_failed(self, model: str) -> None:
+    def instance_down(self, instance: str, reason: str, *, planned: bool = False) -> None:
+        """An instance is gone, and with it what it had; `planned`: it was not lost."""
+
+    def instance_failed(self, device: str, instance: str, model: str, reason: str) -> None:
         """An instance of this model will not come."""
+
+    def worker_up(self, device: str) -> None:
+        """The worker is warm, and has nothing but what it finds in shared memory."""
+
+    def worker_lost(self, device: str, reason: str) -> None:
+        """The worker has died, and with it its stores and edges."""
+
+    def told(self, device: str, message: Any) -> None:
+        """The worker tells something of core/transfer.py."""
 
     def device_changed(self) -> None:
         """Something that the node publishes has changed."""
@@ -60,21 +76,40 @@ class DeviceRunner:
         listener: DeviceListener,
         *,
         max_queue: int,
-        dilation: float,
+        terms: WorkerTerms,
     ) -> None:
         self.device = device
         self.hardware, self.memory_bytes, self.claim = "", 0, 0
         self.software: dict[str, str] = {}
+        self.data_ports: dict[str, int] = {}
+        self.traffic = TrafficReport(0.0, 0.0, 0.0)
+        self.node, self.up = node, False
         self._ingress, self._clock, self._listener = ingress, clock, listener
         self._max_queue = max_queue
-        self._models = {f"{m.spec.name}@{node}/{device.id}": m for m in models}
-        self._kv_bytes = kv_bytes(device, models)
-        self.instances = {
-            name: place(name, model, device, self._kv_bytes) for name, model in self._models.items()
-        }
+        self._kv_bytes = kv_bytes(device, [m.spec for m in models])
+        self.instances: dict[str, Instance] = {}
+        self._ports: dict[str, LocalInstance] = {}
+        for m in models:
+            name = self.instance_name(m.spec.name)
+            self.instances[name] = place(
+                name, m.spec, m.config, device, self._kv_bytes, m.manifest.blobs
+            )
         loads = [instance.load for instance in self.instances.values()]
-        self.supervisor = WorkerSupervisor(device, loads, clock, self, dilation=dilation)
+        self.supervisor = WorkerSupervisor(
+            device,
+            loads,
+            clock,
+            self,
+            dilation=terms.dilation,
+            networks=terms.networks,
+            copies=terms.copies,
+            weight_bytes_per_s=terms.weight_bytes_per_s,
+        )
         self._scheduler = self._new_scheduler()
+
+    def instance_name(self, model: str) -> str:
+        """Return the id that an instance of a model has here."""
+        return f"{model}@{self.node}/{self.device.id}"
 
     def lanes(self) -> dict[str, InstanceStatistics]:
         """Return the figures of the instances that serve, by id."""
@@ -85,48 +120,127 @@ class DeviceRunner:
         lanes = self.lanes().items()
         return [lane for name, lane in lanes if self.instances[name].served.model == model]
 
+    # What the node has it do.
+
+    def take(self) -> int:
+        """Raise the claim, for a new use of the device; return it."""
+        self.claim += 1
+        self._listener.device_changed()
+        return self.claim
+
+    def bring_up(
+        self, spec: ModelSpec, config: ModelConfig, blobs: tuple[BlobDigest, ...], digest: str
+    ) -> str:
+        """Set the memory of an instance aside, whose weights will arrive; return its id.
+
+        Raises BlitzError where the model does not fit.
+        """
+        name = self.instance_name(spec.name)
+        if not self.instances:
+            self._kv_bytes = kv_bytes(self.device, [spec])
+            self._scheduler = self._new_scheduler()
+        instance = place(name, spec, config, self.device, self._kv_bytes, blobs)
+        instance.load, instance.digest = replace(instance.load, reads=()), digest
+        self.instances[name] = instance
+        self.supervisor.load(instance.load)
+        self._listener.device_changed()
+        return name
+
+    def retire(self, name: str) -> bool:
+        """Let an instance take nothing new; return whether it still computes something."""
+        instance = self.instances.get(name)
+        if instance is None:
+            return False
+        if instance.state is not InstanceState.DRAINING:
+            instance.state = InstanceState.DRAINING
+            if name in self._ports:
+                self._ports[name].open = False
+            self._listener.device_changed()
+        lane = self.lanes().get(name)
+        return lane is not None and lane.running + lane.waiting > 0
+
+    def drop(self, name: str, reason: str, *, planned: bool = False) -> None:
+        """Remove an instance, whatever its state; unknown ones are ignored.
+
+        What it still had is tried elsewhere, which is no failed attempt if it is `planned`.
+        """
+        if self.instances.pop(name, None) is None:
+            return
+        log.info("instance_dropped instance=%s reason=%s", name, reason)
+        self._ports.pop(name, None)
+        self.supervisor.unload(name)
+        self._listener.instance_down(name, reason, planned=planned)
+        if name in self.lanes():
+            self._scheduler.remove_instance(name)
+        self._listener.device_changed()
+
+    # What its worker tells.
+
     def worker_up(self, hello: Hello) -> None:
         """Note what the device is."""
         self.hardware, self.memory_bytes = hello.device_name, hello.memory_bytes
-        self.software = hello.software
-        self.claim += 1
+        self.software, self.data_ports = hello.software, hello.data_ports
+        self.claim, self.up = self.claim + 1, True
         log.info("worker_up device=%s pid=%d name=%r", self.device.id, hello.pid, hello.device_name)
+        self._listener.worker_up(self.device.id)
         self._listener.device_changed()
 
     def worker_lost(self, reason: str) -> None:
         """Begin again with an empty scheduler; the router sends what was here elsewhere."""
         log.error("worker_lost device=%s reason=%s", self.device.id, reason)
         former, self._scheduler = self._scheduler, self._new_scheduler()
-        for name, instance in self.instances.items():
+        self.data_ports, self.traffic = {}, TrafficReport(0.0, 0.0, 0.0)
+        self.up = False
+        self._ports.clear()
+        for name, instance in [*self.instances.items()]:
             if not instance.failure:
-                instance.state, instance.layers_resident = InstanceState.LOADING, 0
+                instance.state = InstanceState.LOADING
+                instance.blobs.clear()
             self._listener.instance_down(name, reason)
         for name in former.statistics().instances:
             former.remove_instance(name)  # what peers had there is reported lost
+        self._listener.worker_lost(self.device.id, reason)
         self._listener.device_changed()
 
     def instance_loading(self, instance: str, resident: int, total: int) -> None:
         """Note progress."""
-        self.instances[instance].layers_resident = resident
         log.debug("layer_resident instance=%s resident=%d total=%d", instance, resident, total)
-        self._listener.device_changed()
+
+    def blob_resident(self, instance: str, index: int) -> None:
+        """Note a blob that is in place."""
+        known = self.instances.get(instance)
+        if known is not None:
+            known.blobs.add(index)
+            self._listener.device_changed()
 
     def instance_ready(self, instance: str, duration_s: float) -> None:
         """Put an instance into service."""
-        self._models[instance].load_s = duration_s
-        self.instances[instance].state = InstanceState.SERVING
+        ready = self.instances.get(instance)
+        if ready is None:
+            return  # dropped meanwhile
+        ready.load_s, ready.state = duration_s, InstanceState.SERVING
+        ready.blobs = set(range(ready.served.n_layers + 2))
         log.info("instance_ready instance=%s load_s=%.3f", instance, duration_s)
-        port = self._scheduler.add_instance(self.instances[instance].served)
-        self._listener.instance_up(port, self.claim)
+        self._ports[instance] = port = self._scheduler.add_instance(ready.served)
+        self._listener.instance_up(self.device.id, port, self.claim, ready.digest)
         self._listener.device_changed()
 
     def instance_failed(self, instance: str, message: str) -> None:
         """Note that an instance will not come, and tell."""
-        failed = self.instances[instance]
-        failed.state, failed.failure, failed.layers_resident = InstanceState.GONE, message, 0
+        failed = self.instances.get(instance)
+        if failed is None:
+            return
+        failed.state, failed.failure = InstanceState.GONE, message
+        failed.blobs.clear()
         log.error("instance_failed instance=%s message=%s", instance, message)
-        self._listener.instance_failed(failed.served.model)
+        self._listener.instance_failed(self.device.id, instance, failed.served.model, message)
         self._listener.device_changed()
+
+    def told(self, message: Any) -> None:
+        """Pass on what concerns the data plane."""
+        if isinstance(message, TrafficReport):
+            self.traffic = message
+        self._listener.told(self.device.id, message)
 
     def step_done(self, result: StepResult) -> None:
         """Pass a step's result on."""

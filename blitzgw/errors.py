@@ -3,6 +3,7 @@
     BlitzError
     ├── ConfigError            operator   —    a configuration file or option that cannot be meant
     ├── CheckpointError        operator   500  a model that cannot be trusted or read
+    ├── HostCopyError          operator   —    no room or no right to keep weights in shared memory
     ├── ProtocolError          peer       —    bytes from another process that are not a message
     ├── PeerLost               nobody     —    a node out of reach, or without what it was asked for
     ├── WorkerLost             nobody     502  a worker died while it held a request
@@ -35,6 +36,10 @@ class ConfigError(BlitzError):
 
 class CheckpointError(BlitzError):
     """A checkpoint that is missing, truncated, inconsistent or of an unsupported kind."""
+
+
+class HostCopyError(BlitzError):
+    """A host copy that cannot be made, filled or mapped; the message says what would help."""
 
 
 class ProtocolError(BlitzError):

@@ -36,7 +36,7 @@ from blitzgw.gossip.membership import Membership
 from blitzgw.gossip.remote import RemoteIngress, RemoteInstance
 from blitzgw.gossip.serving import Serving
 from blitzgw.gossip.shell import GossipThread
-from blitzgw.gossip.switchboard import Switchboard
+from blitzgw.gossip.switchboard import OperationsPort, Switchboard
 from blitzgw.gossip.terms import GossipSettings, GossipStatistics
 
 log = logging.getLogger(__name__)
@@ -85,6 +85,8 @@ class Network:
         router: Ingress,
         provider: Provider,
         listener: NetworkListener,
+        operations: OperationsPort,
+        *,
         clock: Clock,
         dilation: float,
     ) -> None:
@@ -95,7 +97,7 @@ class Network:
         self._keyring = Keyring(keys) if keys else None
         self._gossip: GossipThread | None = None
         self._failure: asyncio.Future[None] | None = None
-        board = Switchboard(self._on_load)
+        board = Switchboard(self._on_load, operations)
         self.links = Links(me.boot, self._dial, clock, board)
         self.ingress = RemoteIngress(self.links, router, self._on_peer_lost)
         self.serving = Serving(self.links, router, clock)

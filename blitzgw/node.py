@@ -26,6 +26,7 @@ from typing import Any
 import click
 import uvloop
 
+from blitzgw.api.admin import admin_guard
 from blitzgw.api.limits import Limits
 from blitzgw.api.server import HttpServer
 from blitzgw.api.services import Services
@@ -37,7 +38,14 @@ from blitzgw.core.clock import Clock, MonotonicClock
 from blitzgw.core.view import ClusterView, Fact, LoadFacts, RequestList
 from blitzgw.device import DeviceRunner
 from blitzgw.errors import BlitzError
-from blitzgw.placement import Instance, LoadedModel, load_models
+from blitzgw.placement import (
+    Instance,
+    LoadedModel,
+    claim_copies,
+    drivers,
+    load_models,
+    worker_terms,
+)
 from blitzgw.reporting import ModelReport, device_facts, hindrance, load_facts
 from blitzgw.router.router import Router
 from blitzgw.scheduler.shell import LocalInstance
@@ -96,19 +104,26 @@ class Node:
         self.cluster = Cluster(
             config, self.boot, self.models, self.router, self.clock, self._facts, self._loads
         )
+        copies = claim_copies(config)
+        terms = worker_terms(config, self.cluster.machine.networks(), copies)
         self.devices = [
             DeviceRunner(
                 config.node.name,
                 device,
-                [m for m in self.models if device.id in m.config.devices],
+                [
+                    m
+                    for m in self.models
+                    if device.id in m.config.devices and m.config.load_at_start
+                ],
                 self.cluster.network.serving,
                 self.clock,
                 self,
                 max_queue=config.http.max_queue,
-                dilation=config.node.dilation,
+                terms=terms,
             )
-            for device in config.devices
+            for device in drivers(config)
         ]
+        self.cluster.scaling.attach(self.devices, copies)
 
     async def serve(self) -> int:
         """Serve until SIGTERM or ^C, then drain; return the exit status.
@@ -117,6 +132,7 @@ class Node:
         that leaves nothing to go on with.
         """
         signals = Signals(asyncio.get_running_loop())
+        self.cluster.scaling.adopt_copies({model.spec.weights for model in self.models})
         for device in self.devices:
             device.supervisor.start()
         await asyncio.sleep(0)  # spawns the workers, whose imports take longer than all of ours
@@ -136,6 +152,7 @@ class Node:
             await self.cluster.close()
             stops = [device.supervisor.stop() for device in self.devices]
             await asyncio.gather(*stops, return_exceptions=True)
+            self.cluster.scaling.drop_copies()
             log.info("stopped")
         return EXIT_INTERRUPTED if signals.hurry.is_set() else 0
 
@@ -145,7 +162,7 @@ class Node:
         report = ModelReport(
             self.devices, self.router, self.cluster.view(), definitions.table.coming
         )
-        loads = {model.spec.name: model.load_s for model in self.models}
+        loads = {i.served.model: i.load_s for i in self._instances() if i.load_s is not None}
         models = tuple(
             report.status(definition, loads.get(name))
             for name, definition in definitions.settled.items()
@@ -166,21 +183,37 @@ class Node:
         """Return the requests of the whole cluster, as of the last second."""
         return await self.cluster.requests()
 
-    def instance_up(self, port: LocalInstance, claim: int) -> None:
+    def instance_up(self, device: str, port: LocalInstance, claim: int, digest: str) -> None:
         """Take an instance of a device into service; implements `DeviceListener`."""
-        self.cluster.local_up(port, claim)
+        self.cluster.local_up(port, claim, digest)
+        self.cluster.scaling.instance_up(device, port.instance)
 
-    def instance_down(self, instance: str, reason: str) -> None:
+    def instance_down(self, instance: str, reason: str, *, planned: bool = False) -> None:
         """Route around an instance that is gone; implements `DeviceListener`."""
-        self.cluster.local_down(instance, reason)
+        self.cluster.local_down(instance, reason, planned=planned)
 
-    def instance_failed(self, model: str) -> None:
+    def instance_failed(self, device: str, instance: str, model: str, reason: str) -> None:
         """Answer those who wait for a model that is on its way nowhere any more."""
-        if all(instance.failure for instance in self._instances(model)):
-            reason = f"model {model} could not be loaded; the node's log tells why"
-            self.cluster.local_failed(model, reason)
+        if self.cluster.scaling.instance_failed(device, instance, reason):
+            return  # it was being brought up, and is gone without a trace
+        if all(i.failure for i in self._instances(model)):
+            self.cluster.local_failed(
+                model, f"model {model} could not be loaded; the node's log tells why"
+            )
         if not self.cluster.networked and all(i.failure for i in self._instances()):
             self._hopeless.set()
+
+    def worker_up(self, device: str) -> None:
+        """Tell who moves weights; implements `DeviceListener`."""
+        self.cluster.scaling.worker_up(device)
+
+    def worker_lost(self, device: str, reason: str) -> None:
+        """Tell who moves weights; implements `DeviceListener`."""
+        self.cluster.scaling.worker_lost(device, reason)
+
+    def told(self, device: str, message: Any) -> None:
+        """Pass on what a worker tells of weights; implements `DeviceListener`."""
+        self.cluster.scaling.told(device, message)
 
     def device_changed(self) -> None:
         """Publish what has changed; implements `DeviceListener`."""
@@ -249,10 +282,8 @@ class Node:
 
     def _facts(self) -> list[Fact]:
         """Return what this node publishes of its devices, as far as it seldom changes."""
-        digests = {
-            m.spec.name: self.cluster.definitions.digest_of(m.spec.name) for m in self.models
-        }
-        return device_facts(self.devices, digests)
+        digests = self.cluster.definitions.digests()
+        return [*device_facts(self.devices, digests), *self.cluster.scaling.facts()]
 
     def _loads(self) -> list[LoadFacts]:
         """Return how busy this node's instances are."""
@@ -291,11 +322,18 @@ class Node:
             clock=self.clock,
             limits=limits,
             cluster=self,
+            scaling=self.cluster.scaling.orders,
+            probing=self.cluster.scaling.probes,
         )
         collector = ClusterCollector(self.cluster.view, self.cluster.network, self.router)
         services.metrics.registry.register(collector)
         routes = frozenset(http.public_routes)
-        return HttpServer(services, api_keys=http.api_keys, public_paths=routes)
+        return HttpServer(
+            services,
+            api_keys=http.api_keys,
+            public_paths=routes,
+            admin=admin_guard(self.config),
+        )
 
 
 def _reason(error: OSError) -> str:

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from blitzgw.config import Config, ModelConfig
 from blitzgw.core.instance import DeviceKind, DeviceSpec, InstanceState, ModelSpec
+from blitzgw.core.manifest import BlobDigest, Manifest
 from blitzgw.core.messages import LoadModel
 from blitzgw.core.model import TextSpec
 from blitzgw.core.step import BLOCK_TOKENS, KvGeometry
-from blitzgw.errors import BlitzError
+from blitzgw.core.transfer import DataNetwork
+from blitzgw.errors import BlitzError, CheckpointError
 from blitzgw.scheduler.events import ServedInstance
 from blitzgw.weights.cache import resolve
-from blitzgw.weights.info import model_spec
+from blitzgw.weights.hostcache import HostCopies, default_folder
+from blitzgw.weights.info import resolve_model
 from blitzgw.worker.discovery import available_memory_bytes, device_memory_bytes
+
+log = logging.getLogger(__name__)
 
 CPU_KV_SHARE = 0.25
 """KV's share of the memory available: the rest is for weights, the page cache and others."""
 
 GPU_KV_SHARE = 0.85
 """KV's share of what weights leave of a GPU: activations and the allocator need the rest."""
+
+HOST_WORKER = "host"
+"""The id of the worker of a node without devices."""
 
 SLOTS_PER_SEQUENCE = 2
 """Slots beyond those that can run keep the prefixes of finished sequences."""
@@ -33,47 +42,75 @@ class LoadedModel:
     config: ModelConfig
     spec: ModelSpec
     text: TextSpec
-    load_s: float | None = None
-    """Seconds that the last load took, for the ETA of the next."""
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerTerms:
+    """What all workers of a node are started with; see `core.messages.Start`."""
+
+    dilation: float = 1.0
+    networks: tuple[DataNetwork, ...] = ()
+    copies: str = ""
+    weight_bytes_per_s: float = 0.0
 
 
 @dataclass(slots=True)
 class Instance:
-    """A model on a device, as the node sees it."""
+    """A model on a device, as the node sees it. `blobs` are those that are in place."""
 
     load: LoadModel
     served: ServedInstance
     state: InstanceState = InstanceState.LOADING
-    layers_resident: int = 0
+    blobs: set[int] = field(default_factory=set)
     failure: str = ""
+    load_s: float | None = None
+    digest: str = ""
+    """Of the definition that it was brought up for; empty: the node's own."""
+
+    @property
+    def layers_resident(self) -> int:
+        """How many of its decoder layers are in place."""
+        return sum(1 <= index <= self.served.n_layers for index in self.blobs)
 
 
 def load_models(config: Config) -> list[LoadedModel]:
-    """Open every configured checkpoint. Raises CheckpointError."""
+    """Open every configured checkpoint; each is read once in its life, for its manifest.
+
+    Raises CheckpointError.
+    """
     loaded = []
     for model in config.models:
         path = resolve(model.path)
-        spec, text = model_spec(model.name, path, model.forced_dtype, model.max_model_len or None)
-        loaded.append(LoadedModel(model, spec, text))
+        found = resolve_model(model.name, path, model.forced_dtype, model.max_model_len or None)
+        if model.digest not in ("", found.spec.weights):
+            raise CheckpointError(
+                f"model {model.name}: the weights at {path} have the digest {found.spec.weights}; "
+                f"its `digest` asks for {model.digest}"
+            )
+        loaded.append(LoadedModel(model, found.spec, found.text, found.manifest))
     return loaded
 
 
-def kv_bytes(device: DeviceSpec, models: Sequence[LoadedModel]) -> int:
+def kv_bytes(device: DeviceSpec, models: Sequence[ModelSpec]) -> int:
     """Return the bytes of KV that a device may hold: as configured, else a share of its memory."""
+    if device.kind is DeviceKind.HOST:
+        return 0
     if device.kv_bytes:
         return device.kv_bytes
     if device.kind is not DeviceKind.CUDA:
         return int(CPU_KV_SHARE * available_memory_bytes())
-    weights = sum(m.spec.shape.parameters() * m.spec.dtype.size_bytes for m in models)
+    weights = sum(spec.shape.parameters() * spec.dtype.size_bytes for spec in models)
     return max(0, int(GPU_KV_SHARE * (device_memory_bytes(device.index) - weights)))
 
 
-def kv_geometry(model: LoadedModel, device: DeviceSpec, budget_bytes: int) -> KvGeometry:
+def kv_geometry(
+    spec: ModelSpec, config: ModelConfig, device: DeviceSpec, budget_bytes: int
+) -> KvGeometry:
     """Cut a model's KV into slots. On a GPU slots are real memory and must fit the budget.
 
     Raises BlitzError where not even one sequence of full length fits.
     """
-    spec = model.spec
     block_bytes = spec.shape.kv_bytes_per_token(spec.dtype) * BLOCK_TOKENS
     per_slot = -(-spec.max_model_len // BLOCK_TOKENS)
     affordable = budget_bytes // (block_bytes * per_slot)
@@ -83,16 +120,25 @@ def kv_geometry(model: LoadedModel, device: DeviceSpec, budget_bytes: int) -> Kv
             f" {block_bytes * per_slot >> 20} MiB of KV and {budget_bytes >> 20} MiB are allowed;"
             " lower max_model_len or raise kv_bytes"
         )
-    slots = SLOTS_PER_SEQUENCE * model.config.max_num_seqs
+    slots = SLOTS_PER_SEQUENCE * config.max_num_seqs
     if device.kind is DeviceKind.CUDA:
         slots = min(slots, affordable)
     return KvGeometry(slots, per_slot, block_bytes)
 
 
-def place(name: str, model: LoadedModel, device: DeviceSpec, budget_bytes: int) -> Instance:
-    """Return the instance `name` of a model on a device. Raises BlitzError where it cannot fit."""
-    spec, config = model.spec, model.config
-    geometry = kv_geometry(model, device, budget_bytes)
+def place(
+    name: str,
+    spec: ModelSpec,
+    config: ModelConfig,
+    device: DeviceSpec,
+    budget_bytes: int,
+    blobs: tuple[BlobDigest, ...] = (),
+) -> Instance:
+    """Return the instance `name` of a model on a device, to be read from the model's path.
+
+    Raises BlitzError where it cannot fit.
+    """
+    geometry = kv_geometry(spec, config, device, budget_bytes)
     served = ServedInstance(
         id=name,
         model=spec.name,
@@ -104,4 +150,43 @@ def place(name: str, model: LoadedModel, device: DeviceSpec, budget_bytes: int) 
         max_batched_tokens=config.max_batched_tokens,
         prefix_caching=config.prefix_caching,
     )
-    return Instance(LoadModel(name, spec, geometry), served)
+    return Instance(LoadModel(name, spec, geometry, blobs), served)
+
+
+def drivers(config: Config) -> tuple[DeviceSpec, ...]:
+    """Return what workers are started for: the devices, or the host itself where there are none.
+
+    A node of a cluster without devices can still keep and send weights.
+    """
+    if config.devices or not config.cluster_keys:
+        return config.devices
+    return (DeviceSpec(HOST_WORKER, DeviceKind.HOST),)
+
+
+def claim_copies(config: Config) -> HostCopies | None:
+    """Return the folder of this node's host copies; None where it keeps none.
+
+    Copies are for others: in a cluster of one there are none. Nor where another process has the
+    folder, or it cannot be had, of which the log tells.
+    """
+    if not config.cluster_keys:
+        return None
+    copies = HostCopies(config.transfer.copies_dir or f"{default_folder()}-{config.node.name}")
+    try:
+        if copies.own():
+            return copies
+        log.warning("no_host_copies folder=%s reason=another process uses it", copies.folder)
+    except BlitzError as error:
+        log.warning("no_host_copies error=%s", error)
+    return None
+
+
+def worker_terms(
+    config: Config, networks: tuple[DataNetwork, ...], copies: HostCopies | None
+) -> WorkerTerms:
+    """Return what the workers are started with. In a cluster of one nothing moves."""
+    dilation = config.node.dilation
+    if not config.cluster_keys:
+        return WorkerTerms(dilation)
+    folder = "" if copies is None else str(copies.folder)
+    return WorkerTerms(dilation, networks, folder, config.transfer.max_weight_rate)

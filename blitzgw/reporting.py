@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 
 from blitzgw.api.status import ModelStatus
 from blitzgw.core.instance import InstanceState
-from blitzgw.core.view import ClusterView, DeviceFacts, Fact, InstanceFacts, LoadFacts
+from blitzgw.core.view import (
+    ClusterView,
+    DeviceFacts,
+    Fact,
+    InstanceFacts,
+    LoadFacts,
+    mask_of,
+)
 from blitzgw.device import DeviceRunner
 from blitzgw.gossip.catalogue import Definition
 from blitzgw.placement import Instance
@@ -40,6 +47,7 @@ def device_facts(devices: Sequence[DeviceRunner], digests: dict[str, str]) -> li
                 memory_bytes=device.memory_bytes,
                 claim=device.claim,
                 software=device.software,
+                data_ports=device.data_ports,
             )
         )
         for name, instance in device.instances.items():
@@ -48,12 +56,14 @@ def device_facts(devices: Sequence[DeviceRunner], digests: dict[str, str]) -> li
                 InstanceFacts(
                     id=name,
                     model=served.model,
-                    digest=digests.get(served.model, ""),
+                    digest=instance.digest or digests.get(served.model, ""),
                     device=spec.id,
                     claim=device.claim,
                     state=instance.state,
                     layers_resident=instance.layers_resident,
                     layers_total=served.n_layers,
+                    weights=instance.load.model.weights,
+                    blobs=mask_of(instance.blobs) if instance.load.blobs else "0",
                 )
             )
     return facts

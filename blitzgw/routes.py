@@ -57,16 +57,16 @@ class Routes:
         """Those of the routed ones that are on other nodes, by boot."""
         self._ejected: dict[str, float] = {}
 
-    def local_up(self, port: LocalInstance, claim: int) -> None:
+    def local_up(self, port: LocalInstance, claim: int, digest: str) -> None:
         """Serve an instance of a device of this node, at a claim of the device; then `follow`."""
         self._local[port.instance] = port
-        self._network.serving.host(port, claim, self._definitions.digest_of(port.model))
+        self._network.serving.host(port, claim, digest)
 
-    def local_down(self, instance: str, reason: str) -> None:
+    def local_down(self, instance: str, reason: str, *, planned: bool = False) -> None:
         """Serve an instance no more; its scheduler reports what peers had there."""
         self._network.serving.unhost(instance)
         self._local.pop(instance, None)
-        self._remove(instance, reason)
+        self._remove(instance, reason, planned=planned)
 
     def close_local(self) -> None:
         """Let this node's instances take nothing new while others can."""

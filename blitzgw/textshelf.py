@@ -21,8 +21,9 @@ from blitzgw.weights.card import check_card, read_tokenizer
 from blitzgw.weights.content import content_path, drop_content, keep_content, read_content
 from blitzgw.wire import decode_card
 
-CARD_BYTES = 1 << 20
-"""Largest card: shapes, ids and a chat template, whose longest known is 20 KB."""
+CARD_BYTES = 2 << 20
+"""Largest card: a template of 1 MiB, whose longest known has 20 KB, and a manifest of 4,098 blobs,
+with some 80 bytes for each."""
 
 TOKENIZER_BYTES = 64 << 20
 """Largest tokenizer.json; the largest known have 35 MB."""
@@ -84,7 +85,15 @@ class TextShelf:
         text = TextSpec(vocabulary.path, card.chat_template, card.bos_token, card.eos_token)
         vocab, loop = card.shape.vocab, asyncio.get_running_loop()
         model = await loop.run_in_executor(None, TextModel, text, vocab, None, vocabulary)
-        spec = ModelSpec(card.name, "", card.shape, card.dtype, card.max_model_len, card.eos_ids)
+        spec = ModelSpec(
+            name=card.name,
+            path="",
+            shape=card.shape,
+            dtype=card.dtype,
+            max_model_len=card.max_model_len,
+            eos_ids=card.eos_ids,
+            weights=card.weights,
+        )
         return Known(digest, card, spec, model, unix_time(), own=False)
 
     async def _vocabulary(self, boot: str, card: ModelCard) -> Vocabulary:

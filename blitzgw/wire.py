@@ -17,7 +17,7 @@ from typing import Any, get_args
 import msgspec
 
 from blitzgw.core import messages as m
-from blitzgw.core import peer, rumours, view
+from blitzgw.core import operation, peer, rumours, transfer, view
 from blitzgw.core.card import ModelCard
 from blitzgw.core.step import Step, StepResult
 from blitzgw.errors import ProtocolError
@@ -26,11 +26,12 @@ HEADER = struct.Struct("<IB")
 KIB, MIB = 1 << 10, 1 << 20
 
 # Tag, type, maximum body size. A step carries whole prompts: 64 sequences of 128k tokens at most
-# 5 bytes each; all others are small.
+# 5 bytes each; a manifest or a plan has some 50 bytes for each of up to 4,098 blobs; all others are
+# small.
 MESSAGES: tuple[tuple[int, type[Any], int], ...] = (
     (1, m.Start, 64 * KIB),
     (2, m.Hello, 64 * KIB),
-    (3, m.LoadModel, 64 * KIB),
+    (3, m.LoadModel, 1 * MIB),
     (4, m.UnloadModel, 64 * KIB),
     (5, m.BlobResident, 64 * KIB),
     (6, m.ModelLoaded, 64 * KIB),
@@ -51,15 +52,54 @@ MESSAGES: tuple[tuple[int, type[Any], int], ...] = (
     (21, rumours.SyncOffer, 16 * MIB),
     (22, rumours.SyncAnswer, 16 * MIB),
     (23, rumours.SyncRest, 16 * MIB),
+    (24, transfer.OpenSend, 1 * MIB),
+    (25, transfer.OpenReceive, 1 * MIB),
+    (26, transfer.CloseEdge, 64 * KIB),
+    (27, transfer.ReadBlobs, 1 * MIB),
+    (28, transfer.HoldCopy, 1 * MIB),
+    (29, transfer.DropCopy, 64 * KIB),
+    (30, transfer.CapWeights, 64 * KIB),
+    (31, transfer.EdgeProgress, 64 * KIB),
+    (32, transfer.EdgeClosed, 64 * KIB),
+    (33, transfer.BlobChecked, 64 * KIB),
+    (34, transfer.BlobDamaged, 64 * KIB),
+    (35, transfer.CopyHeld, 64 * KIB),
+    (36, transfer.CopyFailed, 64 * KIB),
+    (37, transfer.TrafficReport, 64 * KIB),
+    (38, operation.Claim, 64 * KIB),
+    (39, operation.Claimed, 64 * KIB),
+    (40, operation.Engage, 4 * MIB),
+    (41, operation.Engaged, 64 * KIB),
+    (42, operation.BlobNews, 64 * KIB),
+    (43, operation.EdgeNews, 64 * KIB),
+    (44, operation.TargetReady, 64 * KIB),
+    (45, operation.TargetFailed, 64 * KIB),
+    (46, operation.Renew, 64 * KIB),
+    (47, operation.Conclude, 64 * KIB),
+    (48, operation.Abandon, 64 * KIB),
+    (49, operation.Retire, 64 * KIB),
+    (50, operation.Retired, 64 * KIB),
+    (51, operation.ScaleOrder, 64 * KIB),
+    (52, operation.ScaleAnswer, 4 * MIB),
+    (53, operation.CancelOrder, 64 * KIB),
+    (54, operation.ProbeOrder, 64 * KIB),
+    (55, operation.ProbeDone, 64 * KIB),
+    (56, operation.ProbeCancel, 64 * KIB),
 )
 
-PEER_MESSAGES: frozenset[type[Any]] = frozenset(get_args(peer.PeerMessage))
+PEER_MESSAGES: frozenset[type[Any]] = frozenset(
+    get_args(peer.PeerMessage)
+    + get_args(operation.OperationMessage)
+    + get_args(operation.ProbeMessage)
+)
 """What may come over a peer link."""
 
 FACTS: dict[str, type[Any]] = {
     "node": view.NodeFacts,
+    "host": view.HostFacts,
     "device": view.DeviceFacts,
     "model": view.ModelFacts,
+    "copy": view.CopyFacts,
     "instance": view.InstanceFacts,
     "load": view.LoadFacts,
 }
@@ -72,6 +112,7 @@ _DECODERS = {tag: msgspec.msgpack.Decoder(cls) for tag, cls, _ in MESSAGES}
 _FACT_DECODERS = {kind: msgspec.msgpack.Decoder(cls) for kind, cls in FACTS.items()}
 _CARD_DECODER = msgspec.msgpack.Decoder(ModelCard)
 _REQUESTS_DECODER = msgspec.msgpack.Decoder(list[view.RequestFacts])
+_OPERATIONS_DECODER = msgspec.msgpack.Decoder(list[operation.OperationFacts])
 _ERRORS = (msgspec.MsgspecError, ValueError, KeyError, UnicodeDecodeError, RecursionError)
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -126,6 +167,19 @@ def decode_card(data: bytes) -> ModelCard:
         return _CARD_DECODER.decode(data)
     except _ERRORS as e:
         raise ProtocolError(f"a model card that does not decode: {e}") from e
+
+
+def encode_operations(operations: Sequence[operation.OperationFacts]) -> bytes:
+    """Return what a node tells of its operations."""
+    return _encode(operations)
+
+
+def decode_operations(data: bytes) -> list[operation.OperationFacts]:
+    """Return what `encode_operations` has encoded."""
+    try:
+        return _OPERATIONS_DECODER.decode(data)
+    except _ERRORS as e:
+        raise ProtocolError(f"a list of operations that does not decode: {e}") from e
 
 
 def encode_requests(requests: Sequence[view.RequestFacts]) -> bytes:

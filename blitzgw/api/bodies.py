@@ -146,3 +146,28 @@ class DetokenizeBody(msgspec.Struct, kw_only=True):
 
     model: str | None = None
     tokens: list[int] | None = None
+
+
+class ScaleBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`POST /admin/v1/models/NAME/scale`. A misspelt `dry_run` must not scale anything."""
+
+    instances: int | None = None
+    dry_run: bool | None = None
+    strategy: str | None = None
+
+
+class ProbeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`POST /admin/v1/probe`."""
+
+    source: str | None = None
+    target: str | None = None
+    size_bytes: int | None = None
+    seconds: float | None = None
+    lane: str | None = msgspec.field(name="class", default=None)
+    network: str | None = None
+    rate_bytes_per_s: float | None = None
+    encrypt: bool | None = None
+
+
+class CancelBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST /admin/v1/operations/ID/cancel`: nothing to say, as `{}` or as no body at all."""

@@ -24,12 +24,15 @@ from blitzgw.core.clock import Clock
 from blitzgw.core.instance import InstanceState
 from blitzgw.core.view import (
     ClusterView,
+    CopyFacts,
+    HostFacts,
     InstanceFacts,
     LoadFacts,
     ModelFacts,
     NodeView,
     RequestFacts,
     RequestList,
+    blobs_in,
 )
 from blitzgw.gossip.catalogue import settle
 
@@ -106,16 +109,21 @@ class _Definition:
     digest: str
     layers: int
     since_s: int
+    weights: str
     aliases: set[str] = field(default_factory=set)
     nodes: list[str] = field(default_factory=list)
     instances: Counter[str] = field(default_factory=Counter)
+    disks: list[str] = field(default_factory=list)
     host_copies: int = 0
+    host_copies_wanted: int = 0
 
     def add(self, node: str, facts: ModelFacts) -> None:
         self.since_s = min(self.since_s, facts.since_s)
         self.aliases.update(facts.aliases)
         self.nodes.append(node)
-        self.host_copies += facts.host_copy
+        self.host_copies_wanted = max(self.host_copies_wanted, facts.host_copies)
+        if facts.disk:
+            self.disks.append(node)
 
 
 def _sorted(nodes: Iterable[NodeView]) -> list[NodeView]:
@@ -138,11 +146,37 @@ def _node(node: NodeView, age_s: float) -> dict[str, Any]:
         "address": _address(node),
         "draining": facts.draining if facts else None,
         "devices": [asdict(device) for _, device in sorted(node.devices.items())],
+        "host": None if node.host_facts is None else _host(node.host_facts),
+        "copies": [_copy(copy) for _, copy in sorted(node.copies.items())] if node.living else [],
         "models": sorted(model.name for model in node.models.values()),
         "instances": len(there) if node.living else 0,
         "state_age_s": age_s,
         "started": node.started_s,
         "software": facts.software if facts else {},
+    }
+
+
+def _host(facts: HostFacts) -> dict[str, Any]:
+    """Return what is known of a machine; rates that are not known are null."""
+    networks = [asdict(network) for network in sorted(facts.networks, key=lambda n: n.name)]
+    for network in networks:
+        network["rate_bytes_per_s"] = network["rate_bytes_per_s"] or None
+    return {
+        "free_bytes": facts.free_bytes,
+        "disk_bytes_per_s": facts.disk_bytes_per_s or None,
+        "zone": facts.zone or None,
+        "networks": networks,
+    }
+
+
+def _copy(copy: CopyFacts) -> dict[str, Any]:
+    return {
+        "model": copy.model,
+        "weights": copy.weights,
+        "device": copy.device,
+        "size_bytes": copy.size_bytes,
+        "blobs": sorted(blobs_in(copy.blobs)),
+        "complete": copy.complete,
     }
 
 
@@ -165,6 +199,8 @@ def _instance(node: NodeView, facts: InstanceFacts, age_s: float) -> dict[str, A
         "state": facts.state,
         "layers_resident": facts.layers_resident,
         "layers_total": facts.layers_total,
+        "weights": facts.weights or None,
+        "blobs": sorted(blobs_in(facts.blobs)),
         **_load(load),
         "load_age_s": None if load is None else age_s,
     }
@@ -189,12 +225,17 @@ def _models(view: ClusterView) -> Iterator[dict[str, Any]]:
     for node in living:
         for facts in node.models.values():
             key = facts.name, facts.digest
-            known = found.setdefault(key, _Definition(*key, facts.layers, facts.since_s))
+            known = found.setdefault(
+                key, _Definition(*key, facts.layers, facts.since_s, facts.weights)
+            )
             known.add(node.name, facts)
     for node in living:
         for instance in node.instances.values():
             if definition := found.get((instance.model, instance.digest)):
                 definition.instances[instance.state.value] += 1
+        for definition in found.values():
+            copy = node.copies.get(definition.weights)
+            definition.host_copies += copy is not None and copy.complete
     settled = settle(view)
 
     def order(definition: _Definition) -> tuple[str, bool, int, str]:
@@ -211,7 +252,10 @@ def _models(view: ClusterView) -> Iterator[dict[str, Any]]:
             "since": definition.since_s,
             "nodes": definition.nodes,
             "instances": dict(sorted(definition.instances.items())),
+            "weights": definition.weights or None,
             "host_copies": definition.host_copies,
+            "host_copies_wanted": definition.host_copies_wanted,
+            "disks": definition.disks,
             "conflict": bool(holding.rivals),
             "prevails": holding.digest == definition.digest,
         }

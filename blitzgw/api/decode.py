@@ -8,10 +8,13 @@ from typing import Any, TypeVar
 import msgspec
 
 from blitzgw.api.bodies import (
+    CancelBody,
     ChatBody,
     CompletionBody,
     DetokenizeBody,
     GenerationBody,
+    ProbeBody,
+    ScaleBody,
     TokenizeBody,
     Unsupported,
 )
@@ -42,7 +45,15 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
 _UNSUPPORTED = tuple(Unsupported.__struct_fields__)
 _DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(kind)
-    for kind in (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)
+    for kind in (
+        ChatBody,
+        CompletionBody,
+        TokenizeBody,
+        DetokenizeBody,
+        ScaleBody,
+        CancelBody,
+        ProbeBody,
+    )
 }
 _PATH = re.compile(r"^(.*) - at `(?:key in )?\$\.?([^`]*)`$", re.DOTALL)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from blitzgw.api.admin import AdminGuard
 from blitzgw.api.auth import Keyring
 from blitzgw.api.cluster import ClusterInfo
 from blitzgw.api.completions import Completions
@@ -20,7 +21,9 @@ from blitzgw.api.connection import ConnectionServer
 from blitzgw.api.exchange import Exchange, check_head, open_exchange
 from blitzgw.api.failures import log_failure
 from blitzgw.api.info import Info
+from blitzgw.api.probing import PROBE_PATH, Probing
 from blitzgw.api.respond import HttpError, error_response, internal_error, send_rest
+from blitzgw.api.scaling import ADMIN_PREFIX, OPERATIONS, Scaling
 from blitzgw.api.services import Services
 from blitzgw.errors import RequestError
 
@@ -60,12 +63,16 @@ class HttpServer:
         *,
         api_keys: Iterable[str] = (),
         public_paths: frozenset[str] = PUBLIC_PATHS,
+        admin: AdminGuard | None = None,
     ) -> None:
         self._services = services
         self._keys = Keyring(api_keys)
         self._public_paths = public_paths
         self._completions = Completions(services)
         self._info = Info(services)
+        self._scaling: Scaling | None = None
+        if services.scaling is not None:
+            self._scaling = Scaling(services.scaling, services.models, services.limits, admin)
         self._routes: dict[str, dict[str, Route]] = {}
         self._runner: web.ServerRunner | None = None
         self._site: web.TCPSite | None = None
@@ -137,6 +144,12 @@ class HttpServer:
             self.add_route("GET", "/cluster/models", cluster.models)
             self.add_route("GET", "/cluster/requests", cluster.requests)
 
+        if self._scaling is not None:
+            self.add_route("GET", OPERATIONS, self._scaling.operations)
+            if self._services.probing is not None:
+                probing = Probing(self._services.probing, self._services.limits)
+                self.add_route("POST", PROBE_PATH, probing.probe)
+
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request, come what may."""
         exchange = open_exchange(request, self._services.node, self._services.clock.now())
@@ -161,11 +174,11 @@ class HttpServer:
         request = exchange.request
         check_head(request, self._services.limits)
         path = request.path
-        methods = self._routes.get(path)
+        methods = self._find(path)
         method = "GET" if request.method == "HEAD" else request.method
         route = None if methods is None else methods.get(method)
         if route is None or not route.public:
-            exchange.tenant = self._keys.tenant(request.headers.get("Authorization"))
+            self._authenticate(exchange)
         if route is not None:
             return await route.handler(exchange)
         if path.startswith(MODELS_PREFIX) and method == "GET":
@@ -174,6 +187,24 @@ class HttpServer:
             exchange.headers["Allow"] = ", ".join(sorted(methods))
             raise HttpError(405, "method_not_allowed", "this path has no such method")
         raise HttpError(404, "not_found", "there is nothing at this path", "NotFoundError")
+
+    def _find(self, path: str) -> dict[str, Route] | None:
+        """Return what is at a path, by method."""
+        routes = self._routes.get(path)
+        if routes is None and self._scaling is not None:
+            handlers = self._scaling.find(path)
+            if handlers is not None:
+                return {method: Route(h, public=False) for method, h in handlers.items()}
+        return routes
+
+    def _authenticate(self, exchange: Exchange) -> None:
+        """Require an API key, or the admin key where things can be changed; raises RequestError."""
+        request, scaling = exchange.request, self._scaling
+        authorization = request.headers.get("Authorization")
+        if scaling is not None and request.path.startswith(ADMIN_PREFIX):
+            scaling.check(request)
+        elif scaling is None or not scaling.admits(request.path, authorization):
+            exchange.tenant = self._keys.tenant(authorization)
 
     def _refusal(self, exchange: Exchange, error: RequestError) -> web.StreamResponse:
         logger.info(

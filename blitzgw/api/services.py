@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from blitzgw.api.limits import Limits
 from blitzgw.api.metrics import Metrics
 from blitzgw.api.models import ModelTable
-from blitzgw.api.status import ClusterPort, StatusPort
+from blitzgw.api.status import ClusterPort, ProbePort, ScalePort, StatusPort
 from blitzgw.core.clock import Clock
 from blitzgw.core.ports import Generator
 
@@ -30,7 +30,10 @@ def unix_time() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The node as the API's handlers see it; without `cluster` nothing is at /cluster/…."""
+    """The node as the API's handlers see it; without `cluster` nothing is at /cluster/….
+
+    Without `scaling` there are no operations, and nothing is at /admin/….
+    """
 
     node: str
     models: ModelTable
@@ -40,6 +43,8 @@ class Services:
     metrics: Metrics = field(default_factory=Metrics)
     limits: Limits = field(default_factory=Limits)
     cluster: ClusterPort | None = None
+    scaling: ScalePort | None = None
+    probing: ProbePort | None = None
     version: str = VERSION
     draw_seed: Callable[[], int] = draw_seed
     unix_time: Callable[[], int] = unix_time

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from blitzgw.core.operation import OperationFacts, ProbeFacts, ProbeWish
 from blitzgw.core.view import ClusterView, RequestList
 
 
@@ -70,4 +71,36 @@ class ClusterPort(Protocol):
         """Ask every living node for its requests, for a bounded time.
 
         Returns the same object to all who ask within a moment.
+        """
+
+
+class ProbePort(Protocol):
+    """Measures what links carry."""
+
+    async def probe(self, wish: ProbeWish) -> ProbeFacts:
+        """Measure, for a bounded time; whoever cancels this ends it. Raises RequestError."""
+
+
+class ScalePort(Protocol):
+    """Scale operations of the whole cluster. Whoever implements it bounds the time of each call.
+
+    What has begun goes on when the caller is cancelled: its client may have left.
+    """
+
+    async def scale(
+        self, model: str, instances: int, *, dry_run: bool, strategy: str
+    ) -> OperationFacts:
+        """Have so many instances of a model (its own name); an empty strategy: the quickest.
+
+        Returns the operation as it began, as it would be (planned), or done where nothing is to
+        do. Raises RequestError.
+        """
+
+    async def operations(self) -> tuple[OperationFacts, ...]:
+        """Return what the owners among the living nodes know of, in any order."""
+
+    async def cancel(self, operation: str) -> OperationFacts:
+        """Give up an operation, and return it; one that has ended is returned as it is.
+
+        Raises RequestError, for one that nobody knows too.
         """

@@ -1,1 +1,1 @@
-"""The face for operators: `blitzgw run`, `inspect`, `check-config`, `models`, `simulate`."""
+"""The face for operators: `blitzgw run`, `scale`, `inspect`, `models`, `simulate` and so on."""

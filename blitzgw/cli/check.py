@@ -52,7 +52,7 @@ def _facts(config: Config) -> dict[str, Any]:
 
 def _table(facts: dict[str, Any]) -> str:
     parts = []
-    for section in ("node", "http", "cluster"):
+    for section in ("node", "http", "cluster", "transfer"):
         rows = [[key, _shown(key, value)] for key, value in facts[section].items()]
         parts.append(f"{section}\n{columns(rows, indent=2)}")
     for section in ("devices", "models"):
@@ -64,8 +64,12 @@ def _table(facts: dict[str, Any]) -> str:
 
 
 def _shown(key: str, value: Any) -> str:
-    if key in ("threads", "kv_bytes", "max_model_len") and value == 0:
+    if key in ("threads", "kv_bytes", "max_model_len", "rate") and value == 0:
         return "auto"
+    if key in ("rate", "max_weight_rate"):
+        return _bits(value) if value else "no limit"
+    if key == "networks":
+        return ", ".join(_network(network) for network in value) or "-"
     if key.endswith("_bytes"):
         return size(value)
     if isinstance(value, dict):
@@ -73,3 +77,18 @@ def _shown(key: str, value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return " ".join(map(str, value)) or "-"
     return {"": "-", "True": "yes", "False": "no"}.get(str(value), str(value))
+
+
+def _network(network: dict[str, Any]) -> str:
+    told = f"{network['name']} at {network['host']}"
+    return f"{told} ({_bits(network['rate'])})" if network["rate"] else told
+
+
+def _bits(bytes_per_s: float) -> str:
+    """Return a rate as networks are sold."""
+    amount, unit = bytes_per_s * 8, "bit"
+    for larger in ("kbit", "Mbit", "Gbit", "Tbit"):
+        if amount < 1000:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{amount:.4g} {unit}/s"

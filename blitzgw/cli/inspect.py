@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from blitzgw.cli.output import print_json, quoted
+
+if TYPE_CHECKING:
+    from blitzgw.cli.ask import Asker
 
 EXAMPLES = """\b
 Examples:
   blitzgw inspect nodes
   blitzgw inspect instances --watch 1
   blitzgw inspect requests --url http://10.0.0.5:8000 --format json
+  blitzgw inspect plan
+  blitzgw inspect events --follow
 """
 
 MIN_WATCH_S = 0.1
@@ -21,21 +28,26 @@ F = TypeVar("F", bound=Callable[..., None])
 
 @click.group(epilog=EXAMPLES)
 def inspect() -> None:
-    """Show the nodes, instances, models or requests of a cluster.
+    """Show the nodes, instances, models, requests or scale operations of a cluster.
 
     Any node can be asked: each knows the whole cluster, as of a moment ago.
     """
 
 
 def _options(command: F) -> F:
+    """Give a command the options of what can be watched."""
+    option = click.option(
+        "--watch",
+        type=click.FloatRange(min=MIN_WATCH_S),
+        metavar="SECONDS",
+        help="Show it again this often, until ^C.",
+    )
+    return option(_asking(command))
+
+
+def _asking(command: F) -> F:
     """Give a command the options that all of them have."""
     for option in (
-        click.option(
-            "--watch",
-            type=click.FloatRange(min=MIN_WATCH_S),
-            metavar="SECONDS",
-            help="Show it again this often, until ^C.",
-        ),
         click.option(
             "--format",
             "layout",
@@ -68,7 +80,8 @@ def _options(command: F) -> F:
 def nodes(**options: Any) -> None:
     """Show the nodes: which live, what they have, where they are.
 
-    CHANGED is how long ago anything last changed there, UP how long ago it was started.
+    COPIES are weights that are kept in its memory, FREE what more of them could take there, CHANGED
+    is how long ago anything last changed there, UP how long ago it was started.
     """
     _show("nodes", **options)
 
@@ -91,7 +104,7 @@ def models(**options: Any) -> None:
     """Show the models, and how many instances of each there are.
 
     A name that nodes define differently is shown once for each definition: the oldest is served.
-    COPIES counts the nodes that keep the weights in memory besides.
+    COPIES is how many nodes keep the weights in memory besides, of as many as should.
     """
     _show("models", **options)
 
@@ -107,16 +120,76 @@ def requests(**options: Any) -> None:
     _show("requests", **options)
 
 
-def _show(what: str, *, url: str, api_key: str | None, layout: str, watch: float | None) -> None:
-    from blitzgw.cli.ask import ask  # noqa: PLC0415  keeps --help quick
+@inspect.command(epilog="\b\nExample:\n  blitzgw inspect plan --format json\n")
+@click.argument("operation", required=False, metavar="[ID]")
+@_asking
+def plan(operation: str | None, **options: Any) -> None:
+    """Show who sends what to whom in a scale operation, and how fast.
+
+    Without an ID it is the one under way, or else the last. `blitzgw scale MODEL N --dry-run`
+    shows a plan that nobody carries out.
+    """
+    from blitzgw.cli.plans import print_plan  # noqa: PLC0415  keeps --help quick
+
+    found = _operation(operation, options["url"], options["api_key"])
+    if options["layout"] == "json":
+        print_json(found)
+    else:
+        print_plan(found)
+
+
+@inspect.command(epilog="\b\nExample:\n  blitzgw inspect events --follow\n")
+@click.argument("operation", required=False, metavar="[ID]")
+@click.option("--follow", is_flag=True, help="Show what happens as it happens, until the end.")
+@_asking
+def events(operation: str | None, follow: bool, **options: Any) -> None:
+    """Show what happened in a scale operation, and when.
+
+    Without an ID it is the one under way, or else the last. On a terminal it is a picture over
+    time: decided, claimed, connected, first byte, each blob, complete, ready. Elsewhere it is a
+    line for each event, and so is JSON with --follow.
+    """
+    from blitzgw.cli.happenings import follow_events, print_events  # noqa: PLC0415
+
+    found = _operation(operation, options["url"], options["api_key"])
+    if follow:
+        path = f"/cluster/operations/{quoted(found['id'])}"
+        asker = _asker(options["url"], options["api_key"])
+        follow_events(lambda: asker.get(path), found, options["layout"])
+    elif options["layout"] == "json":
+        print_json(found)
+    else:
+        print_events(found)
+
+
+def _operation(id_: str | None, url: str, api_key: str | None) -> dict[str, Any]:
+    """Return an operation; raises BlitzError where there is none."""
+    from blitzgw.cli.follow import latest  # noqa: PLC0415
+    from blitzgw.errors import BlitzError  # noqa: PLC0415
+
+    asker = _asker(url, api_key)
+    if id_ is None:
+        found = latest(asker.get("/cluster/operations").get("operations") or [])
+        if found is None:
+            raise BlitzError("no operation is known: begin one with `blitzgw scale MODEL N`")
+        id_ = str(found["id"])
+    return asker.get(f"/cluster/operations/{quoted(id_)}")
+
+
+def _asker(url: str, api_key: str | None) -> Asker:
+    from blitzgw.cli.ask import Asker  # noqa: PLC0415
 
     keys = (api_key or "").split()  # the variable of `run` may hold several
-    key = keys[0] if keys else None
-    first = ask(url, f"/cluster/{what}", key)
+    return Asker(url, keys[0] if keys else None)
+
+
+def _show(what: str, *, url: str, api_key: str | None, layout: str, watch: float | None) -> None:
+    asker, path = _asker(url, api_key), f"/cluster/{what}"
+    first = asker.get(path)
     if watch is None:
         _print(what, first, layout)
         return
-    answers = _repeat(lambda: ask(url, f"/cluster/{what}", key), first, watch)
+    answers = _repeat(lambda: asker.get(path), first, watch)
     if layout == "json":
         _print_lines(answers)
     else:
@@ -143,9 +216,7 @@ def _repeat(
 
 def _print(what: str, answer: dict[str, Any], layout: str) -> None:
     if layout == "json":
-        import json  # noqa: PLC0415
-
-        click.echo(json.dumps(answer, indent=2))
+        print_json(answer)
         return
     from rich.console import Console  # noqa: PLC0415
 

@@ -18,6 +18,8 @@ import click
 from blitzgw.cli.check import check_config
 from blitzgw.cli.inspect import inspect
 from blitzgw.cli.models import models
+from blitzgw.cli.probe import probe
+from blitzgw.cli.scale import scale
 from blitzgw.cli.serve import run
 from blitzgw.cli.simulate import simulate
 from blitzgw.errors import BlitzError, ConfigError
@@ -57,6 +59,8 @@ def cli() -> None:
 
 
 cli.add_command(run)
+cli.add_command(scale)
+cli.add_command(probe)
 cli.add_command(inspect)
 cli.add_command(check_config)
 cli.add_command(models)

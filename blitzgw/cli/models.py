@@ -31,7 +31,7 @@ def models() -> None:
 @click.argument("source")
 @click.option("--name", help="What to call it, instead of the source's own name.")
 def add(source: str, name: str | None) -> None:
-    """Fetch SOURCE where needed, check it, and remember it by name.
+    """Fetch SOURCE where needed, read it once, and remember it by name.
 
     SOURCE is a folder with config.json and safetensors, a .gguf file (both stay where they are),
     smollm2-135m, or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct. Prints name and path.
@@ -53,18 +53,24 @@ def add(source: str, name: str | None) -> None:
     help="How to print it.",
 )
 def list_(layout: str) -> None:
-    """Print the models that were added: name and path."""
+    """Print the models that were added: name, digest of the weights, path.
+
+    The digest is that of the model's own number format; it stands for what `digest` of [[models]]
+    can pin. It is not known until the model has been read once, by `models add` or by a node.
+    """
     import json  # noqa: PLC0415  keeps --help quick
 
-    from blitzgw.weights.cache import list_models  # noqa: PLC0415
+    from blitzgw.weights.cache import known_digest, list_models  # noqa: PLC0415
 
-    added = list_models()
+    added = [(model.name, known_digest(model), model.path) for model in list_models()]
     if layout == "json":
-        facts = [{"name": model.name, "path": str(model.path)} for model in added]
+        facts = [
+            {"name": name, "digest": digest, "path": str(path)} for name, digest, path in added
+        ]
         click.echo(json.dumps(facts, indent=2))
     elif added:
-        rows = [[model.name, _home_relative(model.path)] for model in added]
-        click.echo(columns([["NAME", "PATH"], *rows]))
+        rows = [[name, (digest or "-")[:12], _home_relative(path)] for name, digest, path in added]
+        click.echo(columns([["NAME", "DIGEST", "PATH"], *rows]))
     else:
         click.echo("no models yet: blitzgw models add smollm2-135m", err=True)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
+
+import click
 
 BAR_CELLS = 24
 """Characters of a progress bar: it fits a line of 80 with what stands beside it."""
@@ -28,6 +30,30 @@ def size(size_bytes: int) -> str:
             break
         amount, unit = amount / 1024, larger
     return f"{amount:.4g} {unit}"
+
+
+def rate(bytes_per_s: float) -> str:
+    """Return a rate in the unit that `size` would choose."""
+    return f"{size(round(bytes_per_s))}/s"
+
+
+def printable(text: str) -> str:
+    """Return text without anything that a terminal would obey: it came from other nodes."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def quoted(name: str) -> str:
+    """Return a name as one part of a URL's path, slashes included."""
+    from urllib.parse import quote  # noqa: PLC0415  keeps --help quick
+
+    return quote(name, safe="")
+
+
+def print_json(value: Any) -> None:
+    """Print a value for programs: nothing in it can command a terminal."""
+    import json  # noqa: PLC0415  keeps --help quick
+
+    click.echo(json.dumps(value, indent=2))
 
 
 class ProgressLine:

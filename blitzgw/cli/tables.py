@@ -1,61 +1,23 @@
-"""What `blitzgw inspect` shows: the answers of a node's /cluster/… as tables that fit a terminal.
-
-A column has a rank: where the terminal is too narrow, the columns of the highest rank go first.
-Those of rank 0 stay, and their words are cut.
-"""
+"""What `blitzgw inspect` shows of nodes, instances, models and requests: answers as tables."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from blitzgw.cli.grid import Column, Item, cell_text, grid, guarded
 from blitzgw.cli.output import size
-from blitzgw.errors import BlitzError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.text import Text
-
-Item = Mapping[str, Any]
 
 BAR_CELLS = 8
 """Characters of a loading instance's bar: a step for each few layers."""
 
-GAP = 2
-"""Spaces between columns."""
 
-MIN_CELLS = 6
-"""No column is cut below this: what is left would say nothing."""
-
-STYLES = {
-    "alive": "green",
-    "serving": "green",
-    "suspect": "yellow",
-    "loading": "yellow",
-    "draining": "yellow",
-    "dead": "red",
-    "gone": "red",
-    "held": "yellow",
-    "conflict": "red",
-    "left": "dim",
-    "kept": "dim",
-}
-"""Words that are coloured wherever a cell begins with them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column: its head, what a cell says, which columns go before it, which way it is set."""
-
-    head: str
-    cell: Callable[[Item], str]
-    rank: int = 0
-    right: bool = False
-
-
+@guarded
 def table(what: str, answer: Item, width: int) -> RenderableType:
     """Return an answer as a table of at most `width` characters, where that is possible.
 
@@ -63,64 +25,9 @@ def table(what: str, answer: Item, width: int) -> RenderableType:
     """
     from rich.console import Group  # noqa: PLC0415  keeps --help quick
 
-    try:
-        items = answer[what]
-        shown = _render(COLUMNS[what], items, width) if items else f"no {what}"
-        return Group(shown, *_notes(answer))
-    except (AttributeError, KeyError, TypeError, ValueError):
-        text = "the node's answer has another form: is it as new as this command? JSON may do"
-        raise BlitzError(f"{text}: --format json") from None
-
-
-def _render(columns: Sequence[Column], items: Sequence[Item], width: int) -> RenderableType:
-    from rich.table import Table  # noqa: PLC0415
-
-    cells = {column: [_text(column.cell(item)) for item in items] for column in columns}
-    widths = _fit(cells, width)
-    grid = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
-    for column, room in widths.items():
-        grid.add_column(
-            column.head,
-            justify="right" if column.right else "left",
-            width=room,
-            no_wrap=True,
-            overflow="ellipsis",
-        )
-    for row in zip(*(cells[column] for column in widths), strict=True):
-        grid.add_row(*row)
-    return grid
-
-
-def _fit(cells: Mapping[Column, Sequence[Text]], width: int) -> dict[Column, int]:
-    """Return the columns to show and their widths.
-
-    Empty ones go, then those of the highest rank until the rest fits; at last words are cut, the
-    widest first, and figures never.
-    """
-    widths = {
-        column: max(len(column.head), *(text.cell_len for text in texts))
-        for column, texts in cells.items()
-        if any(text.plain for text in texts)
-    }
-    while sum(widths.values()) + GAP * (len(widths) - 1) > width:
-        last = max(widths, key=lambda column: column.rank)
-        if last.rank:
-            del widths[last]
-            continue
-        words = {column: w for column, w in widths.items() if not column.right and w > MIN_CELLS}
-        if not words:
-            break
-        widest = max(words, key=lambda column: words[column])
-        widths[widest] -= 1
-    return widths
-
-
-def _text(cell: str) -> Text:
-    """Return a cell without anything that a terminal would obey: it came from other nodes."""
-    from rich.text import Text  # noqa: PLC0415
-
-    plain = "".join(c if c.isprintable() else "?" for c in cell)
-    return Text(plain, style=STYLES.get(plain.partition(" ")[0].rstrip(",:"), ""))
+    items = answer[what]
+    shown = grid(COLUMNS[what], items, width) if items else f"no {what}"
+    return Group(shown, *_notes(answer))
 
 
 def _notes(answer: Item) -> list[RenderableType]:
@@ -129,7 +36,7 @@ def _notes(answer: Item) -> list[RenderableType]:
     if not answer.get("unanswered"):
         return []
     names = ", ".join(map(str, answer["unanswered"]))
-    return [Text(f"no answer from {_text(names).plain}", style="yellow")]
+    return [Text(f"no answer from {cell_text(names).plain}", style="yellow")]
 
 
 def age(seconds: float | None) -> str:
@@ -198,6 +105,21 @@ def _in_state(*states: str) -> Callable[[Item], str]:
     return lambda model: str(sum(model["instances"].get(state, 0) for state in states))
 
 
+def _copies(node: Item) -> str:
+    """Return how many host copies a node has, and what they take; one being made counts too."""
+    copies = node["copies"]
+    return f"{len(copies)}, {size(sum(c['size_bytes'] for c in copies))}" if copies else ""
+
+
+def _free(node: Item) -> str:
+    return size(node["host"]["free_bytes"]) if node["host"] else ""
+
+
+def _short(key: str) -> Callable[[Item], str]:
+    """Show the beginning of a digest."""
+    return lambda item: (item[key] or "")[:10]
+
+
 def _others(model: Item) -> str:
     counts = {s: n for s, n in model["instances"].items() if s not in ("serving", "loading")}
     return ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
@@ -221,6 +143,9 @@ NODES = (
     Column("INSTANCES", _count("instances"), 1, right=True),
     Column("HTTP", _known("http"), 1),
     Column("PEERS AT", _known("address"), 5),
+    Column("COPIES", _copies, 3, right=True),
+    Column("FREE", _free, 4, right=True),
+    Column("ZONE", lambda node: (node["host"] or {}).get("zone") or "", 6),
     Column("UP", _uptime, 2, right=True),
     Column("CHANGED", lambda node: age(node["state_age_s"]), 7, right=True),
     Column("BOOT", _known("boot"), 6),
@@ -238,6 +163,7 @@ INSTANCES = (
     Column("TOK/S", _count("prefill_tokens_per_s"), 4, right=True),
     Column("STEP", _step, 2, right=True),
     Column("CHANGED", lambda instance: age(instance["load_age_s"]), 7, right=True),
+    Column("WEIGHTS", _short("weights"), 8),
     Column("ID", _known("id"), 6),
 )
 MODELS = (
@@ -246,10 +172,12 @@ MODELS = (
     Column("LOADING", _in_state("loading"), right=True),
     Column("OTHERS", _others, 2),
     Column("LAYERS", _count("layers"), 3, right=True),
-    Column("COPIES", _count("host_copies"), 4, right=True),
+    Column("COPIES", lambda m: f"{m['host_copies']}/{m['host_copies_wanted']}", 4, right=True),
     Column("NODES", lambda model: " ".join(model["nodes"]), 5),
     Column("ALIASES", lambda model: " ".join(model["aliases"]), 6),
-    Column("DIGEST", lambda model: str(model["digest"])[:10], 1),
+    Column("DIGEST", _short("digest"), 1),
+    Column("WEIGHTS", _short("weights"), 7),
+    Column("DISKS", lambda model: " ".join(model["disks"]), 8),
     Column("NOTE", _remark),
 )
 REQUESTS = (

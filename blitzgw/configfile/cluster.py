@@ -70,6 +70,12 @@ def is_loopback(host: str) -> bool:
     return host == "localhost" if ip is None else ip.is_loopback
 
 
+def same_host(one: str, other: str) -> bool:
+    """Say whether two texts are the same address or name."""
+    ip = _ip(one)
+    return one.lower() == other.lower() if ip is None else ip == _ip(other)
+
+
 def is_wildcard(host: str) -> bool:
     """Say whether the address stands for every interface."""
     ip = _ip(host)

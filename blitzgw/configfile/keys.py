@@ -33,9 +33,9 @@ def with_api_key_file(
     """Add the keys of `api_key_file`, and warn where others can read it."""
     if not http.api_key_file:
         return http, []
-    path = _path(http.api_key_file, base)
+    path = key_path(http.api_key_file, base)
     try:
-        keys, warnings = _read_keys(path)
+        keys, warnings = read_keys(path)
     except OSError as error:
         reason = f"{path} cannot be read ({error.strerror}); create it with one key a line"
         mistakes.add("http.api_key_file", reason)
@@ -59,9 +59,9 @@ def read_cluster_keys(
         return keys, [text] if cluster.key_file else []
     if not cluster.key_file:
         return (), []
-    path = _path(cluster.key_file, base)
+    path = key_path(cluster.key_file, base)
     try:
-        lines, warnings = _read_keys(path)
+        lines, warnings = read_keys(path)
     except OSError as error:
         text = f"{path} cannot be read ({error.strerror}); make one: {MAKE_CLUSTER_KEY}"
         mistakes.add("cluster.key_file", text)
@@ -87,11 +87,12 @@ def _checked(written: Iterable[str], path: Path | None, mistakes: Mistakes) -> t
     return keys
 
 
-def _path(written: str, base: Path) -> Path:
+def key_path(written: str, base: Path) -> Path:
+    """Return where a key file is; a relative path counts from `base`."""
     return (base / os.path.expanduser(written)).absolute()
 
 
-def _read_keys(path: Path) -> tuple[list[str], list[str]]:
+def read_keys(path: Path) -> tuple[list[str], list[str]]:
     """Return the lines that are neither empty nor # comments, and a warning where others can read.
 
     Raises `OSError`.

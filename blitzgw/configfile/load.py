@@ -11,18 +11,28 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from blitzgw.config import ClusterConfig, Config, DeviceEntry, HttpConfig, ModelConfig, NodeConfig
+from blitzgw.config import (
+    ClusterConfig,
+    Config,
+    DeviceEntry,
+    HttpConfig,
+    ModelConfig,
+    NodeConfig,
+    TransferConfig,
+)
+from blitzgw.configfile.adminkey import resolve_admin_key_file
 from blitzgw.configfile.cluster import is_loopback, resolve_cluster
 from blitzgw.configfile.keys import read_cluster_keys, with_api_key_file
 from blitzgw.configfile.resolve import resolve_devices, resolve_models
 from blitzgw.configfile.tables import Mistakes, check_names, read_array, read_table, read_toml
+from blitzgw.configfile.transfer import resolve_transfer
 from blitzgw.core.instance import DeviceKind, DeviceSpec
 from blitzgw.core.paths import cache_dir
 
 NODE_NAME_CHARS = 128
 """Longest name of a node: gossip has 255 bytes for one, and it is a part of instances' ids."""
 
-SECTIONS = ("node", "http", "cluster", "devices", "models")
+SECTIONS = ("node", "http", "cluster", "transfer", "devices", "models")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +66,23 @@ def load(
     _check_node(node, mistakes)
     http = read_table(HttpConfig, document.get("http", {}), "http", mistakes)
     cluster = read_table(ClusterConfig, document.get("cluster", {}), "cluster", mistakes)
+    transfer = read_table(TransferConfig, document.get("transfer", {}), "transfer", mistakes)
     entries = read_array(DeviceEntry, document.get("devices"), "devices", mistakes)
     models = read_array(ModelConfig, document.get("models"), "models", mistakes)
     http, warnings = with_api_key_file(http, base, mistakes)
+    node = _resolve_node(node, base)
+    http, admin = resolve_admin_key_file(http, node.cache_dir, base, mistakes)
     keys, more = read_cluster_keys(cluster, base, environment, mistakes)
     cluster, unreachable = resolve_cluster(cluster, bool(keys), mistakes)
+    transfer = resolve_transfer(transfer, cluster, bool(keys), base, mistakes)
     groups = resolve_devices(entries, discover, mistakes)
     models = resolve_models(models, groups, base, mistakes)
     mistakes.raise_if_any()
     devices = tuple({spec.id: spec for group in groups.values() for spec in group}.values())
-    warnings += more + unreachable + _exposure(http) + _crowding(devices)
+    warnings += admin + more + unreachable + _exposure(http) + _crowding(devices)
     if not keys:
         warnings += _idle(devices, models)
-    node = _resolve_node(node, base)
-    return Config(node, http, cluster, devices, tuple(models), tuple(warnings), keys)
+    return Config(node, http, cluster, transfer, devices, tuple(models), tuple(warnings), keys)
 
 
 def _override(document: dict[str, Any], option: Option, mistakes: Mistakes) -> None:

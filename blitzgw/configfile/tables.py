@@ -13,7 +13,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -72,21 +72,25 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def read_table(kind: type[T], table: object, key: str, mistakes: Mistakes) -> T:
-    """Turn one table into the dataclass `kind`. A field that is wrong keeps its default."""
-    if not isinstance(table, dict):
-        mistakes.add(key, f"{_shown(table)} is not a table; write it as [{key}]")
-        return kind()
+    """Turn one table into the dataclass `kind`. A field that is wrong keeps its default.
+
+    One that has none is then empty, as it is where it is missing.
+    """
     hints = get_type_hints(kind, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    required = [name for name, field in fields.items() if _is_required(field)]
+    values = {name: _empty(hints[name]) for name in required}
+    if not isinstance(table, dict):
+        mistakes.add(key, f"{_shown(table)} is not a table; write it as {_table_form(key)}")
+        return kind(**values)
     check_names(table, fields, key, mistakes)
-    values = {}
+    for name in required:
+        if name not in table:
+            mistakes.add(f"{key}.{name}", f"is missing; it is to be {_description(hints[name])}")
     for name in [name for name in table if name in fields]:
         where = f"{key}.{name}"
-        if dataclasses.is_dataclass(hints[name]):
-            values[name] = read_table(hints[name], table[name], where, mistakes)
-            continue
         try:
-            values[name] = _read_value(fields[name], hints[name], table[name])
+            values[name] = _read_field(fields[name], hints[name], table[name], where, mistakes)
         except ValueError as error:
             mistakes.add(where, str(error))
     return kind(**values)
@@ -119,6 +123,40 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """Say which of `names` was probably meant, or list them all."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f'did you mean "{close[0]}"?' if close else f"known here: {', '.join(sorted(names))}"
+
+
+def _read_field(
+    field: dataclasses.Field[Any], hint: Any, value: object, where: str, mistakes: Mistakes
+) -> Any:
+    """Return what a field is given; raises ValueError where it cannot be that."""
+    if dataclasses.is_dataclass(hint):
+        return read_table(hint, value, where, mistakes)  # type: ignore[arg-type]
+    kind = _entry_kind(hint)
+    if kind is not None and isinstance(value, list):
+        return tuple(
+            read_table(kind, entry, f"{where}[{i}]", mistakes) for i, entry in enumerate(value)
+        )
+    return _read_value(field, hint, value)
+
+
+def _entry_kind(hint: Any) -> type | None:
+    """Return the dataclass of which the field has a list, if it is such a field."""
+    arguments = get_args(getattr(hint, "__origin__", hint))
+    kind = arguments[0] if arguments else None
+    return kind if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
+
+
+def _empty(hint: Any) -> Any:
+    return getattr(hint, "__origin__", hint)()
+
+
+def _table_form(key: str) -> str:
+    return "{ … }" if key.endswith("]") and "." in key else f"[{key}]"
 
 
 def _read_value(field: dataclasses.Field[Any], hint: Any, value: object) -> Any:

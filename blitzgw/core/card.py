@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from blitzgw.core.layout import LAYOUT_VERSION
+from blitzgw.core.manifest import BlobDigest, Manifest
 from blitzgw.core.model import Dtype, ModelShape
 
 
@@ -12,8 +14,9 @@ from blitzgw.core.model import Dtype, ModelShape
 class ModelCard:
     """The definition of a model, the same on every node that defines it.
 
-    The digest of its encoding is the model's identity in the cluster. `weights` is a fingerprint of
-    the checkpoint, `tokenizer` the digest of the tokenizer.json; neither says where they are.
+    The digest of its encoding is the model's identity in the cluster. `weights` is the root of the
+    manifest that `blobs` belong to, `tokenizer` the digest of the tokenizer.json; neither says
+    where they are.
     """
 
     name: str
@@ -26,6 +29,11 @@ class ModelCard:
     chat_template: str | None
     bos_token: str
     eos_token: str
+    blobs: tuple[BlobDigest, ...] = ()
+
+    def manifest(self) -> Manifest:
+        """Return the manifest; its root is `weights` where the card is consistent."""
+        return Manifest(LAYOUT_VERSION, self.shape, self.dtype, self.blobs)
 
 
 def content_digest(data: bytes) -> str:

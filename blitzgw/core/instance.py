@@ -32,6 +32,8 @@ class DeviceKind(StrEnum):
     CPU = "cpu"
     CUDA = "cuda"
     PACED = "paced"
+    HOST = "host"
+    """No device at all: a worker that keeps and sends weights, and computes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class ModelSpec:
     """A model as resolved: enough for a worker to load it and for a scheduler to place it.
 
     `path` is a folder of safetensors or a GGUF file, empty where the checkpoint is elsewhere.
-    `eos_ids` end a sequence. `weights` is a fingerprint of the checkpoint's content.
+    `eos_ids` end a sequence. `weights` is the root of the manifest (core/manifest.py).
     """
 
     name: str

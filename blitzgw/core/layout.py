@@ -10,6 +10,7 @@ A tied head holds the final norm only and refers to the embedding blob for its m
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from blitzgw.core.model import Dtype, ModelShape
@@ -19,6 +20,10 @@ LAYOUT_VERSION = 1
 
 ALIGNMENT = 64
 """Bytes: a cache line and the widest vector register."""
+
+SLAB_ALIGNMENT = 4096
+"""Bytes: in a slab each blob begins on a page of its own, so that blobs can be pinned, advised and
+given back one by one. Files in shared memory are laid out by it: a constant, not the machine's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,19 @@ def blob_layouts(shape: ModelShape, dtype: Dtype) -> tuple[BlobLayout, ...]:
     if not shape.tied_head:
         head_table.append(("head", [("head", (shape.vocab, shape.hidden))]))
     return (embedding, *layers, _blob(1 + shape.n_layers, "head", head_table, dtype))
+
+
+def slab_offsets(layouts: Iterable[BlobLayout]) -> tuple[tuple[int, ...], int]:
+    """Return where each blob begins in one run of memory, and the size of that, in bytes.
+
+    Engines, host copies and whoever maps them all lay out blobs by this, in blob order.
+    """
+    offsets: list[int] = []
+    total = 0
+    for layout in layouts:
+        offsets.append(total)
+        total += -(-layout.size_bytes // SLAB_ALIGNMENT) * SLAB_ALIGNMENT
+    return tuple(offsets), total
 
 
 _Table = list[tuple[str, list[tuple[str, tuple[int, ...]]]]]

@@ -1,16 +1,19 @@
 """What a node and its worker say to each other. `wire.py` gives each of these its tag.
 
 A worker's life: `Hello` once the device is warm; then `LoadModel` → `BlobResident` per blob →
-`ModelLoaded` or `LoadFailed`; `Step` → `StepResult` or `StepFailed`, in the order posted.
+`ModelLoaded` or `LoadFailed`; `Step` → `StepResult` or `StepFailed`, in the order posted. What
+moves weights between workers is in core/transfer.py.
 The connection's end is the worker's end, in both directions.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from blitzgw.core.instance import DeviceSpec, ModelSpec
+from blitzgw.core.manifest import BlobDigest
 from blitzgw.core.step import KvGeometry
+from blitzgw.core.transfer import DataNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,12 @@ class Start:
 
     device: DeviceSpec
     dilation: float = 1.0
+    networks: tuple[DataNetwork, ...] = ()
+    """Where to listen for other workers; port 0 of each address."""
+    copies: str = ""
+    """The folder of host copies, in shared memory; empty: none are kept."""
+    weight_bytes_per_s: float = 0.0
+    """Send weights at most at this rate; 0: as fast as it goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +38,27 @@ class Hello:
     device_name: str
     memory_bytes: int
     software: dict[str, str]
+    data_ports: dict[str, int] = field(default_factory=dict)
+    """Where it listens for other workers, by the name of the network."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadModel:
-    """Bring a model into memory and reserve its KV; serving begins with `ModelLoaded`."""
+    """Bring a model into memory and reserve its KV; serving begins with `ModelLoaded`.
+
+    With a complete host copy of these weights on the machine, that is mapped (CPU) or copied from
+    (GPU), whatever `reads` says. Else `reads` are read from `model.path`; None: all of them. The
+    rest arrives over edges. `blobs` are the manifest's, empty where it is not known: nothing is
+    checked then, and nothing can be sent to others.
+    `keep_copy`: the memory that is filled is a host copy, which outlives the instance.
+    """
 
     instance: str
     model: ModelSpec
     kv: KvGeometry
+    blobs: tuple[BlobDigest, ...] = ()
+    reads: tuple[int, ...] | None = None
+    keep_copy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

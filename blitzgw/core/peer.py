@@ -90,7 +90,10 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Send content from `offset` on. `what` is `blob/DIGEST`, `card/DIGEST` or `requests`."""
+    """Send content from `offset` on.
+
+    `what` is `blob/DIGEST`, `card/DIGEST`, `requests` or `operations`.
+    """
 
     id: int
     what: str

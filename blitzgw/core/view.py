@@ -1,13 +1,13 @@
 """What a node publishes about itself, and the frozen picture of the cluster that deciders read.
 
 Each fact is an entry of its node's state, under a key that says what it is about: `node`,
-`device/ID`, `model/NAME`, `instance/ID`, `load/ID`. Facts that change often stand apart from those
-that do not, so that a change is a small one.
+`host`, `device/ID`, `model/NAME`, `copy/WEIGHTS`, `instance/ID`, `load/ID`. Facts that change often
+stand apart from those that do not, so that a change is a small one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from blitzgw.core.instance import DeviceKind, InstanceState, Role
@@ -40,14 +40,62 @@ class DeviceFacts:
     memory_bytes: int
     claim: int
     software: dict[str, str] = field(default_factory=dict)
+    data_ports: dict[str, int] = field(default_factory=dict)
+    """Where its worker listens for other workers, by the name of the network."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkFacts:
+    """A node's interface for the data plane; `name` is what all nodes on that network call it.
+
+    Rates are of payload, in each direction; 0: not known. `reserved_tx` and `reserved_rx` are
+    promised to scale operations, `serving_tx` is what requests (KV, activations) send now.
+    """
+
+    name: str
+    host: str
+    rate_bytes_per_s: float = 0.0
+    reserved_tx_bytes_per_s: float = 0.0
+    reserved_rx_bytes_per_s: float = 0.0
+    serving_tx_bytes_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """A node's machine. `free_bytes` is what a host copy could take, in coarse steps.
+
+    `disk_bytes_per_s` is what reading checkpoints gave, 0 before the first. `zone` says which
+    nodes are near; "" is none.
+    """
+
+    free_bytes: int
+    disk_bytes_per_s: float = 0.0
+    zone: str = ""
+    networks: tuple[NetworkFacts, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CopyFacts:
+    """A host copy of the weights of that root, or one being made. `device` is whose worker has it.
+
+    `blobs` is what is resident: bit i of the hexadecimal number is blob i.
+    """
+
+    weights: str
+    model: str
+    device: str
+    size_bytes: int
+    blobs: str = "0"
+    complete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """A model that a node defines. `digest` names its card (core/card.py) in the whole cluster.
 
-    `since_s` is when the definition was made, in seconds of the Unix epoch. `host_copy` and
-    `resident_blobs` tell what of its weights is here besides its instances.
+    `since_s` is when the definition was made, in seconds of the Unix epoch. `weights` is the root
+    of its manifest (core/manifest.py), `disk` whether the node has the checkpoint itself.
+    `host_copies` is how many copies the cluster is to keep in host memory.
     """
 
     name: str
@@ -55,8 +103,9 @@ class ModelFacts:
     layers: int
     since_s: int
     aliases: tuple[str, ...] = ()
-    host_copy: bool = False
-    resident_blobs: int = 0
+    weights: str = ""
+    disk: bool = False
+    host_copies: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +121,10 @@ class InstanceFacts:
     layers_resident: int
     layers_total: int
     role: Role = Role.BOTH
+    weights: str = ""
+    """The root of the manifest of its weights."""
+    blobs: str = "0"
+    """The blobs that it can give to others: bit i of the hexadecimal number is blob i."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +147,25 @@ class LoadFacts:
     number: int = 0
 
 
-Fact = NodeFacts | DeviceFacts | ModelFacts | InstanceFacts | LoadFacts
+Fact = NodeFacts | HostFacts | DeviceFacts | ModelFacts | CopyFacts | InstanceFacts | LoadFacts
+
+
+def blobs_in(mask: str) -> frozenset[int]:
+    """Return the blobs of a fact's mask; of one that is no hexadecimal number, none."""
+    try:
+        bits = int(mask[:MASK_DIGITS], 16)
+    except ValueError:
+        return frozenset()
+    return frozenset(i for i in range(bits.bit_length()) if bits >> i & 1)
+
+
+def mask_of(blobs: Iterable[int]) -> str:
+    """Return blobs as the mask of a fact."""
+    return f"{sum(1 << i for i in set(blobs)):x}"
+
+
+MASK_DIGITS = 1056
+"""Of a mask: 4096 layers and both ends, rounded up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +186,8 @@ class NodeView:
     models: Mapping[str, ModelFacts] = field(default_factory=dict)
     instances: Mapping[str, InstanceFacts] = field(default_factory=dict)
     loads: Mapping[str, LoadFacts] = field(default_factory=dict)
+    copies: Mapping[str, CopyFacts] = field(default_factory=dict)
+    host_facts: HostFacts | None = None
     heard_s: float = 0.0
 
     @property

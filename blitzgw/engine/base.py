@@ -55,7 +55,11 @@ class SpanEngine(Protocol[Hidden, Logits]):
     """One instance's weights and KV on one device."""
 
     def blob_buffer(self, index: int) -> memoryview:
-        """Return the writable bytes where blob `index` belongs (layout: `core/layout.py`)."""
+        """Return the writable bytes where blob `index` belongs (layout: `core/layout.py`).
+
+        Once it has arrived these are its bytes, for peers to be served from; not to be written any
+        more. May be called on any thread.
+        """
 
     def blob_arrived(self, index: int) -> None:
         """Make the blob's tensors usable; its bytes are complete and do not change any more."""

@@ -59,9 +59,20 @@ def choose_kernels(spec: ModelSpec, device: torch.device) -> Kernels:
 
 
 class TorchEngine:
-    """`SpanEngine` in torch: hidden states and logits are tensors on the instance's device."""
+    """`SpanEngine` in torch: hidden states and logits are tensors on the instance's device.
 
-    def __init__(self, spec: ModelSpec, kv: KvGeometry, device: DeviceSpec) -> None:
+    `memory` is host memory for the weights (core/layout.py: `slab_offsets`), such as a mapped host
+    copy: on the CPU the tensors are views of it, a GPU copies from it. None: the engine takes its
+    own. Raises ValueError where it does not fit, MemoryError.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        kv: KvGeometry,
+        device: DeviceSpec,
+        memory: memoryview | None = None,
+    ) -> None:
         self._spec, self._shape = spec, spec.shape
         self._device = (
             torch.device("cuda", device.index)
@@ -69,7 +80,8 @@ class TorchEngine:
             else torch.device("cpu")
         )
         self._dtype = TORCH_DTYPES[spec.dtype]
-        self._slab = WeightSlab(blob_layouts(self._shape, spec.dtype), spec.dtype, self._device)
+        layouts = blob_layouts(self._shape, spec.dtype)
+        self._slab = WeightSlab(layouts, spec.dtype, self._device, memory)
         self._kv = KvArena(self._shape, spec.dtype, kv, self._device)
         self._kernels = choose_kernels(spec, self._device)
         positions = min(spec.max_model_len, kv.slot_tokens)
@@ -80,7 +92,7 @@ class TorchEngine:
         self._head: dict[str, torch.Tensor] = {}
 
     def blob_buffer(self, index: int) -> memoryview:
-        """Return the writable host bytes where blob `index` belongs."""
+        """Return the writable host bytes where blob `index` belongs, or its bytes once there."""
         return self._slab.buffer(index)
 
     def blob_arrived(self, index: int) -> None:

@@ -2,19 +2,31 @@
 
 On the CPU a slab is anonymous memory: weights ask for huge pages (a decode step streams all of
 them, and fewer TLB misses make it 7–14 % shorter), KV is committed page by page as it is touched
-and can be given back. On a GPU a slab is device memory and arriving blobs pass through a host
-buffer each.
+and can be given back. Or the slab is memory that is handed in (a mapped host copy), and tensors
+are views of that. On a GPU a slab is device memory, and blobs pass through host memory: pinned
+staging, one piece of it a blob, or what is handed in.
 """
 
 from __future__ import annotations
 
+import logging
 import mmap
+import threading
 from collections.abc import Sequence
+from typing import Any
+from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from blitzgw.core.layout import BlobLayout
+from blitzgw.core.layout import BlobLayout, slab_offsets
 from blitzgw.core.model import Dtype
+from blitzgw.engine.slab import HostSlab, anonymous_map
+
+__all__ = ["PAGE", "TORCH_DTYPES", "WeightSlab", "anonymous_map", "pin", "unpin"]
+
+log = logging.getLogger(__name__)
 
 TORCH_DTYPES = {
     Dtype.FLOAT32: torch.float32,
@@ -22,60 +34,159 @@ TORCH_DTYPES = {
     Dtype.BFLOAT16: torch.bfloat16,
 }
 PAGE = mmap.PAGESIZE
-_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0)
 
-
-def anonymous_map(size_bytes: int) -> mmap.mmap:
-    """Return private memory that is committed when touched. Raises MemoryError."""
-    try:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE
-        return mmap.mmap(-1, max(size_bytes, PAGE), flags=flags)
-    except OSError as e:
-        raise MemoryError(f"cannot reserve {size_bytes} bytes: {e}") from e
+Bytes = NDArray[np.uint8]
 
 
 class WeightSlab:
-    """The blobs of one instance in blob order, each on a page of its own."""
+    """The blobs of one instance in blob order, each on a page of its own.
 
-    def __init__(self, layouts: Sequence[BlobLayout], dtype: Dtype, device: torch.device) -> None:
+    `memory`: host memory of that layout. On the CPU the tensors are views of it, on a GPU blobs
+    are copied from it. Raises ValueError where it does not fit. `buffer` may be called on any
+    thread.
+    """
+
+    def __init__(
+        self,
+        layouts: Sequence[BlobLayout],
+        dtype: Dtype,
+        device: torch.device,
+        memory: memoryview | None = None,
+    ) -> None:
         self._layouts = layouts
         self._dtype = TORCH_DTYPES[dtype]
-        self._offsets = []
-        total = 0
-        for layout in layouts:
-            self._offsets.append(total)
-            total += -(-layout.size_bytes // PAGE) * PAGE
-        self._staging: dict[int, torch.Tensor] = {}
-        self._map: mmap.mmap | None = None
-        if device.type == "cpu":
-            self._map = anonymous_map(total)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                self._map.madvise(mmap.MADV_HUGEPAGE)
-            self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+        offsets, total = slab_offsets(layouts)
+        host = HostSlab(layouts, memory) if device.type == "cpu" or memory is not None else None
+        if host is not None and device.type == "cpu":
+            data = torch.frombuffer(host.memory, dtype=torch.uint8)
         else:
-            self._bytes = torch.empty(total, dtype=torch.uint8, device=device)
+            data = torch.empty(total, dtype=torch.uint8, device=device)
+        self._blobs = [
+            data[start : start + layout.size_bytes]
+            for start, layout in zip(offsets, layouts, strict=True)
+        ]
+        self._host: HostSlab | _Pinned | _Staging
+        if host is None:
+            self._host = _Staging(self._blobs)
+        else:
+            self._host = host if device.type == "cpu" else _Pinned(host)
 
     def buffer(self, index: int) -> memoryview:
-        """Return the writable host bytes of a blob."""
-        size = self._layouts[index].size_bytes
-        if self._map is not None:
-            start = self._offsets[index]
-            return memoryview(self._map)[start : start + size]
-        staging = self._staging.setdefault(
-            index, torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        )
-        return staging.numpy().data
+        """Return the writable host bytes of a blob: where it is to arrive, or what it is."""
+        return self._host.buffer(index)
 
     def tensors(self, index: int) -> dict[str, torch.Tensor]:
         """Return a blob's tensors as views, after bringing it to the device where it is not."""
-        layout = self._layouts[index]
-        start = self._offsets[index]
-        staging = self._staging.pop(index, None)
-        if staging is not None:
-            self._bytes[start : start + layout.size_bytes].copy_(staging)
+        if not isinstance(self._host, HostSlab):
+            arrived = self._host.arrived(index)
+            self._blobs[index].copy_(torch.frombuffer(arrived, dtype=torch.uint8))
+        blob = self._blobs[index]
         return {
-            slot.name: self._bytes[start + slot.offset : start + slot.offset + slot.size_bytes]
+            slot.name: blob[slot.offset : slot.offset + slot.size_bytes]
             .view(self._dtype)
             .view(slot.shape)
-            for slot in layout.tensors
+            for slot in self._layouts[index].tensors
         }
+
+
+class _Staging:
+    """Pinned host memory, a piece for each blob that is on its way to a GPU or is read by peers.
+
+    A piece that has arrived lives for as long as somebody looks at it; who asks later gets the
+    blob copied back. So an instance on a GPU holds no host memory for its weights.
+    """
+
+    def __init__(self, on_device: Sequence[torch.Tensor]) -> None:
+        self._on_device = on_device
+        self._lock = threading.Lock()
+        self._arriving: dict[int, Bytes] = {}
+        self._arrived: set[int] = set()
+        self._read: WeakValueDictionary[int, Bytes] = WeakValueDictionary()
+
+    def buffer(self, index: int) -> memoryview:
+        """Return the piece of a blob."""
+        with self._lock:
+            piece = self._arriving.get(index)
+            if piece is None:
+                piece = self._read.get(index)
+            if piece is None:
+                piece = self._new(index)
+            return piece.data
+
+    def arrived(self, index: int) -> memoryview:
+        """Return the piece of a blob that goes to the device now, and let go of it."""
+        piece = self.buffer(index)
+        with self._lock:
+            self._arrived.add(index)
+            if index in self._arriving:
+                self._read[index] = self._arriving.pop(index)
+        return piece
+
+    def _new(self, index: int) -> Bytes:
+        source = self._on_device[index]
+        staging = torch.empty(source.shape, dtype=torch.uint8, pin_memory=source.is_cuda)
+        piece: Bytes = staging.numpy()
+        if index in self._arrived:
+            staging.copy_(source)
+            self._read[index] = piece
+        else:
+            self._arriving[index] = piece
+        return piece
+
+
+class _Pinned:
+    """Host memory that was handed in; a blob of it is pinned when somebody asks where it belongs.
+
+    That is before its bytes come: to pin what is there already takes longer than it saves.
+    """
+
+    def __init__(self, host: HostSlab) -> None:
+        self._host = host
+        self._lock = threading.Lock()
+        self._pinned: dict[int, bool] = {}
+
+    def buffer(self, index: int) -> memoryview:
+        """Return the bytes of a blob."""
+        view = self._host.buffer(index)
+        with self._lock:
+            if index not in self._pinned:
+                self._pinned[index] = pin(view)
+        return view
+
+    def arrived(self, index: int) -> memoryview:
+        """Return the bytes of a blob that goes to the device now; peers may read them after."""
+        with self._lock:
+            self._pinned.setdefault(index, False)
+        return self._host.buffer(index)
+
+    def __del__(self) -> None:
+        for index, pinned in self._pinned.items():
+            if pinned:
+                unpin(self._host.buffer(index))
+
+
+def pin(buffer: memoryview) -> bool:
+    """Lock a run of host memory for fast copies to a GPU; tell whether that was done.
+
+    It begins on a page and is not a private mapping of a file, whose every page would be copied.
+    What is not pinned can still be copied, at a fraction of the speed. Without CUDA: nothing.
+    """
+    if not torch.cuda.is_available() or not len(buffer):
+        return False
+    status = int(_runtime().cudaHostRegister(_address(buffer), len(buffer), 0))
+    if status != 0:
+        log.warning("memory_not_pinned bytes=%d cuda_error=%d", len(buffer), status)
+    return status == 0
+
+
+def unpin(buffer: memoryview) -> None:
+    """Undo `pin` where it said yes. The memory must still be mapped."""
+    _runtime().cudaHostUnregister(_address(buffer))
+
+
+def _runtime() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+def _address(buffer: memoryview) -> int:
+    return torch.frombuffer(buffer, dtype=torch.uint8).data_ptr()

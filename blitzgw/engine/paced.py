@@ -23,7 +23,6 @@ Arrays end in their shape: T, the tokens of a batch.
 
 from __future__ import annotations
 
-import mmap
 import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
@@ -39,6 +38,7 @@ from blitzgw.core.step import KvGeometry, SequenceKv
 from blitzgw.engine.base import RowInput, Sampled
 from blitzgw.engine.noise import U64, mix, mix_array, noise_key
 from blitzgw.engine.paced_kv import TRAVELLING, PacedKv, Reading
+from blitzgw.engine.slab import HostSlab
 
 _PHI = np.uint64(0x9E3779B97F4A7C15)
 
@@ -47,8 +47,9 @@ class PacedEngine:
     """One instance on a paced device: a `SpanEngine` whose hidden states are one uint64 a token.
 
     `sleep` takes seconds and `now` gives them, both on the same axis: under a dilation the caller
-    hands in a sleep and a clock that know it. Raises ValueError for a vocabulary of nothing but
-    end-of-sequence tokens.
+    hands in a sleep and a clock that know it. `memory` is where the weights lie (core/layout.py:
+    `slab_offsets`), such as a mapped host copy; None: the engine takes its own. Raises ValueError
+    for memory that does not fit, and for a vocabulary of nothing but end-of-sequence tokens.
     """
 
     def __init__(
@@ -58,12 +59,12 @@ class PacedEngine:
         cost: PacedCost,
         sleep: Callable[[float], None],
         now: Callable[[], float] = time.perf_counter,
+        memory: memoryview | None = None,
     ) -> None:
         self.spec = spec
         self._cost, self._sleep, self._now = cost, sleep, now
         layouts = blob_layouts(spec.shape, spec.dtype)
-        self._offsets = list(accumulate((blob.size_bytes for blob in layouts), initial=0))
-        self._slab = memoryview(mmap.mmap(-1, self._offsets[-1]))
+        self._slab = HostSlab(layouts, memory)
         self._digests: list[np.uint64 | None] = [None] * len(layouts)
         self._kv = PacedKv(spec.shape.n_layers, kv)
         self._eos = sorted({eos for eos in spec.eos_ids if 0 <= eos < spec.shape.vocab})
@@ -72,7 +73,7 @@ class PacedEngine:
 
     def blob_buffer(self, index: int) -> memoryview:
         """Return the writable bytes where blob `index` belongs."""
-        return self._slab[self._offsets[index] : self._offsets[index + 1]]
+        return self._slab.buffer(index)
 
     def blob_arrived(self, index: int) -> None:
         """Digest the blob's bytes, which makes its layer usable."""

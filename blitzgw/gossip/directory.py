@@ -15,8 +15,10 @@ from typing import Any
 from blitzgw.core.rumours import Rumour, Update
 from blitzgw.core.view import (
     ClusterView,
+    CopyFacts,
     DeviceFacts,
     Fact,
+    HostFacts,
     InstanceFacts,
     LoadFacts,
     ModelFacts,
@@ -34,8 +36,12 @@ def key_of(fact: Fact) -> str:
     match fact:
         case NodeFacts():
             return "node"
+        case HostFacts():
+            return "host"
         case DeviceFacts(id=name):
             return f"device/{name}"
+        case CopyFacts(weights=name):
+            return f"copy/{name}"
         case ModelFacts(name=name):
             return f"model/{name}"
         case InstanceFacts(id=name):
@@ -69,6 +75,8 @@ class _Books:
                 models=MappingProxyType(dict(of("model", {}))),
                 instances=MappingProxyType(dict(of("instance", {}))),
                 loads=MappingProxyType(dict(of("load", {}))),
+                copies=MappingProxyType(dict(of("copy", {}))),
+                host_facts=of("host", {}).get(""),
                 heard_s=self.heard_s,
             )
         return self.view
@@ -78,7 +86,8 @@ class _Books:
 class Taken:
     """What a batch of entries has changed.
 
-    `structural`: more than figures, which are loads and how far an instance has been loaded.
+    `structural`: more than figures, which are loads, what machines have free and which weights lie
+    where.
     `loads` are the new ones of instances, by boot.
     """
 
@@ -197,8 +206,8 @@ def _fact(update: Update) -> Fact | None:
 
 def _is_structural(before: Fact | None, after: Fact | None) -> bool:
     if isinstance(before, InstanceFacts) and isinstance(after, InstanceFacts):
-        return replace(before, layers_resident=after.layers_resident) != after
-    return before != after and not isinstance(before or after, LoadFacts)
+        return replace(before, layers_resident=after.layers_resident, blobs=after.blobs) != after
+    return before != after and not isinstance(before or after, LoadFacts | HostFacts | CopyFacts)
 
 
 def changed(before: Mapping[str, Fact], after: Mapping[str, Fact]) -> dict[str, Fact | None]:

@@ -89,11 +89,14 @@ class Serving:
         self._submitted_s = {b: at_s for b, at_s in self._submitted_s.items() if at_s >= since_s}
         return [*self._submitted_s]
 
-    def give_away(self, reason: str) -> int:
-        """Hand all requests of peers back, to be continued elsewhere; return how many."""
-        guests = self.requests()
-        self._guests.clear()
+    def give_away(self, reason: str, instance: str = "") -> int:
+        """Hand requests of peers back, to be continued elsewhere; return how many.
+
+        Those at one instance, or all of them.
+        """
+        guests = [g for g in self.requests() if instance in ("", g.instance)]
         for guest in guests:
+            self._forget(guest)
             self._abort(guest)
         for boot in dict.fromkeys(guest.boot for guest in guests):
             losses = [Loss(g.request_id, g.attempt) for g in guests if g.boot == boot]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, get_args
 
+from blitzgw.core.operation import OperationMessage, ProbeMessage
 from blitzgw.core.peer import (
     Abort,
     Content,
@@ -26,11 +27,27 @@ OnLoad = Callable[[str, LoadReport], None]
 """Takes a peer's boot id and what it says of its instances."""
 
 
+class OperationsPort(Protocol):
+    """Who takes part in scale operations, and has them with peers."""
+
+    def said(self, boot: str, message: Any) -> None:
+        """A peer has said something of core/operation.py."""
+
+    def link_lost(self, boot: str, reason: str) -> None:
+        """The link to a peer broke: answers that are awaited from it do not come."""
+
+    def count(self, boot: str) -> int:
+        """Return how many operations are under way with a peer."""
+
+
 class Switchboard:
     """Joins the parts that speak over links. `join` comes before the first link."""
 
-    def __init__(self, on_load: OnLoad) -> None:
+    def __init__(self, on_load: OnLoad, operations: OperationsPort) -> None:
+        self._operations = operations
         self._takers: dict[type[Any], Callable[[str, Any], None]] = {LoadReport: on_load}
+        said = get_args(OperationMessage) + get_args(ProbeMessage)
+        self._takers |= dict.fromkeys(said, operations.said)
 
     def join(
         self, serving: Serving, ingress: RemoteIngress, server: ContentServer, client: ContentClient
@@ -58,10 +75,11 @@ class Switchboard:
         """End all that was under way with a peer, at both ends; last what may start it anew."""
         self._serving.link_lost(boot)
         self._server.link_lost(boot)
+        self._operations.link_lost(boot, reason)
         self._client.link_lost(boot, reason)
         self._ingress.link_lost(boot, reason)
 
     def in_use(self, boot: str) -> bool:
-        """Whether requests or fetches are under way with a peer."""
-        counts = (part.count(boot) for part in (self._serving, self._ingress, self._client))
-        return any(counts)
+        """Whether requests, fetches or operations are under way with a peer."""
+        parts = (self._serving, self._ingress, self._client, self._operations)
+        return any(part.count(boot) for part in parts)

@@ -9,6 +9,7 @@ from typing import Protocol
 from blitzgw.core.layout import blob_layouts
 from blitzgw.core.model import Dtype, ModelShape, TextSpec
 from blitzgw.errors import CheckpointError
+from blitzgw.weights.files import DataFile
 
 SIZE_LIMIT = 1 << 31
 """Largest extent of anything: kernels index rows and columns with 32 bits."""
@@ -45,12 +46,15 @@ class Checkpoint(Protocol):
     def read(self, name: str, dtype: Dtype, out: memoryview, start: int = 0) -> None:
         """Fill `out` (writable, contiguous) with rows of a tensor, converted to `dtype`.
 
-        `start` is the first row; the length of `out` says how many. Only `embedding` and `head`
-        are read in parts.
+        `start` is the first row; the length of `out` says how many. `q`, `k` and their biases are
+        read whole.
         """
 
-    def stored(self, name: str) -> bytes:
-        """Return a tensor as the file holds it."""
+    def place(self, name: str) -> tuple[int, int]:
+        """Return where a tensor lies: the position of its file in `files`, and the offset there."""
+
+    def files(self) -> Sequence[DataFile]:
+        """Return the files that decide what `read` gives, besides what is in `shape`."""
 
     def close(self) -> None:
         """Close the files."""

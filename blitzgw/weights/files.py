@@ -56,6 +56,14 @@ class DataFile:
         self.read_into(offset, memoryview(data))
         return data
 
+    def stamp(self) -> tuple[int, int, int]:
+        """Return size, time of the last change (ns) and inode, as they are now."""
+        try:
+            facts = os.fstat(self._fd)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be looked at ({error.strerror})") from error
+        return facts.st_size, facts.st_mtime_ns, facts.st_ino
+
     def close(self) -> None:
         """Close the file; closing twice is harmless."""
         fd, self._fd = self._fd, -1

@@ -19,6 +19,7 @@ from blitzgw.errors import CheckpointError
 from blitzgw.weights.base import check_tensors, expected_tensors
 from blitzgw.weights.convert import Bytes
 from blitzgw.weights.fields import Fields
+from blitzgw.weights.files import DataFile
 from blitzgw.weights.ggml_types import dequantise, plain_dtype
 from blitzgw.weights.gguf import GgufHeader, GgufTensor, open_header
 from blitzgw.weights.gguf_shape import ROPE_FACTORS, architecture, shape_from_header
@@ -86,12 +87,13 @@ class GgufFile:
         else:
             self._read(tensor, dtype, target, start)
 
-    def stored(self, name: str) -> bytes:
-        """Return a tensor as the file holds it."""
-        tensor = self._header.tensors[self._stored_name[name]]
-        data = bytearray(tensor.size_bytes)
-        self._file.read_into(tensor.offset, memoryview(data))
-        return bytes(data)
+    def place(self, name: str) -> tuple[int, int]:
+        """Return a tensor's offset in the one file."""
+        return 0, self._header.tensors[self._stored_name[name]].offset
+
+    def files(self) -> Sequence[DataFile]:
+        """Return the one file."""
+        return (self._file,)
 
     def close(self) -> None:
         """Close the file."""

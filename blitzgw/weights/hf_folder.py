@@ -59,6 +59,7 @@ class HfFolder:
         except BaseException:
             self.close()
             raise
+        self._position = {file: position for position, file in enumerate(self._files)}
         embedding = self._tensor("embedding")
         self.dtype: Dtype = dtype_from_config(config) or embedding.dtype("embedding")
 
@@ -97,12 +98,14 @@ class HfFolder:
             width = dtype.size_bytes
             convert(raw, source, dtype, target[done * width : (done + n) * width])
 
-    def stored(self, name: str) -> bytes:
-        """Return a tensor as its shard holds it."""
+    def place(self, name: str) -> tuple[int, int]:
+        """Return the position of a tensor's shard, and the offset there."""
         tensor = self._tensor(name)
-        data = bytearray(tensor.size_bytes)
-        tensor.file.read_into(tensor.offset, memoryview(data))
-        return bytes(data)
+        return self._position[tensor.file], tensor.offset
+
+    def files(self) -> Sequence[DataFile]:
+        """Return the shards, and the index where there is one."""
+        return tuple(self._files)
 
     def close(self) -> None:
         """Close all shards."""

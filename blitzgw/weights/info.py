@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from blitzgw.core.instance import ModelSpec
+from blitzgw.core.manifest import Manifest
 from blitzgw.core.model import Dtype, TextSpec
 from blitzgw.errors import CheckpointError
 from blitzgw.weights.base import Checkpoint
 from blitzgw.weights.gguf_model import GgufFile
 from blitzgw.weights.hf_folder import HfFolder
+from blitzgw.weights.manifest import Progress, manifest_of
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -34,13 +36,26 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return GgufFile(path)
 
 
-def model_spec(
-    name: str, path: str | Path, dtype: Dtype | None, max_model_len: int | None
-) -> tuple[ModelSpec, TextSpec]:
-    """Return what a worker and what the API need to know of a model.
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A checkpoint of this machine: what workers, the API and the cluster need to know of it."""
+
+    spec: ModelSpec
+    text: TextSpec
+    manifest: Manifest
+
+
+def resolve_model(
+    name: str,
+    path: str | Path,
+    dtype: Dtype | None,
+    max_model_len: int | None,
+    progress: Progress | None = None,
+) -> ResolvedModel:
+    """Return what is to be known of a model; all of it is read where no manifest is kept.
 
     `dtype` None: the checkpoint's own. `max_model_len` None: all positions of the model, which is
-    also the most that can be asked for.
+    also the most that can be asked for. Raises CheckpointError.
     """
     checkpoint = open_checkpoint(path)
     try:
@@ -50,28 +65,25 @@ def model_spec(
             raise CheckpointError(
                 f"model {name}: max_model_len is {length}; this model has {limit} positions"
             )
+        text = checkpoint.text()
+        manifest = manifest_of(checkpoint, dtype or checkpoint.dtype, progress)
         spec = ModelSpec(
             name=name,
             path=checkpoint.path,
             shape=checkpoint.shape,
-            dtype=dtype or checkpoint.dtype,
+            dtype=manifest.dtype,
             max_model_len=length,
             eos_ids=checkpoint.eos_ids,
-            weights=fingerprint(checkpoint),
+            weights=manifest.root(),
         )
-        return spec, checkpoint.text()
+        return ResolvedModel(spec, text, manifest)
     finally:
         checkpoint.close()
 
 
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """Return a digest of the value projections of three layers, which any training changes.
-
-    They are the smallest matrices of a layer: milliseconds even for a large model. The bytes are
-    those of the file, so a checkpoint in another format is another model.
-    """
-    last = checkpoint.shape.n_layers - 1
-    digest = hashlib.blake2b(digest_size=16)
-    for layer in sorted({0, last // 2, last}):
-        digest.update(checkpoint.stored(f"layer.{layer}.v"))
-    return digest.hexdigest()
+def model_spec(
+    name: str, path: str | Path, dtype: Dtype | None, max_model_len: int | None
+) -> tuple[ModelSpec, TextSpec]:
+    """Return what a worker and what the API need to know of a model, as `resolve_model` does."""
+    resolved = resolve_model(name, path, dtype, max_model_len)
+    return resolved.spec, resolved.text

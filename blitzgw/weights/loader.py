@@ -1,7 +1,8 @@
-"""A checkpoint → blobs, in blob order, with several threads reading ahead.
+"""A checkpoint → blobs, in the order asked for, with several threads reading ahead.
 
 Threads rather than asyncio: `preadv` and numpy release the GIL, and a disk wants several requests
-at once. The caller's thread only announces.
+at once. The caller's thread only announces. Within a blob the reads follow the file, whatever the
+order of its tensors there: a disk that can read ahead is then as fast as with one file in one go.
 """
 
 from __future__ import annotations
@@ -17,9 +18,18 @@ from blitzgw.weights.base import Checkpoint, canonical
 
 CHUNK_BYTES = 8 << 20
 """Target bytes of one task where a tensor may be cut: large enough for a disk, small enough that
-the embedding, which is needed first, occupies all threads."""
+all threads work on what is needed first."""
 
-_CUT = frozenset({"embedding", "head"})
+FIRST_BYTES = 2 << 20
+"""The same in the first blobs: with smaller tasks, less of what comes after is read beside them and
+they are there sooner. More requests for the same bytes, which a disk does not like in the long run.
+"""
+
+FIRST_BLOBS = 2
+"""Embedding and first layer, where all is read in order: what computing begins with."""
+
+_WHOLE = frozenset({"q", "k", "q.bias", "k.bias"})
+"""Not cut: some formats store the rows of a head in another order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +50,14 @@ def load_blobs(
 ) -> None:
     """Fill blobs and call `on_blob(index)` in order, each as soon as it and all before are there.
 
-    `buffer(index)` gives writable memory of the blob's size; all are asked for before reading
-    begins. Both are called in the caller's thread. Padding is zeroed. A failed read, or an
-    exception out of `on_blob`, stops all threads before it is raised; reads raise CheckpointError.
+    `layouts` may be any of the model's blobs, in any order: that in which they are read. `buffer
+    (index)` gives writable memory of the blob's size; all are asked for before reading begins. Both
+    are called in the caller's thread. Padding is zeroed. A failed read, or an exception out of
+    `on_blob`, stops all threads before it is raised; reads raise CheckpointError.
     """
-    views = [_writable(buffer(layout.index), layout) for layout in layouts]
-    tasks = [
-        task
-        for position, (layout, view) in enumerate(zip(layouts, views, strict=True))
-        for task in _tasks(position, layout, view)
-    ]
-    work = _Work(checkpoint, dtype, tasks, len(layouts))
-    names = [f"load-{i}" for i in range(max(1, min(threads, len(tasks))))]
+    blobs = [(layout, _writable(buffer(layout.index), layout)) for layout in layouts]
+    work = _Work(checkpoint, dtype, blobs)
+    names = [f"load-{i}" for i in range(max(1, threads))]
     started = [threading.Thread(target=work.run, name=name, daemon=True) for name in names]
     try:
         for thread in started:
@@ -66,36 +72,35 @@ def load_blobs(
                 thread.join()
 
 
+_Blobs = Sequence[tuple[BlobLayout, memoryview]]
+
+
 class _Work:
     """Tasks taken in order by any thread; counts what is left of each blob."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, dtype: Dtype, tasks: list[_Task], n_blobs: int
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: Dtype, blobs: _Blobs) -> None:
         self._checkpoint = checkpoint
         self._dtype = dtype
-        self._tasks = iter(tasks)
-        self._left = [0] * n_blobs
-        for task in tasks:
-            self._left[task.blob] += 1
+        self._blobs = blobs
+        self._tasks = self._cut()
+        self._left = [1] * len(blobs)  # until it is cut
         self._changed = threading.Condition()
         self._stopped = False
         self._error: Exception | None = None
 
     def run(self) -> None:
         """Work until nothing is left, something failed or `stop` was called."""
-        while (task := self._take()) is not None:
-            error: Exception | None = None
-            try:
+        try:
+            while (task := self._take()) is not None:
                 self._checkpoint.read(task.name, self._dtype, task.out, task.start)
-            except Exception as caught:  # the caller's thread raises it
-                error = caught
+                with self._changed:
+                    self._left[task.blob] -= 1
+                    if not self._left[task.blob]:
+                        self._changed.notify_all()
+        except Exception as error:  # the caller's thread raises it
             with self._changed:
-                self._left[task.blob] -= 1
-                if error is not None:
-                    self._stopped, self._error = True, self._error or error
-                if error is not None or not self._left[task.blob]:
-                    self._changed.notify_all()
+                self._stopped, self._error = True, self._error or error
+                self._changed.notify_all()
 
     def wait(self, position: int) -> None:
         """Return when a blob is complete; bounded by the reads, each of which ends or fails."""
@@ -118,6 +123,16 @@ class _Work:
         with self._changed:
             return None if self._stopped else next(self._tasks, None)
 
+    def _cut(self) -> Iterator[_Task]:
+        """Yield all tasks. A blob is cut when its first one is due, so that reading begins early.
+
+        Under the lock.
+        """
+        for position, (layout, view) in enumerate(self._blobs):
+            tasks = [*_tasks(self._checkpoint, position, layout, view)]
+            self._left[position] = len(tasks)
+            yield from tasks
+
 
 def _writable(view: memoryview, layout: BlobLayout) -> memoryview:
     view = view.cast("B")
@@ -128,26 +143,29 @@ def _writable(view: memoryview, layout: BlobLayout) -> memoryview:
     return view
 
 
-def _tasks(position: int, layout: BlobLayout, view: memoryview) -> Iterator[_Task]:
-    """Zero a blob's padding and give the reads that fill the rest."""
+def _tasks(
+    checkpoint: Checkpoint, position: int, layout: BlobLayout, view: memoryview
+) -> Iterator[_Task]:
+    """Zero a blob's padding and give the reads that fill the rest, in the order of the file."""
+    parts = [part for slot in layout.tensors for part in slot.parts]
     end = 0
-    for slot in layout.tensors:
-        for part in slot.parts:
-            view[end : part.offset] = bytes(part.offset - end)
-            end = part.offset + part.size_bytes
-            name = canonical(layout.name, part.name)
-            for start, stop in _row_spans(part):
-                row_bytes = part.size_bytes // part.shape[0]
-                first = part.offset + start * row_bytes
-                last = part.offset + stop * row_bytes
-                yield _Task(position, name, view[first:last], start)
+    for part in parts:
+        view[end : part.offset] = bytes(part.offset - end)
+        end = part.offset + part.size_bytes
     view[end:] = bytes(len(view) - end)
+    named = [(canonical(layout.name, part.name), part) for part in parts]
+    chunk_bytes = min(CHUNK_BYTES, FIRST_BYTES) if position < FIRST_BLOBS else CHUNK_BYTES
+    for name, part in sorted(named, key=lambda entry: checkpoint.place(entry[0])):
+        row_bytes = part.size_bytes // part.shape[0]
+        for start, stop in _row_spans(part, chunk_bytes):
+            first, last = part.offset + start * row_bytes, part.offset + stop * row_bytes
+            yield _Task(position, name, view[first:last], start)
 
 
-def _row_spans(part: Part) -> Iterator[tuple[int, int]]:
+def _row_spans(part: Part, chunk_bytes: int) -> Iterator[tuple[int, int]]:
     rows = part.shape[0]
     step = rows
-    if part.name in _CUT:
-        step = max(1, CHUNK_BYTES * rows // part.size_bytes)
+    if part.name not in _WHOLE:
+        step = max(1, chunk_bytes * rows // part.size_bytes)
     for start in range(0, rows, step):
         yield start, min(rows, start + step)

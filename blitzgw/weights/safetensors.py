@@ -70,6 +70,7 @@ def open_tensors(folder: Path, files: list[DataFile]) -> dict[str, StoredTensor]
 
 
 def _open_sharded(folder: Path, index_path: Path, files: list[DataFile]) -> dict[str, StoredTensor]:
+    files.append(DataFile(index_path))
     weight_map = read_json(index_path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index_path}: weight_map must be an object of tensor: file name")

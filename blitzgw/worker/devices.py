@@ -1,7 +1,7 @@
 """What a worker can drive: each kind of device, warmed, with its facts and its engines.
 
 Everything heavy is imported here and only for the kind that needs it: a paced worker never sees
-torch.
+torch, and one without a device no engine at all.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ from blitzgw.core.instance import DeviceKind, DeviceSpec, ModelSpec
 from blitzgw.core.layout import LAYOUT_VERSION
 from blitzgw.core.messages import Hello
 from blitzgw.core.step import KvGeometry
+from blitzgw.errors import BlitzError
 from blitzgw.worker.executor import Engine
 
 
 class Device(Protocol):
     """A warm device."""
 
-    def engine(self, spec: ModelSpec, kv: KvGeometry) -> Engine:
-        """Return an engine without weights. Raises MemoryError or the device's own error."""
+    def engine(self, spec: ModelSpec, kv: KvGeometry, memory: memoryview | None) -> Engine:
+        """Return an engine without weights; they will lie in `memory`, None: in its own.
+
+        Raises MemoryError, BlitzError or the device's own error.
+        """
 
     def hello(self) -> Hello:
         """Return the device's facts."""
@@ -39,9 +43,38 @@ class Device(Protocol):
 
 def open_device(spec: DeviceSpec, dilation: float) -> Device:
     """Warm a device: import what it needs and run it once."""
+    if spec.kind is DeviceKind.HOST:
+        return HostDevice(spec)
     if spec.kind is DeviceKind.PACED:
         return PacedDevice(spec, dilation)
     return TorchDevice(spec)
+
+
+class HostDevice:
+    """No device: the worker keeps and sends weights, and runs nothing."""
+
+    def __init__(self, spec: DeviceSpec) -> None:
+        self._spec = spec
+
+    def engine(
+        self,
+        spec: ModelSpec,  # noqa: ARG002
+        kv: KvGeometry,  # noqa: ARG002
+        memory: memoryview | None,  # noqa: ARG002
+    ) -> Engine:
+        """Refuse: raises BlitzError."""
+        raise BlitzError(f"device {self._spec.id} runs no models; it only keeps copies of weights")
+
+    def hello(self) -> Hello:
+        """Return the facts: memory is all it has."""
+        return Hello(os.getpid(), cpu_name(), host_memory_bytes(), _software(self._spec.kind))
+
+    def reclaim(self) -> None:
+        """Do nothing: there is no allocator."""
+
+    def is_broken(self, error: Exception) -> bool:  # noqa: ARG002
+        """Say no: there is nothing to break."""
+        return False
 
 
 class PacedDevice:
@@ -52,7 +85,7 @@ class PacedDevice:
 
         self._spec, self._dilation, self._new = spec, dilation, PacedEngine
 
-    def engine(self, spec: ModelSpec, kv: KvGeometry) -> Engine:
+    def engine(self, spec: ModelSpec, kv: KvGeometry, memory: memoryview | None) -> Engine:
         """Return a paced engine whose time is undilated, as its cost model is."""
         return self._new(
             spec,
@@ -60,6 +93,7 @@ class PacedDevice:
             self._spec.cost,
             sleep=lambda duration_s: time.sleep(duration_s * self._dilation),
             now=undilated(self._dilation),
+            memory=memory,
         )
 
     def hello(self) -> Hello:
@@ -92,17 +126,20 @@ class TorchDevice:
         ones = torch.ones(64, 64, dtype=torch.bfloat16, device=where)
         (ones @ ones).sum().item()
 
-    def engine(self, spec: ModelSpec, kv: KvGeometry) -> Engine:
+    def engine(self, spec: ModelSpec, kv: KvGeometry, memory: memoryview | None) -> Engine:
         """Return a torch engine on this device."""
-        return self._new(spec, kv, self._spec)
+        return self._new(spec, kv, self._spec, memory)
 
     def hello(self) -> Hello:
-        """Return the facts: tokens depend on torch's version."""
+        """Return the facts: tokens depend on torch's version, what GPUs exchange on NCCL's."""
         name, memory_bytes = cpu_name(), host_memory_bytes()
+        software = _software(self._spec.kind) | {"torch": str(self._torch.__version__)}
         if self._spec.kind is DeviceKind.CUDA:
+            from blitzgw.transport.nccl import versions  # noqa: PLC0415
+
             facts = self._torch.cuda.get_device_properties(self._spec.index)
             name, memory_bytes = facts.name, facts.total_memory
-        software = _software(self._spec.kind) | {"torch": str(self._torch.__version__)}
+            software |= versions()
         return Hello(os.getpid(), name, memory_bytes, software)
 
     def reclaim(self) -> None:

@@ -20,7 +20,6 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from blitzgw.core.clock import Clock
-from blitzgw.core.instance import DeviceSpec
 from blitzgw.core.messages import Start
 from blitzgw.errors import ProtocolError, WorkerLost
 from blitzgw.wire import FrameBuffer, pack
@@ -67,14 +66,13 @@ class WorkerHandle(asyncio.Protocol):
 
     @staticmethod
     async def start(
-        device: DeviceSpec,
+        start: Start,
         clock: Clock,
         *,
-        dilation: float = 1.0,
         on_message: OnMessage,
         on_death: OnDeath,
     ) -> WorkerHandle:
-        """Start a worker for a device; its `Hello` comes through `on_message` once it is warm.
+        """Start a worker with its first message; its `Hello` comes through `on_message` once warm.
 
         `on_message` and `on_death` are called from the event loop and must not block. `on_death`
         is called at most once, and never after `close`. Raises OSError when no process can be had.
@@ -97,7 +95,7 @@ class WorkerHandle(asyncio.Protocol):
             ours.close()
             _kill(process)
             raise
-        handle.post(Start(device, dilation))
+        handle.post(start)
         return handle
 
     def post(self, message: Any) -> None:

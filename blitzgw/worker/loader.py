@@ -1,112 +1,153 @@
-"""Brings models into memory beside the steps that run: one at a time, on a thread of its own."""
+"""Brings models into memory beside the steps that run: a thread for each load.
+
+    new engine → blobs, in the order in which they arrive → (all of them) → warm-up, by the worker
+
+Where the blobs come from is nothing to the load: a disk, a host copy and peers all announce them
+in the same way, once they have been checked.
+"""
 
 from __future__ import annotations
 
 import queue
-import sys
 import threading
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from blitzgw.core.layout import blob_layouts
 from blitzgw.core.messages import BlobResident, LoadModel
-from blitzgw.errors import BlitzError, CheckpointError
-from blitzgw.weights.info import open_checkpoint
-from blitzgw.weights.loader import load_blobs
+from blitzgw.core.transfer import StoreClosed
 from blitzgw.worker.executor import Engine
+from blitzgw.worker.faults import Cancelled, describe
+from blitzgw.worker.holding import Holding
+from blitzgw.worker.reads import DiskReads, Read
 
 MAX_LOADS = 64
-"""Models that may wait; a worker holds a handful, so more is a mistake of the parent."""
+"""Models that may be loading; a worker holds a handful, so more is a mistake of the parent."""
 
-MESSAGE_CHARACTERS = 500
-"""Longest text of a foreign error that is passed on: enough to name the fault."""
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    """The end of a load before its last blob; `why` is empty where nobody waits for it."""
+
+    why: str
 
 
 @dataclass(slots=True, eq=False)
 class Load:
-    """One `LoadModel`, when it began, and whether it is still wanted."""
+    """One `LoadModel`: when it began, the blobs that have arrived, and whether it is wanted.
+
+    `holding` are the weights that it shares with others; None where no manifest is known.
+    """
 
     message: LoadModel
     started: float
+    holding: Holding | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
+    events: queue.SimpleQueue[int | _Stop] = field(default_factory=queue.SimpleQueue)
 
+    def arrived(self, index: int) -> None:
+        """Note a blob that is there and checked. From any thread, at once.
 
-class LoadCancelled(Exception):
-    """Raised into a load that nobody waits for any more."""
+        Raises Cancelled when the load is not wanted any more.
+        """
+        if self.cancelled.is_set():
+            raise Cancelled
+        self.events.put(index)  # at most one for each blob
+
+    def announce(self, index: int) -> None:
+        """Note a blob, whether or not the load is still wanted."""
+        self.events.put(index)
+
+    def fail(self, why: str) -> None:
+        """End it with `LoadFailed`."""
+        self.events.put(_Stop(why))
+
+    def cancel(self) -> None:
+        """End it without a word."""
+        self.cancelled.set()
+        self.events.put(_Stop(""))
 
 
 @dataclass(frozen=True, slots=True)
 class LoadHooks:
-    """What the loader asks of its worker. All are called on the loader's thread."""
+    """What a load asks of its worker. All are called on the load's thread.
 
-    new_engine: Callable[[LoadModel], Engine]
+    `over` is called last, when nothing of the load is left on its thread.
+    """
+
+    new_engine: Callable[[LoadModel, memoryview | None], Engine]
     created: Callable[[Load, Engine], None]
     loaded: Callable[[Load], None]
     failed: Callable[[Load, str], None]
+    over: Callable[[Load], None]
     send: Callable[[Any], None]
 
 
 class Loader:
-    """Loads what `submit` is given, in that order, for the life of the process."""
+    """Carries out loads, each on a thread of its own that ends with it."""
 
-    def __init__(self, hooks: LoadHooks) -> None:
-        self._hooks = hooks
-        self._queue: queue.Queue[Load] = queue.Queue(MAX_LOADS)
-        self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
+    def __init__(self, hooks: LoadHooks, reads: DiskReads) -> None:
+        self._hooks, self._reads = hooks, reads
 
-    def start(self) -> None:
-        """Start the thread; it ends with the process."""
-        self._thread.start()
+    def start(self, load: Load) -> None:
+        """Begin a load; whoever does so cancels it when it is not wanted any more."""
+        name = f"load-{load.message.instance}"[:64]
+        threading.Thread(target=self._run, args=(load,), name=name, daemon=True).start()
 
-    def submit(self, load: Load) -> None:
-        """Queue a load. Raises queue.Full beyond MAX_LOADS."""
-        self._queue.put_nowait(load)
-
-    def _run(self) -> None:
-        while True:
-            self._carry_out(self._queue.get())
-
-    def _carry_out(self, load: Load) -> None:
+    def _run(self, load: Load) -> None:
         why = None
         try:
-            self._load(load)
-        except LoadCancelled:
-            pass
+            why = self._load(load)
         except Exception as error:
             why = describe(error)
         # Only here has the traceback gone, and with it the last hold on the engine's memory.
-        if why is not None:
+        if why and not load.cancelled.is_set():
             self._hooks.failed(load, why)
+        self._hooks.over(load)
 
-    def _load(self, load: Load) -> None:
-        model, instance = load.message.model, load.message.instance
-
-        def on_blob(index: int) -> None:
-            if load.cancelled.is_set():
-                raise LoadCancelled
-            engine.blob_arrived(index)
-            self._hooks.send(BlobResident(instance, index))
-
+    def _load(self, load: Load) -> str:
+        """Return why the load has failed; nothing where it has not, or nobody cares."""
         if load.cancelled.is_set():
-            raise LoadCancelled
-        checkpoint = open_checkpoint(model.path)
+            return ""
+        holding = load.holding
         try:
-            if checkpoint.shape != model.shape:
-                raise CheckpointError(f"{model.path}: is not the model that the node has resolved")
-            engine = self._hooks.new_engine(load.message)
+            memory = None if holding is None else holding.slab.memory
+            engine = self._hooks.new_engine(load.message, memory)
+            del memory
             self._hooks.created(load, engine)
-            layouts = blob_layouts(model.shape, model.dtype)
-            load_blobs(checkpoint, layouts, model.dtype, engine.blob_buffer, on_blob)
-        finally:
-            checkpoint.close()
+            if holding is None:
+                self._reads.submit(_unchecked(load, engine))
+                return self._take_blobs(load, engine, None)
+            is_source = holding.slab.attach(engine.blob_buffer)
+            return self._take_blobs(load, engine, None if is_source else holding)
+        except StoreClosed:  # with the last user of it, which was this
+            return ""
+
+    def _take_blobs(self, load: Load, engine: Engine, source: Holding | None) -> str:
+        """Make blobs usable as they come; with a source, they are copied from there first."""
+        missing = set(range(load.message.model.shape.n_layers + 2))
+        while missing:
+            event = load.events.get()  # unbounded on purpose: peers may take their time
+            if isinstance(event, _Stop):
+                return event.why
+            if event in missing and not load.cancelled.is_set():
+                if source is not None:
+                    engine.blob_buffer(event)[:] = source.store.view(event)
+                engine.blob_arrived(event)
+                missing.discard(event)
+                self._hooks.send(BlobResident(load.message.instance, event))
         self._hooks.loaded(load)
+        return ""
 
 
-def describe(error: Exception) -> str:
-    """Return one line for the operator; a foreign error's traceback goes to stderr as well."""
-    if isinstance(error, BlitzError):
-        return str(error)
-    traceback.print_exception(error, file=sys.stderr)
-    return f"{type(error).__name__}: {str(error)[:MESSAGE_CHARACTERS]}"
+def _unchecked(load: Load, engine: Engine) -> Read:
+    """Return how an instance is read whose manifest is not known: straight into its engine."""
+    model, reads = load.message.model, load.message.reads
+    return Read(
+        model,
+        range(model.shape.n_layers + 2) if reads is None else reads,
+        lacking=lambda index: not load.cancelled.is_set(),  # noqa: ARG005
+        buffer=engine.blob_buffer,
+        arrived=load.arrived,
+        failed=load.fail,
+    )

@@ -7,14 +7,17 @@
 
 A crash is answered with a restart, however often. A checkpoint that cannot be loaded is not: the
 same bytes would fail again, so the instance waits until somebody asks with `load`.
+
+An instance whose blobs came from peers is read from disk the second time, or mapped from a host
+copy: the edges of the first time are gone. Where it has neither, it has failed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 from blitzgw.core.clock import Clock
 from blitzgw.core.instance import DeviceSpec
@@ -24,12 +27,15 @@ from blitzgw.core.messages import (
     LoadFailed,
     LoadModel,
     ModelLoaded,
+    Start,
     StepFailed,
     UnloadModel,
 )
 from blitzgw.core.step import Step, StepResult
+from blitzgw.core.transfer import CapWeights, DataNetwork
 from blitzgw.errors import WorkerLost
 from blitzgw.worker.handle import EXIT_GRACE_S, WorkerHandle
+from blitzgw.worker.listener import TransferCommand, TransferNews, WorkerListener
 
 FIRST_WAIT_S = 0.1
 """Wait after a first death: long enough not to spin, short enough not to be noticed."""
@@ -44,34 +50,10 @@ HELLO_S = 120.0
 """Longest start: importing torch from a cold disk takes tens of seconds, a hang takes for ever."""
 
 
-class WorkerListener(Protocol):
-    """Who is told about a device. Called from the event loop; must not block or raise."""
-
-    def worker_up(self, hello: Hello) -> None:
-        """The worker is warm; its instances are being loaded."""
-
-    def worker_lost(self, reason: str) -> None:
-        """The worker died, and with it every sequence and every loaded instance."""
-
-    def instance_loading(self, instance: str, resident: int, total: int) -> None:
-        """So many of the instance's decoder layers are in place."""
-
-    def instance_ready(self, instance: str, duration_s: float) -> None:
-        """The instance has all its weights and is warm."""
-
-    def instance_failed(self, instance: str, message: str) -> None:
-        """The instance cannot be loaded; it is not tried again until asked for."""
-
-    def step_done(self, result: StepResult) -> None:
-        """A step has ended."""
-
-    def step_failed(self, failure: StepFailed) -> None:
-        """A step has raised; its sequences are lost."""
-
-
 @dataclass(slots=True)
 class _Wanted:
     message: LoadModel
+    posted: bool = False
     failed: bool = False
     resident: set[int] = field(default_factory=set)
 
@@ -87,12 +69,16 @@ class WorkerSupervisor:
         listener: WorkerListener,
         *,
         dilation: float = 1.0,
+        networks: Sequence[DataNetwork] = (),
+        copies: str = "",
+        weight_bytes_per_s: float = 0.0,
     ) -> None:
         self.device = device
-        self._clock, self._listener, self._dilation = clock, listener, dilation
+        self._clock, self._listener = clock, listener
+        self._start = Start(device, dilation, tuple(networks), copies, weight_bytes_per_s)
         self._wanted = {message.instance: _Wanted(message) for message in instances}
         self._handle: WorkerHandle | None = None
-        self._up = False
+        self._up = self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -110,6 +96,7 @@ class WorkerSupervisor:
 
         Can be called twice, and again after being cancelled: the end goes on by itself.
         """
+        self._stopping = True
         if self._task is not None:
             self._task.cancel()
         await self.join()  # bounded by the handle's grace and SIGKILL
@@ -125,6 +112,16 @@ class WorkerSupervisor:
         """Send a step without waiting; without a worker it is dropped, as `worker_lost` said."""
         if self._up and self._handle is not None:
             self._handle.post(step)
+
+    def send(self, command: TransferCommand) -> None:
+        """Send a command about weights without waiting; without a worker it is dropped.
+
+        A cap on the rate of weights holds for every worker to come.
+        """
+        if isinstance(command, CapWeights):
+            self._start = replace(self._start, weight_bytes_per_s=command.bytes_per_s)
+        if self._up and self._handle is not None:
+            self._handle.post(command)
 
     def load(self, message: LoadModel) -> None:
         """Want an instance, from now on and on every worker to come.
@@ -172,9 +169,8 @@ class WorkerSupervisor:
 
         try:
             self._handle = handle = await WorkerHandle.start(
-                self.device,
+                self._start,
                 self._clock,
-                dilation=self._dilation,
                 on_message=on_message,
                 on_death=on_death,
             )
@@ -201,7 +197,7 @@ class WorkerSupervisor:
 
     def _dispatch(self, message: Any) -> None:
         handler = _HANDLERS.get(type(message))
-        if handler is not None:
+        if handler is not None and not self._stopping:
             handler(self, message)
 
     def _on_hello(self, hello: Hello) -> None:
@@ -212,14 +208,21 @@ class WorkerSupervisor:
                 self._post_load(wanted)
 
     def _post_load(self, wanted: _Wanted) -> None:
+        if self._handle is None:
+            return
+        if wanted.posted:  # to a worker that has died, and with it what its peers had sent
+            wanted.message = replace(wanted.message, reads=None)
+        wanted.posted = True
         wanted.resident.clear()
-        if self._handle is not None:
-            self._handle.post(wanted.message)
+        self._handle.post(wanted.message)
 
     def _on_blob(self, message: BlobResident) -> None:
         wanted = self._wanted.get(message.instance)
-        total = 0 if wanted is None else wanted.message.model.shape.n_layers
-        if wanted is not None and 1 <= message.index <= total:
+        if wanted is None:
+            return
+        self._listener.blob_resident(message.instance, message.index)
+        total = wanted.message.model.shape.n_layers
+        if 1 <= message.index <= total:
             wanted.resident.add(message.index)
             self._listener.instance_loading(message.instance, len(wanted.resident), total)
 
@@ -239,6 +242,9 @@ class WorkerSupervisor:
     def _on_step_failed(self, message: StepFailed) -> None:
         self._listener.step_failed(message)
 
+    def _on_news(self, message: TransferNews) -> None:
+        self._listener.told(message)
+
 
 _HANDLERS: dict[type[Any], Callable[[WorkerSupervisor, Any], None]] = {
     Hello: WorkerSupervisor._on_hello,
@@ -247,4 +253,5 @@ _HANDLERS: dict[type[Any], Callable[[WorkerSupervisor, Any], None]] = {
     LoadFailed: WorkerSupervisor._on_load_failed,
     StepResult: WorkerSupervisor._on_result,
     StepFailed: WorkerSupervisor._on_step_failed,
+    **dict.fromkeys(get_args(TransferNews), WorkerSupervisor._on_news),
 }

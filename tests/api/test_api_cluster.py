@@ -6,10 +6,13 @@ from blitzgw.core.instance import DeviceKind, InstanceState
 from blitzgw.core.rumours import Status
 from blitzgw.core.view import (
     ClusterView,
+    CopyFacts,
     DeviceFacts,
+    HostFacts,
     InstanceFacts,
     LoadFacts,
     ModelFacts,
+    NetworkFacts,
     NodeFacts,
     NodeView,
     RequestFacts,
@@ -17,7 +20,13 @@ from blitzgw.core.view import (
 )
 
 ROUTES = ("/cluster/nodes", "/cluster/instances", "/cluster/models", "/cluster/requests")
-DEVICE = DeviceFacts("cpu0", DeviceKind.CPU, "Xeon", 1 << 30, 2)
+DEVICE = DeviceFacts("cpu0", DeviceKind.CPU, "Xeon", 1 << 30, 2, data_ports={"fast": 40001})
+HOST = HostFacts(
+    8 << 30,
+    0.0,
+    "rack-1",
+    (NetworkFacts("fast", "10.1.0.1", 1e9, 5e8), NetworkFacts("", "10.0.0.1")),
+)
 
 
 class FakeCluster:
@@ -37,14 +46,15 @@ class FakeCluster:
 
 def node(boot, name, status=Status.ALIVE, **facts):
     """A node; its facts are given as lists."""
-    keys = {"devices": "id", "models": "name", "instances": "id", "loads": "instance"}
+    keys = {"devices": "id", "models": "name", "instances": "id", "loads": "instance",
+            "copies": "weights"}  # fmt: skip
     for kind, key in keys.items():
         facts[kind] = {getattr(fact, key): fact for fact in facts.get(kind, [])}
     return NodeView(boot, name, "10.0.0.1", 7946, status, 1_700_000_000, **facts)
 
 
-def instance(id_, state=InstanceState.SERVING, model="m", digest="d1", resident=30):
-    return InstanceFacts(id_, model, digest, "cpu0", 1, state, resident, 30)
+def instance(id_, state=InstanceState.SERVING, model="m", digest="d1", resident=30, **more):
+    return InstanceFacts(id_, model, digest, "cpu0", 1, state, resident, 30, **more)
 
 
 @pytest.fixture
@@ -100,6 +110,8 @@ async def test_nodes_are_told_with_all_that_is_known(world, cluster):
         devices=[DEVICE],
         models=[ModelFacts("z", "d2", 3, 5), ModelFacts("m", "d1", 30, 5)],
         instances=[instance("i1"), instance("i2", InstanceState.GONE)],
+        copies=[CopyFacts("w1", "m", "cpu0", 100, "b")],
+        host_facts=HOST,
         heard_s=now - 3.0,
     )
     cluster.nodes = [node("me", "self"), full, node("b2", "a", Status.SUSPECT)]
@@ -121,6 +133,36 @@ async def test_nodes_are_told_with_all_that_is_known(world, cluster):
                 "memory_bytes": 1 << 30,
                 "claim": 2,
                 "software": {},
+                "data_ports": {"fast": 40001},
+            }
+        ],
+        "host": {
+            "free_bytes": 8 << 30,
+            "disk_bytes_per_s": None,
+            "zone": "rack-1",
+            "networks": [
+                {
+                    "name": name,
+                    "host": host,
+                    "rate_bytes_per_s": rate,
+                    "reserved_tx_bytes_per_s": reserved,
+                    "reserved_rx_bytes_per_s": 0.0,
+                    "serving_tx_bytes_per_s": 0.0,
+                }
+                for name, host, rate, reserved in (
+                    ("", "10.0.0.1", None, 0.0),
+                    ("fast", "10.1.0.1", 1e9, 5e8),
+                )
+            ],
+        },
+        "copies": [
+            {
+                "model": "m",
+                "weights": "w1",
+                "device": "cpu0",
+                "size_bytes": 100,
+                "blobs": [0, 1, 3],
+                "complete": False,
             }
         ],
         "models": ["m", "z"],
@@ -129,6 +171,7 @@ async def test_nodes_are_told_with_all_that_is_known(world, cluster):
         "software": {"blitzgw": "0.1.0"},
         "conflict": False,
     }
+    assert (own["host"], own["copies"]) == (None, [])
     assert (a["name"], a["status"], a["http"], a["draining"]) == ("a", "suspect", None, None)
     assert (own["name"], own["state_age_s"]) == ("self", 0.0)
 
@@ -143,9 +186,10 @@ async def test_addresses_are_told_as_they_can_be_joined(world, cluster, host, po
 
 
 async def test_instances_are_sorted_and_have_loads_where_these_are_known(world, cluster):
+    shared = instance("i2", weights="w1", blobs="6")
     load = LoadFacts("i2", 3, 4, 500, 0.25, 2000.0, 0.02)
     cluster.nodes = [
-        node("me", "b", instances=[instance("i2"), instance("i1")], loads=[load]),
+        node("me", "b", instances=[shared, instance("i1")], loads=[load]),
         node("b1", "a", instances=[instance("i4", InstanceState.LOADING, resident=12)]),
         node("b2", "c", instances=[instance("i0", model="a")]),
         node("b3", "dead", Status.DEAD, instances=[instance("i5")]),
@@ -163,6 +207,8 @@ async def test_instances_are_sorted_and_have_loads_where_these_are_known(world, 
         "state": "serving",
         "layers_resident": 30,
         "layers_total": 30,
+        "weights": "w1",
+        "blobs": [1, 2],
         "running": 3,
         "waiting": 4,
         "queued_tokens": 500,
@@ -181,13 +227,17 @@ async def test_models_are_counted_over_nodes(world, cluster):
         node(
             "me",
             "b",
-            models=[ModelFacts("m", "d1", 30, 7, ("x",), host_copy=True)],
+            models=[ModelFacts("m", "d1", 30, 7, ("x",), "w1", disk=True, host_copies=1)],
             instances=[instance("i1"), instance("i2", InstanceState.LOADING)],
+            copies=[CopyFacts("w1", "m", "cpu0", 100, complete=True)],
         ),
-        node("b1", "a", models=[ModelFacts("m", "d1", 30, 6, ("w", "x"), host_copy=True)]),
-        node("b2", "c", instances=[instance("i3")]),
+        node("b1", "a", models=[ModelFacts("m", "d1", 30, 6, ("w", "x"), "w1", host_copies=2)],
+             copies=[CopyFacts("w1", "m", "cpu0", 100, "3")]),
+        node("b2", "c", instances=[instance("i3")],
+             copies=[CopyFacts("w1", "m", "cpu0", 100, complete=True),
+                     CopyFacts("w2", "m", "cpu0", 100, complete=True)]),
         node("b3", "d", Status.DEAD, models=[ModelFacts("m", "d1", 30, 1)],
-             instances=[instance("i4")]),
+             instances=[instance("i4")], copies=[CopyFacts("w1", "m", "cpu0", 1, complete=True)]),
     ]  # fmt: skip
     [model] = (await get(world, "/cluster/models"))["models"]
     assert model == {
@@ -198,7 +248,10 @@ async def test_models_are_counted_over_nodes(world, cluster):
         "since": 6,
         "nodes": ["a", "b"],
         "instances": {"loading": 1, "serving": 2},
+        "weights": "w1",
         "host_copies": 2,
+        "host_copies_wanted": 2,
+        "disks": ["b"],
         "conflict": False,
         "prevails": True,
     }

@@ -21,6 +21,13 @@ def node(name="node-1", status="alive", **more):
         ],
         "models": ["smollm2-135m"],
         "instances": 1,
+        "host": {
+            "free_bytes": 8 << 30,
+            "disk_bytes_per_s": None,
+            "zone": None,
+            "networks": [],
+        },
+        "copies": [],
         "state_age_s": 3.2,
         "started": 1_700_000_000,
         "software": {},
@@ -38,6 +45,8 @@ def instance(**more):
         "state": "serving",
         "layers_resident": 30,
         "layers_total": 30,
+        "weights": "fedcba9876543210",
+        "blobs": [*range(32)],
         "running": 3,
         "waiting": 12,
         "queued_tokens": 4096,
@@ -57,7 +66,10 @@ def model(**more):
         "since": 1_700_000_000,
         "nodes": ["node-1", "node-2"],
         "instances": {"loading": 1, "serving": 2},
+        "weights": "fedcba9876543210",
         "host_copies": 1,
+        "host_copies_wanted": 1,
+        "disks": ["node-1"],
         "conflict": False,
         "prevails": True,
     } | more
@@ -89,6 +101,10 @@ def serving(answer):
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
 
         def log_message(self, *_):
             pass

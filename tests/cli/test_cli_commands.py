@@ -52,7 +52,9 @@ COMMANDS = [
     ["models"],
     ["models", "add"],
     ["inspect"],
-    *(["inspect", what] for what in ("nodes", "instances", "models", "requests")),
+    *(["inspect", what] for what in ("nodes", "instances", "models", "requests", "plan", "events")),
+    ["scale"],
+    ["probe"],
     ["simulate"],
 ]
 
@@ -235,6 +237,22 @@ def test_check_config_shows_the_cluster_and_counts_its_keys(capsys, tmp_path, mo
     assert "ooo" not in f"{out}{facts}"
 
 
+def test_check_config_shows_the_data_plane(capsys, tmp_path):
+    (tmp_path / "node.toml").write_text(
+        '[transfer]\nrate = "400Mbit"\nzone = "r1"\n'
+        'networks = [{ name = "fast", host = "127.0.0.2", rate = "100Gbit" },'
+        ' { name = "b", host = "127.0.0.3" }]'
+    )
+    assert main(["check-config", "node.toml"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "rate 400 Mbit/s" in lines
+    assert "networks fast at 127.0.0.2 (100 Gbit/s), b at 127.0.0.3" in lines
+    assert "max_weight_rate no limit" in lines
+    assert main(["check-config", "node.toml", "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)["transfer"]
+    assert told["networks"][0] == {"name": "fast", "host": "127.0.0.2", "rate": 12.5e9}
+
+
 def test_check_config_tells_every_mistake(capsys, tmp_path):
     (tmp_path / "node.toml").write_text("[htpp]\n[node]\ndilation = 0\n")
     assert main(["check-config", "node.toml"]) == 2
@@ -251,10 +269,15 @@ def test_models_are_listed(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(cache, "list_models", lambda: added)
     assert main(["models", "list"]) == 0
     assert capsys.readouterr().out == (
-        f"NAME    PATH\nm       {tmp_path / 'a'}\nlonger  {tmp_path / 'b'}\n"
+        f"NAME    DIGEST  PATH\nm       -       {tmp_path / 'a'}\n"
+        f"longer  -       {tmp_path / 'b'}\n"
     )
     assert main(["models", "list", "--format", "json"]) == 0
-    assert json.loads(capsys.readouterr().out)[1] == {"name": "longer", "path": f"{tmp_path}/b"}
+    assert json.loads(capsys.readouterr().out)[1] == {
+        "name": "longer",
+        "digest": None,
+        "path": f"{tmp_path}/b",
+    }
 
 
 def test_adding_a_model_shows_progress_beside_the_result(monkeypatch, capsys, tmp_path):

@@ -71,7 +71,8 @@ def test_instances_show_load_and_a_bar_while_they_load():
                              "42%", "16.6ms"]  # fmt: skip
     assert "███░░░░░ 12/30" in second
     wide = drawn("instances", [instance()], width=200)
-    assert wide[0].split()[-4:] == ["TOK/S", "STEP", "CHANGED", "ID"]
+    assert wide[0].split()[-5:] == ["TOK/S", "STEP", "CHANGED", "WEIGHTS", "ID"]
+    assert "fedcba9876 " in wide[1]
     assert "2,267" in wide[1]
 
 
@@ -85,6 +86,19 @@ def test_models_show_instances_and_disputes():
     assert lines[3].endswith("conflict: not served")
     assert "NOTE" not in drawn("models", [model()])[0]
     assert "1 draining, 2 kept" in drawn("models", [model(instances={"kept": 2, "draining": 1})])[1]
+
+
+def test_nodes_show_their_host_copies_and_models_how_many_there_should_be():
+    copy = {"model": "m", "weights": "w", "device": "cpu0", "size_bytes": 257 << 20,
+            "blobs": [0], "complete": True}  # fmt: skip
+    head, first, second = drawn("nodes", [node(copies=[copy, copy]), node(host=None)], 140)
+    assert "COPIES" in head
+    assert "2, 514 MiB" in first
+    assert "8 GiB" in first
+    assert "8 GiB" not in second
+    wide = drawn("models", [model(host_copies=1, host_copies_wanted=2)], 140)
+    assert "1/2" in wide[1]
+    assert "fedcba9876 " in wide[1]
 
 
 def test_requests_show_where_they_are_and_who_did_not_answer():

@@ -138,7 +138,8 @@ async def test_text_is_the_owners(owner, cache):
     world = World(owner)
     await world.settle()
     theirs, ours = owner.table.lookup(MODEL), world.definitions.table.lookup(MODEL)
-    assert replace(ours.spec, path=theirs.spec.path, weights=theirs.spec.weights) == theirs.spec
+    assert replace(ours.spec, path=theirs.spec.path) == theirs.spec
+    assert ours.spec.weights == world.facts.weights
     text = "héllo, 世界 🦙 <|im_start|>"
     tokens = theirs.text.encode_now(text, True)
     assert ours.text.encode_now(text, True) == tokens
@@ -180,12 +181,17 @@ def of_another(owner, what):
     return encode_card(replace(card, name="something else"))
 
 
+def of_other_blobs(owner, what):
+    card = decode_card(owner.content(what))
+    return encode_card(replace(card, blobs=card.blobs[::-1]))
+
+
 def monstrous(owner, what):
     card = decode_card(owner.content(what))
     return encode_card(replace(card, shape=replace(card.shape, vocab=1 << 60)))
 
 
-@pytest.mark.parametrize("spoil", [lost, garbage, of_another, monstrous])
+@pytest.mark.parametrize("spoil", [lost, garbage, of_another, of_other_blobs, monstrous])
 async def test_a_source_that_does_not_give_it_is_passed_over(owner, cache, spoil):
     world = World(owner, sources=(A, B))
     world.spoil[A] = spoil
@@ -448,6 +454,89 @@ def test_a_card_that_no_model_has_is_refused(owner, wrong):
         wrong = {"shape": replace(card.shape, **wrong)}
     with pytest.raises(CheckpointError, match="card of"):
         check_card(replace(card, **wrong))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda card: {"blobs": ()}, "0 blobs"),
+        (lambda card: {"blobs": card.blobs[:-1]}, "31 blobs"),
+        (lambda card: {"blobs": (*card.blobs, card.blobs[0])}, "33 blobs"),
+        (lambda card: {"blobs": card.blobs[::-1]}, "blob 0 has"),
+        (lambda card: {"blobs": (replace(card.blobs[0], blake3=b"x"), *card.blobs[1:])}, "none"),
+        (lambda card: {"blobs": (replace(card.blobs[0], lanes=-1), *card.blobs[1:])}, "none"),
+        (lambda card: {"blobs": (replace(card.blobs[0], lanes=1), *card.blobs[1:])}, "those of"),
+        (lambda card: {"weights": "0" * 64}, "those of its blobs"),
+        (lambda card: {"shape": replace(card.shape, qk_norm=True)}, "blob 1 has"),
+        (lambda card: {"shape": replace(card.shape, norm_eps=1e-6)}, "those of its blobs"),
+    ],
+)
+def test_a_card_whose_blobs_are_not_its_weights_is_refused(owner, change, why):
+    card = decode_card(owner.content(f"card/{owner.facts()[0].digest}"))
+    with pytest.raises(CheckpointError, match=why):
+        check_card(replace(card, **change(card)))
+
+
+def test_the_card_of_the_largest_model_can_be_fetched(owner):
+    card = decode_card(owner.content(f"card/{owner.facts()[0].digest}"))
+    blob = replace(card.blobs[0], size_bytes=(1 << 62) - 1, lanes=(1 << 64) - 1)
+    largest = replace(card, blobs=(blob,) * 4098, chat_template="x" * (1 << 20))
+    assert len(encode_card(largest)) < textshelf.CARD_BYTES
+
+
+def test_what_a_node_tells_of_its_models(owner, loaded):
+    [model], [facts] = loaded, owner.facts()
+    assert facts.weights == model.manifest.root() == model.spec.weights
+    assert facts.disk
+    assert facts.host_copies == model.config.host_copies == 1
+
+
+def pinned(loaded, digest):
+    return [replace(model, config=replace(model.config, digest=digest)) for model in loaded]
+
+
+async def test_a_node_answers_nothing_for_a_name_by_weights_other_than_its_pin(
+    owner, loaded, cache, caplog
+):
+    own_weights = loaded[0].spec.weights
+    world = World(owner, sources=(), models=pinned(loaded, own_weights))
+    world.definitions.settle(world.directory.view())
+    assert world.definitions.table.lookup(MODEL).spec.weights == own_weights
+    assert "model_refused" not in caplog.text
+
+    card = world.card()
+    blobs = (replace(card.blobs[0], lanes=card.blobs[0].lanes ^ 1), *card.blobs[1:])
+    other = replace(card, blobs=blobs, weights=replace(card.manifest(), blobs=blobs).root())
+    digest = world.define(A, other)  # since before this node has
+    await world.settle()
+    for _ in range(3):
+        world.definitions.settle(world.directory.view())
+    assert world.definitions.settled[MODEL].digest == digest
+    assert not world.definitions.holds(MODEL, world.definitions.digest_of(MODEL))
+    with pytest.raises(UnknownModel):
+        world.definitions.table.lookup(MODEL)
+    refused = [r.getMessage() for r in caplog.records if "model_refused" in r.getMessage()]
+    assert len(refused) == 1
+    assert own_weights[:12] in refused[0]
+    assert other.weights[:12] in refused[0]
+
+    world.end(A)
+    world.define(B, card)  # the same weights as here, whoever defines them
+    world.definitions.settle(world.directory.view())
+    assert world.definitions.table.lookup(MODEL).spec.weights == own_weights
+    await world.definitions.close()
+
+
+async def test_without_a_pin_the_first_definition_is_trusted(owner, loaded, cache, caplog):
+    world = World(owner, sources=(), models=loaded)
+    card = world.card()
+    blobs = (replace(card.blobs[0], lanes=card.blobs[0].lanes ^ 1), *card.blobs[1:])
+    other = replace(card, blobs=blobs, weights=replace(card.manifest(), blobs=blobs).root())
+    world.define(A, other)
+    await world.settle()
+    assert world.definitions.table.lookup(MODEL).spec.weights == other.weights
+    assert "model_refused" not in caplog.text
+    await world.definitions.close()
 
 
 def test_content_that_nobody_has_read_for_a_month_makes_room(cache):

@@ -144,7 +144,7 @@ class World:
         self.own.append(instance(port.instance, **facts))
         self.cluster.changed()
         await until(lambda: port.instance in self.cluster.view().nodes[ME].instances)
-        self.cluster.local_up(port, 1)
+        self.cluster.local_up(port, 1, "")
 
 
 @pytest.fixture
@@ -315,7 +315,7 @@ async def test_an_own_instance_does_not_wait_for_others(world):
     world.own.append(instance(port.instance))
     world.cluster.definitions.settle(world.cluster.view())
     world.cluster.directory.published({key_of(world.own[0]): world.own[0]}, 0.0)
-    world.cluster.local_up(port, 1)
+    world.cluster.local_up(port, 1, "")
     assert len(world.router._fleet) == ADDED_AT_ONCE
     assert world.router._fleet.get(port.instance)
     await until(lambda: len(world.router._fleet) == ADDED_AT_ONCE + 1)

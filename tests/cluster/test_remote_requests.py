@@ -36,6 +36,19 @@ from tests.cluster.link_kit import HIGH, LOW, End, event, request, until
 FACTS = InstanceFacts("i", "m", "d", "dev", 3, InstanceState.SERVING, 4, 4)
 
 
+class FakeOperations:
+    """Nothing is scaled here."""
+
+    def said(self, boot: str, message: Any) -> None:
+        raise AssertionError(f"{boot} has said {message}")
+
+    def link_lost(self, boot: str, reason: str) -> None:
+        pass
+
+    def count(self, boot: str) -> int:
+        return 0
+
+
 class FakeRouter:
     def __init__(self) -> None:
         self.calls: list[list[TokenEvent]] = []
@@ -81,7 +94,8 @@ class Peer(End):
     def __init__(self, boot: str, dilation: float = 1.0) -> None:
         self.loads: list[LoadReport] = []
         self.lost_peers: list[str] = []
-        self.board = Switchboard(lambda _, load: self.loads.append(load))
+        self.operations = FakeOperations()
+        self.board = Switchboard(lambda _, load: self.loads.append(load), self.operations)
         super().__init__(boot, self.board, dilation)
         self.router, self.port = FakeRouter(), FakePort()
         self.serving = Serving(self.links, self.router, self.clock)

@@ -13,6 +13,7 @@ from blitzgw.config import (
     HttpConfig,
     ModelConfig,
     NodeConfig,
+    TransferConfig,
     parse_size,
 )
 from blitzgw.configfile.load import load
@@ -22,6 +23,7 @@ SECTIONS = {
     "node": NodeConfig,
     "http": HttpConfig,
     "cluster": ClusterConfig,
+    "transfer": TransferConfig,
     "devices": DeviceEntry,
     "models": ModelConfig,
 }

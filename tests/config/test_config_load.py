@@ -2,7 +2,7 @@
 
 import pytest
 
-from blitzgw.config import Config
+from blitzgw.config import Config, HttpConfig
 from blitzgw.configfile.load import Option, load
 from blitzgw.core.instance import DeviceKind, DeviceSpec, PacedCost
 from blitzgw.core.model import Dtype
@@ -37,8 +37,9 @@ def test_no_file_is_one_small_model_on_this_machine(monkeypatch):
     [model] = config.models
     assert (model.name, model.path, model.devices) == ("smollm2-135m", "smollm2-135m", ("cpu0",))
     assert config.warnings == ()
+    assert config.http.admin_key_file == "/some/where/admin.key"
     assert (config.http, config.cluster, config.devices, config.models) == (
-        Config().http,
+        HttpConfig(admin_key_file="/some/where/admin.key"),
         Config().cluster,
         Config().devices,
         Config().models,
@@ -196,12 +197,12 @@ def test_the_forced_dtype_is_none_for_auto(write):
 
 def test_keys_come_from_the_file_of_keys_too(write, tmp_path):
     secret = tmp_path / "keys"
-    secret.write_text("# of the team\none\n\n  two \n")
+    secret.write_text("# of the team\none\n\n  sesame \n")
     secret.chmod(0o600)
     config = load(write('[http]\napi_keys=["zero","one"]\napi_key_file="keys"'))
-    assert config.http.api_keys == ("zero", "one", "two")
+    assert config.http.api_keys == ("zero", "one", "sesame")
     assert config.warnings == ()
-    assert "two" not in repr(config)
+    assert "sesame" not in repr(config)
 
 
 @pytest.mark.parametrize("content", [b"", b"# nothing\n", b"two words\n", b"\xff\xfe\n"])

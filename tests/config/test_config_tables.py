@@ -101,7 +101,7 @@ def test_an_unknown_key_is_told_with_the_nearest_known_one():
     assert mistakes.problems[0] == (
         'x.toml: models[1].max_model_length: is not known; did you mean "max_model_len"?'
     )
-    assert "known here: aliases, devices, dtype" in mistakes.problems[1]
+    assert "known here: aliases, devices, digest, dtype" in mistakes.problems[1]
 
 
 def test_secrets_are_not_part_of_messages():

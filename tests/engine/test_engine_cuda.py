@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 
 import pytest
 import torch
 
 from blitzgw.core.instance import DeviceKind, DeviceSpec
+from blitzgw.core.layout import blob_layouts, slab_offsets
 from blitzgw.core.model import Dtype
 from blitzgw.core.span import Span
 from blitzgw.engine.base import RowInput
+from blitzgw.engine.decoder import TorchEngine
+from blitzgw.engine.memory import pin, unpin
 from tests.support.checkpoints import FAMILIES, tiny_checkpoint
 from tests.support.engines import Rig
 
@@ -48,3 +52,30 @@ def test_a_handoff_at_every_layer_is_bit_identical(dtype, tmp_path):
         rest = [RowInput(there, 0, len(prompt), True)]
         out = second.engine.forward(rest, Span(k, layers), moved)
         assert torch.equal(second.engine.logits(rest, out), expected), f"k = {k}"
+
+
+@pytest.mark.parametrize("flags", [mmap.MAP_SHARED, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS])
+def test_blobs_are_copied_from_memory_that_is_handed_in(flags, tmp_path):
+    own = Rig(tiny_checkpoint("llama", tmp_path), Dtype.FLOAT32, device=CUDA)
+    layouts = blob_layouts(own.spec.shape, own.spec.dtype)
+    offsets, size = slab_offsets(layouts)
+    with open(tmp_path / "slab", "w+b") as file:
+        file.truncate(size)
+        fd = -1 if flags & mmap.MAP_ANONYMOUS else file.fileno()
+        memory = memoryview(mmap.mmap(fd, size, flags))
+    made = TorchEngine(own.spec, own.kv, CUDA, memory)
+    for at, layout in zip(offsets, layouts, strict=True):
+        # What the other engine holds on the device is copied back for its peers.
+        made.blob_buffer(layout.index)[:] = own.engine.blob_buffer(layout.index)
+        made.blob_arrived(layout.index)
+        assert made.blob_buffer(layout.index) == memory[at : at + layout.size_bytes]
+    rows = [RowInput(own.sequence(PROMPTS[1], 0), 0, len(PROMPTS[1]), True)]
+    expected = own.engine.logits(rows, own.engine.forward(rows, own.whole, None))
+    assert torch.equal(made.logits(rows, made.forward(rows, own.whole, None)), expected)
+
+
+def test_a_run_of_pages_can_be_pinned():
+    memory = memoryview(mmap.mmap(-1, 1 << 20))
+    assert pin(memory)
+    assert torch.frombuffer(memory, dtype=torch.uint8).is_pinned()
+    unpin(memory)

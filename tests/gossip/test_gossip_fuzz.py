@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blitzgw import wire
+from blitzgw.core import operation as op
 from blitzgw.core import peer
+from blitzgw.core.plan import Tier
 from blitzgw.core.request import GenerationRequest, SamplingParams, TokenEvent
 from blitzgw.core.rumours import (
     Digest,
@@ -24,6 +26,7 @@ from blitzgw.core.rumours import (
     SyncRest,
     Update,
 )
+from blitzgw.core.transfer import TrafficClass
 from blitzgw.core.view import LoadFacts, NodeFacts
 from blitzgw.crypto.datagrams import Datagrams
 from blitzgw.crypto.handshake import ClientHandshake, Purpose, ServerHandshake
@@ -38,6 +41,24 @@ _RUMOUR = Rumour(ANN, "ann", "10.0.0.1", 7946, 1_700_000_000, 3, Status.SUSPECT,
 _UPDATES = (Update(ANN, "node", 7, b"value"), Update(BOB, "load/x", 8, None))
 _DIGEST = Digest(ANN, 7, 12)
 _REQUEST = GenerationRequest("r", "m", (1, 2, 3), 3, SamplingParams(max_tokens=4))
+_EDGE = op.EdgeOrder("o.1.0", "a/p0", "b/p0", "", "10.0.0.1", 4711, (0, 1), b"k" * 32, 5e7)
+_READ = op.ReadOrder("b/p0", Tier.DISK, (1,))
+_OPERATION = op.OperationFacts(
+    id="o",
+    model="m",
+    digest="d",
+    weights="w",
+    owner="a",
+    state="done",
+    started_s=1e9,
+    instances_before=1,
+    instances_wanted=2,
+    targets=(op.TargetFacts("b/p0", "m@b/p0", "ready", (0.5,), (0.6,), 0.7),),
+    edges=(op.EdgeFacts("a/p0", "b/p0", "", 2, 10),),
+    reads=(_READ,),
+    alternatives={"star": 1.0},
+    events=(op.OperationEvent(0.1, "claimed", "b/p0"),),
+)
 _MESSAGES: tuple[Any, ...] = (
     Packet(PacketKind.PING_REQUEST, 5, _DIGEST, BOB, "::1", 99, (_RUMOUR,), _UPDATES),
     SyncOffer((_RUMOUR,), (_DIGEST,)),
@@ -52,6 +73,25 @@ _MESSAGES: tuple[Any, ...] = (
     peer.Heartbeat(1.5, True),
     peer.Fetch(1, "card/x", 5),
     peer.Content(1, 0, 4, b"data"),
+    op.Claim("o", "p0", 3, "m", "d"),
+    op.Claimed("o", "p0", 4, "m@b/p0", "no"),
+    op.Engage("o", 1, "m", "d", "w", (_EDGE,), (_READ,), 9),
+    op.Engaged("o", 1, "taken: "),
+    op.BlobNews("o", "b/p0", (0, 1)),
+    op.EdgeNews("o", 1, "o.1.0", 5, True, "lost", 1.5, 1, 1, 0.1, 0.2),
+    op.TargetReady("o", "b/p0"),
+    op.TargetFailed("o", "b/p0", "no memory"),
+    op.Renew("o"),
+    op.Conclude("o"),
+    op.Abandon("o", "cancelled"),
+    op.Retire("o", "m@b/p0", 4),
+    op.Retired("o", "m@b/p0", "gone"),
+    op.ScaleOrder(1, "m", 4, True, "chain"),
+    op.CancelOrder(2, "o"),
+    op.ScaleAnswer(1, _OPERATION, "", ""),
+    op.ProbeOrder(_EDGE, 5, 1.0, TrafficClass.KV, 7),
+    op.ProbeDone("p", True, "lost", 5, 0.5),
+    op.ProbeCancel("p"),
 )
 KINDS = frozenset(map(type, _MESSAGES))
 

@@ -226,7 +226,8 @@ def test_a_model_that_cannot_be_loaded_ends_the_node(tmp_path, vanishing):
 
 
 def test_a_model_that_cannot_be_loaded_beside_one_that_can(tmp_path, vanishing):
-    two = paced(model=f'[[models]]\nname = "other"\npath = "{vanishing}"\nmax_model_len = 256')
+    # In float32 they are other weights: the same ones would be shared.
+    two = paced(model=f'[[models]]\nname = "other"\npath = "{vanishing}"\ndtype = "float32"')
     with running(tmp_path, two) as node:
         until(lambda: _state(node, "other") == "serving")
         vanishing.unlink()

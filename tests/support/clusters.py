@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ cost = {{ fixed_us = {fixed_us} }}
 [[models]]
 path = "smollm2-135m"
 max_model_len = 2048
+host_copies = 0
 {model}
 """
 CPU = """
@@ -34,7 +36,16 @@ kv_bytes = "512MiB"
 path = "smollm2-135m"
 dtype = "float32"
 max_model_len = 2048
+host_copies = 0
 {model}
+"""
+SPARE = """
+models = []
+[[devices]]
+id = "p0"
+kind = "paced"
+kv_bytes = "1GiB"
+cost = {{ fixed_us = {fixed_us} }}
 """
 NOTHING = """
 devices = []
@@ -45,6 +56,11 @@ models = []
 def paced(fixed_us: float = 100.0, model: str = "") -> str:
     """Devices and models of a node that makes tokens up."""
     return PACED.format(fixed_us=fixed_us, model=model)
+
+
+def spare(fixed_us: float = 100.0) -> str:
+    """A device like that of `paced`, and no model."""
+    return SPARE.format(fixed_us=fixed_us)
 
 
 def cpu(threads: int = 1, model: str = "") -> str:
@@ -61,23 +77,35 @@ class Cluster:
     nodes: dict[str, Node] = field(default_factory=dict)
 
     def add(
-        self, name: str, rest: str = "", *, cluster: str = "", node: str = "", key: str = KEY
+        self,
+        name: str,
+        rest: str = "",
+        *,
+        cluster: str = "",
+        node: str = "",
+        transfer: str = "",
+        key: str = KEY,
     ) -> Node:
         """Start a node, and do not wait for it."""
         port = free_port()
         joined = ", ".join(f'"127.0.0.1:{other}"' for other in self.ports)
         self.ports.append(port)
-        head, tables = ("", rest) if "[[" in rest else (rest, "")
+        empty = [line for line in rest.splitlines() if line.endswith("= []")]
+        head, tables = "\n".join(empty), re.sub(r"(?m)^\w+ = \[\]$", "", rest)
         toml = f"""{head}
 [node]
 name = "{name}"
 {node}
 [http]
 port = 0
+admin_key_file = "admin.key"
 [cluster]
 port = {port}
 join = [{joined}]
 {cluster}
+[transfer]
+copies_dir = "copies-{name}"
+{transfer}
 {tables}"""
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"{name}.toml"
@@ -126,6 +154,25 @@ join = [{joined}]
         node.process.wait()
         until(lambda: all(is_gone(pid) for pid in workers), "the workers' end")
 
+    def stop(self) -> None:
+        """Ask all living nodes to stop; they end well and leave nothing."""
+        living = [node for node in self.nodes.values() if node.process.poll() is None]
+        for node in living:
+            node.workers()
+            node.signal(signal.SIGTERM)
+        for node in living:
+            assert node.end() == 0, node.log()
+        for node in living:
+            assert "Traceback" not in node.log(), node.log()
+
+    def end(self) -> None:
+        """Kill what is left."""
+        for name, node in self.nodes.items():
+            if node.process.poll() is None:
+                node.process.kill()
+                node.process.wait()
+            print(f"==== {name}\n{node.log()[-8000:]}")
+
 
 @contextlib.contextmanager
 def cluster(folder: Path, **nodes: str) -> Iterator[Cluster]:
@@ -135,20 +182,9 @@ def cluster(folder: Path, **nodes: str) -> Iterator[Cluster]:
         for name, rest in nodes.items():
             made.add(name.replace("_", "-"), rest)
         yield made
-        living = [node for node in made.nodes.values() if node.process.poll() is None]
-        for node in living:
-            node.workers()
-            node.signal(signal.SIGTERM)
-        for node in living:
-            assert node.end() == 0, node.log()
-        for node in living:
-            assert "Traceback" not in node.log(), node.log()
+        made.stop()
     finally:
-        for name, node in made.nodes.items():
-            if node.process.poll() is None:
-                node.process.kill()
-                node.process.wait()
-            print(f"==== {name}\n{node.log()[-8000:]}")
+        made.end()
 
 
 def within(seconds: float, condition: Callable[[], Any], what: str) -> float:

@@ -15,6 +15,7 @@ from blitzgw.weights import loader
 from blitzgw.weights.info import open_checkpoint
 from blitzgw.weights.loader import load_blobs
 from tests.support.checkpoints import FAMILIES, tiny_checkpoint
+from tests.support.ggufs import tiny_gguf
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +136,72 @@ def test_a_span_of_blobs(folder):
     seen = []
     load_blobs(checkpoint, layouts, Dtype.FLOAT32, lambda i: memoryview(buffers[i]), seen.append)
     assert seen == [2, 3]
+
+
+def test_any_blobs_in_any_order(folder):
+    checkpoint = open_checkpoint(folder)
+    _, whole = blobs(checkpoint, Dtype.FLOAT32)
+    layouts = blob_layouts(checkpoint.shape, Dtype.FLOAT32)
+    buffers = [bytearray(b"\xee" * layout.size_bytes) for layout in layouts]
+    seen = []
+    load_blobs(
+        checkpoint, [layouts[i] for i in (4, 1, 3)], Dtype.FLOAT32,
+        lambda i: memoryview(buffers[i]), seen.append,
+    )  # fmt: skip
+    assert seen == [4, 1, 3]
+    assert [buffers[i] == whole[i] for i in range(5)] == [False, True, False, True, True]
+    load_blobs(checkpoint, [], Dtype.FLOAT32, lambda i: memoryview(b""), seen.append)
+    assert seen == [4, 1, 3]
+
+
+class Watched(Slow):
+    """A checkpoint that notes its reads."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.seen = []
+
+    def read(self, name, dtype, out, start=0):
+        self.seen.append((name, start, len(out)))
+        self.inner.read(name, dtype, out, start)
+
+
+def test_a_blob_is_read_in_the_order_of_the_file(folder):
+    checkpoint = Watched(open_checkpoint(folder))
+    blobs(checkpoint, Dtype.FLOAT32, threads=1)
+    layers = [[], [], []]
+    for name, _, _ in checkpoint.seen:
+        if name.startswith("layer."):
+            layers[int(name.split(".")[1])].append(checkpoint.place(name))
+    assert all(len(places) == 12 for places in layers)
+    assert all(places == sorted(places) for places in layers)
+    assert next(name for name, _, _ in checkpoint.seen) == "embedding"
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_large_tensors_are_cut_except_where_heads_are_rearranged(tmp_path, kind, monkeypatch):
+    path = tiny_checkpoint("llama", tmp_path / "m")
+    if kind == "gguf":
+        path = tiny_gguf("llama", path, tmp_path / "m.gguf", quantise="Q8_0")
+    checkpoint = Watched(open_checkpoint(path))
+    _, whole = blobs(checkpoint, Dtype.BFLOAT16)
+    checkpoint.seen.clear()
+    monkeypatch.setattr(loader, "CHUNK_BYTES", 2000)
+    _, cut = blobs(checkpoint, Dtype.BFLOAT16)
+    assert whole == cut
+    parts = {name for name, start, _ in checkpoint.seen if start}
+    assert {"embedding", "head", "layer.0.gate", "layer.2.down", "layer.1.out"} <= parts
+    assert not {name for name in parts if name.endswith((".q", ".k"))}
+    checkpoint.close()
+
+
+def test_a_blob_that_cannot_be_cut_into_reads_is_an_error(folder):
+    class Lost(Slow):
+        def place(self, name):
+            raise CheckpointError(f"{name} is nowhere")
+
+    with pytest.raises(CheckpointError, match="embedding is nowhere"):
+        blobs(Lost(open_checkpoint(folder)), Dtype.FLOAT32)
 
 
 def test_the_real_model_loads_quickly(smollm2):

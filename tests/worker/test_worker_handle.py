@@ -208,11 +208,12 @@ PARENT = """
 import asyncio
 from blitzgw.core.clock import MonotonicClock
 from blitzgw.core.instance import DeviceKind, DeviceSpec
+from blitzgw.core.messages import Start
 from blitzgw.worker.handle import WorkerHandle
 
 async def main():
     handle = await WorkerHandle.start(
-        DeviceSpec("p0", DeviceKind.PACED), MonotonicClock(),
+        Start(DeviceSpec("p0", DeviceKind.PACED)), MonotonicClock(),
         on_message=lambda message: print(message.pid, flush=True),
         on_death=lambda error: print(error, flush=True),
     )
@@ -255,6 +256,19 @@ print("torch" in sys.modules)
     assert done.stdout.strip() == "False", done.stderr
 
 
+def test_a_worker_without_a_device_imports_no_engine():
+    script = """
+import sys
+import blitzgw.worker.main
+from blitzgw.core.instance import DeviceKind, DeviceSpec
+from blitzgw.worker.devices import open_device
+open_device(DeviceSpec("h0", DeviceKind.HOST), 1.0)
+print(sorted({"torch", "blitzgw.engine.paced", "blitzgw.engine.decoder"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_it_works_under_uvloop():
     uvloop = pytest.importorskip("uvloop")
 
@@ -266,7 +280,10 @@ def test_it_works_under_uvloop():
         await box.death()
         await handle.close()
         second = await WorkerHandle.start(
-            PACED, MonotonicClock(), on_message=box.messages.append, on_death=box.deaths.append
+            Start(PACED),
+            MonotonicClock(),
+            on_message=box.messages.append,
+            on_death=box.deaths.append,
         )
         await second.close()
         return is_gone(second.pid) and len(box.deaths) == 1

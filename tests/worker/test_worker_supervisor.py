@@ -9,9 +9,11 @@ import pytest
 
 from blitzgw.core.clock import MonotonicClock
 from blitzgw.core.messages import Hello
+from blitzgw.core.transfer import BlobChecked, CapWeights, CopyHeld, ReadBlobs
 from blitzgw.errors import WorkerLost
 from blitzgw.worker import supervisor as supervisor_module
 from blitzgw.worker.supervisor import WorkerSupervisor
+from tests.worker.transfer_kit import LAN, resolved
 from tests.worker.worker_kit import (
     LAYERS,
     PACED,
@@ -28,34 +30,40 @@ class Listener:
     """Keeps what it is told as tuples."""
 
     def __init__(self):
-        self.told = []
+        self.log = []
 
     def worker_up(self, hello):
-        self.told.append(("up", hello.pid))
+        self.log.append(("up", hello.pid))
 
     def worker_lost(self, reason):
-        self.told.append(("lost", reason))
+        self.log.append(("lost", reason))
+
+    def blob_resident(self, instance, index):
+        self.log.append(("blob", instance, index))
+
+    def told(self, message):
+        self.log.append(("news", message))
 
     def instance_loading(self, instance, resident, total):
-        self.told.append(("loading", instance, resident, total))
+        self.log.append(("loading", instance, resident, total))
 
     def instance_ready(self, instance, duration_s):
-        self.told.append(("ready", instance))
+        self.log.append(("ready", instance))
 
     def instance_failed(self, instance, message):
-        self.told.append(("failed", instance, message))
+        self.log.append(("failed", instance, message))
 
     def step_done(self, result):
-        self.told.append(("done", result.step, result.tokens))
+        self.log.append(("done", result.step, result.tokens))
 
     def step_failed(self, failure):
-        self.told.append(("step failed", failure.step, failure.message))
+        self.log.append(("step failed", failure.step, failure.message))
 
     def of(self, kind):
-        return [entry for entry in self.told if entry[0] == kind]
+        return [entry for entry in self.log if entry[0] == kind]
 
     async def wait(self, kind, count=1):
-        await until(lambda: len(self.of(kind)) >= count, f"{count} × {kind} among {self.told}")
+        await until(lambda: len(self.of(kind)) >= count, f"{count} × {kind} among {self.log}")
         return self.of(kind)[count - 1]
 
 
@@ -69,9 +77,9 @@ async def supervise():
     """Start supervisors of real workers; at the end no process may be left."""
     made, pids = [], set()
 
-    def start(*messages):
+    def start(*messages, **options):
         listener = Listener()
-        supervisor = WorkerSupervisor(PACED, messages, MonotonicClock(), listener)
+        supervisor = WorkerSupervisor(PACED, messages, MonotonicClock(), listener, **options)
         made.append((supervisor, listener))
         supervisor.start()
         return supervisor, listener
@@ -89,7 +97,7 @@ async def test_it_loads_what_is_wanted_and_passes_steps(supervise, folder):
     supervisor, listener = supervise(load_message(folder))
     supervisor.post(first_step(1))  # too early: dropped, for nothing is up
     await listener.wait("ready")
-    assert listener.told[0][0] == "up"
+    assert listener.log[0][0] == "up"
     assert listener.of("loading") == [("loading", "i0", n, LAYERS) for n in range(1, LAYERS + 1)]
     supervisor.post(first_step(2))
     supervisor.post(next_step(3, 99))
@@ -111,6 +119,53 @@ async def test_a_killed_worker_comes_back_with_its_instances(supervise, folder):
         assert (await listener.wait("done", 1 + life))[2] == tokens
     assert len(listener.of("lost")) == 2
     assert len({pid for _, pid in listener.of("up")}) == 3
+
+
+async def test_news_of_weights_are_passed_on_and_commands_are_sent(supervise, folder, tmp_path):
+    model = resolved(folder)
+    supervisor, listener = supervise(networks=LAN, copies=str(tmp_path / "copies"))
+    supervisor.send(model.hold(reads=model.everything))  # too early: dropped
+    supervisor.send(CapWeights(5e6))
+    await listener.wait("up")
+    supervisor.load(model.load(reads=()))
+    supervisor.send(ReadBlobs(model.weights, model.spec, model.everything))
+    await listener.wait("ready")
+    blobs = [entry[2] for entry in listener.of("blob")]
+    assert blobs == list(model.everything)
+    checked = [news for _, news in listener.of("news") if isinstance(news, BlobChecked)]
+    assert [news.index for news in checked] == blobs
+    assert not any(isinstance(news, CopyHeld) for _, news in listener.of("news"))
+    assert supervisor._start.weight_bytes_per_s == 5e6  # for the next worker too
+
+
+async def test_what_came_from_peers_is_read_from_disk_by_the_next_worker(supervise, folder):
+    model = resolved(folder)
+    supervisor, listener = supervise()
+    await listener.wait("up")
+    supervisor.load(model.load("i0", reads=()))
+    supervisor.load(model.elsewhere.load("i1", reads=()))  # shares the weights of i0
+    supervisor.send(ReadBlobs(model.weights, model.spec, model.everything))
+    await listener.wait("ready", 2)
+    supervisor.unload("i0")
+    os.kill(supervisor.pid, signal.SIGKILL)
+    assert "scale it again" in (await listener.wait("failed"))[2]
+    supervisor.load(model.load("i2", reads=()))  # the first time: as it is said
+    os.kill(supervisor.pid, signal.SIGKILL)
+    await listener.wait("ready", 3)
+    assert len(listener.of("failed")) == 1
+
+
+async def test_a_host_copy_brings_an_instance_back_without_a_disk(supervise, folder, tmp_path):
+    model = resolved(folder)
+    supervisor, listener = supervise(copies=str(tmp_path / "copies"))
+    await listener.wait("up")
+    supervisor.load(model.elsewhere.load("i1", reads=(), keep_copy=True))
+    supervisor.send(ReadBlobs(model.weights, model.spec, model.everything))
+    await listener.wait("ready")
+    await until(lambda: any(isinstance(news, CopyHeld) for _, news in listener.of("news")))
+    os.kill(supervisor.pid, signal.SIGKILL)
+    await listener.wait("ready", 2)
+    assert listener.of("failed") == []
 
 
 async def test_a_broken_checkpoint_is_not_tried_again_until_asked(supervise, folder, tmp_path):
@@ -148,11 +203,11 @@ async def test_stop_during_a_load_and_twice(supervise, tmp_path):
     large = write_checkpoint(tmp_path / "large", layers=300)
     supervisor, listener = supervise(load_message(large))
     await listener.wait("loading")
-    pid, told = supervisor.pid, len(listener.told)
+    pid, told = supervisor.pid, len(listener.log)
     await asyncio.gather(supervisor.stop(), supervisor.stop())
     assert is_gone(pid)
     await supervisor.stop()
-    assert len(listener.told) == told
+    assert len(listener.log) == told
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.02, 0.3])
@@ -245,7 +300,7 @@ async def lives(monkeypatch, script):
     clock, listener, script = ScriptClock(), Listener(), iter(script)
     handles = []
 
-    async def start(device, clock, *, dilation, on_message, on_death):
+    async def start(start, clock, *, on_message, on_death):
         lives_s = next(script, "over")
         if lives_s == "over":
             await asyncio.Event().wait()
@@ -291,5 +346,5 @@ async def test_a_long_life_resets_the_wait(monkeypatch):
 
 async def test_a_worker_that_never_says_hello_is_killed(monkeypatch):
     waits, listener = await lives(monkeypatch, [None])
-    assert listener.told == [("lost", "was not ready within 120 s")]
+    assert listener.log == [("lost", "was not ready within 120 s")]
     assert waits == [0.1]

@@ -11,7 +11,7 @@ import numpy as np
 
 from blitzgw.core.clock import MonotonicClock
 from blitzgw.core.instance import DeviceKind, DeviceSpec, PacedCost
-from blitzgw.core.messages import LoadModel
+from blitzgw.core.messages import LoadModel, Start
 from blitzgw.core.model import Dtype
 from blitzgw.core.request import SamplingParams
 from blitzgw.core.span import Span
@@ -130,11 +130,10 @@ class Mailbox:
         await until(lambda: self.deaths, "a death")
         return self.deaths[0]
 
-    async def start(self, device=PACED, dilation=1.0):
+    async def start(self, device=PACED, dilation=1.0, **more):
         return await WorkerHandle.start(
-            device,
+            Start(device, dilation, **more),
             MonotonicClock(),
-            dilation=dilation,
             on_message=self.messages.append,
             on_death=lambda error: self.deaths.append(str(error)),
         )

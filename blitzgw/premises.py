@@ -1,0 +1,100 @@
+"""A node's devices as its steward sees them: claims, what is on them, which weights they have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from blitzgw.core.instance import DeviceKind, InstanceState
+from blitzgw.core.view import CopyFacts, HostFacts, mask_of
+from blitzgw.definitions import Definitions
+from blitzgw.device import DeviceRunner
+
+
+@dataclass(slots=True)
+class HeldWeights:
+    """A store without an engine, in shared memory, on a device's worker."""
+
+    device: str
+    model: str
+    size_bytes: int
+    blobs: set[int] = field(default_factory=set)
+    complete: bool = False
+
+
+class Premises:
+    """Implements `scaling.engagement.Premises`; keeps the books of host copies."""
+
+    def __init__(
+        self,
+        devices: Mapping[str, DeviceRunner],
+        definitions: Definitions,
+        host: Callable[[], HostFacts],
+        is_draining: Callable[[], bool],
+    ) -> None:
+        self._devices, self._definitions = devices, definitions
+        self._host, self._is_draining = host, is_draining
+        self.held: dict[str, HeldWeights] = {}
+        """By the root of the weights."""
+
+    def claim(self, device: str) -> int | None:
+        """Return a device's claim; None where there is none, or its worker is not up."""
+        runner = self._devices.get(device)
+        return runner.claim if runner is not None and runner.up else None
+
+    def objection(self, device: str, model: str, digest: str) -> str:
+        """Return why a device cannot take a model now, or nothing."""
+        runner = self._devices[device]
+        where = f"{runner.node}/{device}"
+        if self._is_draining():
+            return f"{runner.node} is draining"
+        if runner.device.kind is DeviceKind.HOST:
+            return f"{where} computes nothing"
+        there = [i for i in runner.instances.values() if i.state is not InstanceState.GONE]
+        if there:
+            return f"{where} has an instance of {there[0].served.model}"
+        known = self._definitions.known(digest)
+        if known is None or known.card.name != model:
+            return f"{runner.node} does not know this definition of {model} yet"
+        if self._definitions.pinned_to_others(model, known.card.weights):
+            return f"{runner.node} is configured to serve {model} with other weights only (digest)"
+        need = sum(blob.size_bytes for blob in known.card.blobs)
+        if need > runner.memory_bytes:
+            return f"{where} has {runner.memory_bytes >> 20} MiB, {model} needs {need >> 20}"
+        return ""
+
+    def device_of(self, instance: str) -> str | None:
+        """Return the device of an instance that is here, in whatever state."""
+        for name, runner in self._devices.items():
+            if instance in runner.instances:
+                return name
+        return None
+
+    def has_weights(self, device: str, weights: str) -> bool:
+        """Whether a worker has a store of these weights, whole or not."""
+        held = self.held.get(weights)
+        if held is not None and held.device == device:
+            return True
+        runner = self._devices.get(device)
+        return runner is not None and any(
+            i.load.model.weights == weights and i.load.blobs and not i.failure
+            for i in runner.instances.values()
+        )
+
+    def rates(self) -> dict[str, float]:
+        """Return the rates of this node's ports, 0 where they are not known."""
+        return {network.name: network.rate_bytes_per_s for network in self._host().networks}
+
+    def copies(self) -> Sequence[CopyFacts]:
+        """Return what other nodes are told of the copies here."""
+        return [
+            CopyFacts(
+                weights=weights,
+                model=held.model,
+                device=held.device,
+                size_bytes=held.size_bytes,
+                blobs=mask_of(held.blobs),
+                complete=held.complete,
+            )
+            for weights, held in self.held.items()
+        ]

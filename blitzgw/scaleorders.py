@@ -1,0 +1,130 @@
+"""Orders to scale, from this node's API to the owner of the model, and what is told of operations.
+
+API ── scale, cancel ──► ScaleOrders ── ScaleOrder, CancelOrder ──► owner, here or elsewhere
+    ◄── facts ──             ◄────────────── ScaleAnswer ──────────
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from blitzgw.core.clock import Clock
+from blitzgw.core.operation import CancelOrder, OperationFacts, ScaleAnswer, ScaleOrder
+from blitzgw.core.view import ClusterView
+from blitzgw.errors import InvalidRequest, ProtocolError, RequestError, Unavailable, UnknownModel
+from blitzgw.network import Network
+from blitzgw.wire import decode_operations
+
+log = logging.getLogger(__name__)
+
+ANSWER_S = 5.0
+"""How long an owner may take to answer: it plans within milliseconds."""
+
+OPERATIONS = "operations"
+"""The name of a node's operations among what peers can fetch."""
+
+TOLD = 200
+"""So many operations are told of all nodes together: the newest."""
+
+Tell = Callable[[str, ScaleOrder | CancelOrder], None]
+"""(boot, order): gives an order to the owner, this node itself perhaps."""
+
+
+class ScaleOrders:
+    """The API's way to scale: implements `api.status.ScalePort`."""
+
+    def __init__(
+        self,
+        local: str,
+        view: Callable[[], ClusterView],
+        own: Callable[[], Sequence[OperationFacts]],
+        owner_of: Callable[[str], str],
+        tell: Tell,
+        clock: Clock,
+    ) -> None:
+        self._local, self._view, self._own = local, view, own
+        self._owner_of, self._tell, self._clock = owner_of, tell, clock
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, tuple[str, asyncio.Future[ScaleAnswer]]] = {}
+        self._network: Network | None = None
+
+    def join(self, network: Network) -> None:
+        """Ask other nodes over this network."""
+        self._network = network
+
+    async def scale(
+        self, model: str, instances: int, *, dry_run: bool = False, strategy: str = ""
+    ) -> OperationFacts:
+        """Have the model's owner begin or plan an operation; raises RequestError."""
+        order = ScaleOrder(next(self._ids), model, instances, dry_run, strategy)
+        return await self._ask(self._owner_of(model), order)
+
+    async def operations(self) -> tuple[OperationFacts, ...]:
+        """Return the operations of all nodes that answer, the newest first."""
+        found = [*self._own()]
+        others = [node for node in self._view().living() if node.boot != self._local]
+        if self._network is not None and others:
+            for answer in await self._network.ask_all(others, OPERATIONS):
+                try:
+                    found += decode_operations(answer) if answer else []
+                except ProtocolError as error:
+                    log.warning("operations_ignored error=%s", error)
+        found.sort(key=lambda facts: (-facts.started_s, facts.id))
+        return tuple(found[:TOLD])
+
+    async def cancel(self, operation: str) -> OperationFacts:
+        """Give an operation up; raises RequestError where there is none of that id."""
+        for facts in await self.operations():
+            if facts.id == operation:
+                owners = [n.boot for n in self._view().living() if n.name == facts.owner]
+                if owners:
+                    return await self._ask(owners[0], CancelOrder(next(self._ids), operation))
+        raise InvalidRequest(f"no living node has an operation {operation:.40}", param="operation")
+
+    def answered(self, boot: str, answer: ScaleAnswer) -> None:
+        """Take an owner's answer."""
+        waiting = self._waiting.get(answer.id)
+        if waiting is not None and waiting[0] == boot and not waiting[1].done():
+            waiting[1].set_result(answer)
+
+    def link_lost(self, boot: str) -> None:
+        """Give up on the answers of a node."""
+        for owner, future in self._waiting.values():
+            if owner == boot and not future.done():
+                future.set_exception(Unavailable("the model's owner was lost", retry_after_s=1.0))
+
+    def count(self, boot: str) -> int:
+        """Return how many answers are awaited from a node."""
+        return sum(owner == boot for owner, _ in self._waiting.values())
+
+    async def _ask(self, boot: str, order: ScaleOrder | CancelOrder) -> OperationFacts:
+        future: asyncio.Future[ScaleAnswer] = asyncio.get_running_loop().create_future()
+        self._waiting[order.id] = boot, future
+        timer = asyncio.get_running_loop().create_task(self._clock.sleep(ANSWER_S))
+        try:
+            self._tell(boot, order)
+            ends: set[asyncio.Future[Any]] = {future, timer}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if not future.done():
+                raise Unavailable("the model's owner does not answer", retry_after_s=2.0)
+            return _facts(future.result())
+        finally:
+            timer.cancel()
+            del self._waiting[order.id]
+
+
+def _facts(answer: ScaleAnswer) -> OperationFacts:
+    """Return what an owner has answered; raises its refusal."""
+    if answer.operation is not None and not answer.code:
+        return answer.operation
+    kinds: dict[str, type[RequestError]] = {
+        UnknownModel.code: UnknownModel,
+        Unavailable.code: Unavailable,
+    }
+    error = kinds.get(answer.code, InvalidRequest)(answer.message)
+    error.code = answer.code or error.code
+    raise error

@@ -1,0 +1,1 @@
+"""Which instances a model has: plans, operations, host copies. Deciders, without I/O."""

@@ -1,0 +1,219 @@
+"""The present plan of an operation and how it gets on: epochs, edges, who has been told what.
+
+`Execution` keeps the book; `Growth` decides when to plan anew and whom to give up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+from blitzgw.core.operation import EdgeFacts, EdgeNews, Engage, ReadOrder
+from blitzgw.core.plan import Links, Task, node_of
+from blitzgw.core.view import ClusterView
+from blitzgw.scaling.operation import Surroundings
+from blitzgw.scaling.orders import edge_orders, promised, read_orders
+from blitzgw.scaling.planner.base import PlanError
+from blitzgw.scaling.sourcing import Sourcing
+from blitzgw.scaling.survey import ModelDefinition, links_of, members
+from blitzgw.scaling.targets import EdgeBook
+
+if TYPE_CHECKING:
+    from blitzgw.scaling.planner.choose import Choice
+
+
+class Execution:
+    """What is planned, ordered and known of one operation. Epochs count from 1; 0: none yet."""
+
+    def __init__(
+        self,
+        operation: str,
+        definition: ModelDefinition,
+        around: Surroundings,
+        *,
+        strategy: str,
+        copy: bool,
+    ) -> None:
+        self._operation, self._definition, self._around = operation, definition, around
+        self._strategy, self._copy = strategy, copy
+        self._seed = int.from_bytes(around.secret()[:8], "little")
+        self.sourcing = Sourcing(definition)
+        self.choice: Choice | None = None
+        self.epoch = 0
+        self.edges: dict[str, EdgeBook] = {}
+        self.reads: tuple[ReadOrder, ...] = ()
+        self.engaged: dict[str, bool] = {}
+        """Processes that take part in the present plan, and whether they have said so."""
+        self._orders: dict[str, Engage] = {}
+
+    # Planning.
+
+    def sourced(
+        self,
+        lacking: Collection[str],
+        held: Mapping[str, frozenset[int]],
+        given_up: Collection[str],
+    ) -> bool:
+        """Whether every blob is known to be somewhere: without that there is no plan at all."""
+        task, _ = self._problem(lacking, held, given_up)
+        known = frozenset[int]().union(*(holder.blobs for holder in task.holders))
+        return len(known) == len(task.blob_bytes)
+
+    def choose(
+        self,
+        lacking: Collection[str],
+        held: Mapping[str, frozenset[int]],
+        given_up: Collection[str],
+    ) -> Choice:
+        """Choose a plan from what is known now. Raises PlanError and ValueError."""
+        task, links = self._problem(lacking, held, given_up)
+        self.choice = self._choose(task, links)
+        return self.choice
+
+    def order(
+        self,
+        lacking: Collection[str],
+        held: Mapping[str, frozenset[int]],
+        given_up: Collection[str],
+        boots: Mapping[str, str],
+    ) -> list[tuple[str, Engage]]:
+        """Begin the next epoch: plan, and return what each process that takes part is to be told.
+
+        Those that took part until now and do not any more are told to let go. `boots` are the
+        processes of targets by the name of their node, which prevail over the view. Raises
+        PlanError, ValueError and Unreachable: the former plan stands then.
+        """
+        self.epoch += 1
+        task, links = self._problem(lacking, held, given_up)
+        choice = self._choose(task, links)
+        orders = edge_orders(
+            choice.plan,
+            links,
+            self._around.view(),
+            name=f"{self._operation}.{self.epoch}",
+            secret=self._around.secret,
+            unpromised=self.sourcing.unpromised,
+            former=[book.order for book in self.open_edges()],
+            held=held,
+        )
+        sizes, former = self._definition.blob_bytes, self.edges
+        self.choice, self.reads, self.edges = choice, read_orders(choice.plan), {}
+        for order in orders:
+            left = sum(sizes[i] for i in order.blobs if i not in held.get(order.target, ()))
+            self.edges[order.id] = former.get(order.id) or EdgeBook(order, left)
+        return self._tell(_names(self._around.view(), boots))
+
+    def _problem(
+        self,
+        lacking: Collection[str],
+        held: Mapping[str, frozenset[int]],
+        given_up: Collection[str],
+    ) -> tuple[Task, Links]:
+        view = self._around.view()
+        own = promised(book.order for book in self.open_edges())
+        return self.sourcing.task(view, lacking, held, given_up), links_of(view, own)
+
+    def _choose(self, task: Task, links: Links) -> Choice:
+        """Keep to the strategy that was asked for while it applies to what is left."""
+        try:
+            return self._around.choose(task, links, self._strategy)
+        except PlanError:
+            if self.epoch <= 1 or not self._strategy:
+                raise
+            return self._around.choose(task, links, "")
+
+    def _tell(self, names: Mapping[str, str]) -> list[tuple[str, Engage]]:
+        """Return the orders of this epoch; `names` of nodes by process."""
+        edges = [book.order for book in self.edges.values()]
+        parts = {node_of(worker) for edge in edges for worker in (edge.source, edge.target)}
+        parts |= {node_of(read.worker) for read in self.reads}
+        taking_part = {boot for boot, name in names.items() if name in parts}
+        told = sorted(taking_part | set(self.engaged))
+        self._orders = {
+            boot: Engage(
+                operation=self._operation,
+                epoch=self.epoch,
+                model=self._definition.name,
+                digest=self._definition.digest,
+                weights=self._definition.weights,
+                edges=tuple(e for e in edges if _at(e.source, e.target, node=names.get(boot))),
+                reads=tuple(r for r in self.reads if _at(r.worker, node=names.get(boot))),
+                seed=self._seed,
+                copy=self._copy,
+            )
+            for boot in told
+        }
+        self.engaged = dict.fromkeys(told, False)
+        return list(self._orders.items())
+
+    def unconfirmed(self, boot: str) -> Engage | None:
+        """Return what a process was told in this epoch and has not answered yet."""
+        return None if self.engaged.get(boot, True) else self._orders.get(boot)
+
+    def confirm(self, boot: str) -> None:
+        """Note that a process does what it was told; one that was told to let go is rid of it."""
+        order = self._orders.get(boot)
+        if order is not None and (order.edges or order.reads):
+            self.engaged[boot] = True
+        else:
+            self.engaged.pop(boot, None)
+
+    # Edges.
+
+    def edge_facts(self) -> tuple[EdgeFacts, ...]:
+        """Return how the edges get on."""
+        return tuple(book.facts() for book in self.edges.values())
+
+    def foreseen_edges(self) -> tuple[EdgeFacts, ...]:
+        """Return the edges of a plan that is not carried out."""
+        sizes = self._definition.blob_bytes
+        return tuple(
+            EdgeFacts(e.source, e.target, e.network, len(e.blobs), sum(sizes[i] for i in e.blobs))
+            for e in (self.choice.plan.edges if self.choice is not None else ())
+        )
+
+    def foreseen_reads(self) -> tuple[ReadOrder, ...]:
+        """Return the reads of a plan that is not carried out."""
+        return () if self.choice is None else read_orders(self.choice.plan)
+
+    def open_edges(self) -> list[EdgeBook]:
+        """Return the edges that are not at their end."""
+        return [book for book in self.edges.values() if book.state in ("opening", "flowing")]
+
+    def take(self, news: EdgeNews, boot_of_target: str, boot: str, now: float) -> bool:
+        """Note news of an edge from the process `boot`; return whether they are the first bytes."""
+        book = self.edges[news.edge]
+        if book.state in ("done", "lost"):
+            if not news.reason:
+                book.take(news, now, received=False)  # the other end tells what it has cost
+            return False
+        return book.take(news, now, received=boot == boot_of_target)
+
+    def lose_worker(self, worker: str) -> list[EdgeBook]:
+        """Give up the edges of a worker; return them."""
+        return self._lose([b for b in self.open_edges() if worker in _ends(b)])
+
+    def lose_node(self, boot: str, node: str) -> list[EdgeBook]:
+        """Give up the edges of a process that takes part no more; return them."""
+        self.engaged.pop(boot, None)
+        self._orders.pop(boot, None)
+        return self._lose([b for b in self.open_edges() if node in map(node_of, _ends(b))])
+
+    def _lose(self, books: list[EdgeBook]) -> list[EdgeBook]:
+        for book in books:
+            book.state = "lost"
+        return books
+
+
+def _ends(book: EdgeBook) -> tuple[str, str]:
+    return book.order.source, book.order.target
+
+
+def _at(*workers: str, node: str | None) -> bool:
+    return any(node_of(worker) == node for worker in workers)
+
+
+def _names(view: ClusterView, boots: Mapping[str, str]) -> dict[str, str]:
+    """Return the nodes' names by process; of two with a name, `boots` says which is meant."""
+    found = {name: node.boot for name, node in members(view).items()} | dict(boots)
+    return {boot: name for name, boot in found.items()}

@@ -1,0 +1,259 @@
+"""The operations that a node owns: who asked for them, which run, which have ended.
+
+One at a time for a model: a second order is refused while the first one runs, unless it is the same
+one, which is answered with what is under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from blitzgw.core.operation import OperationFacts, ScaleAnswer, ScaleOrder
+from blitzgw.core.view import ClusterView
+from blitzgw.scaling.events import (
+    CancelAsked,
+    CopyWanted,
+    LinkLost,
+    MessageCame,
+    NodeDied,
+    OperationEffect,
+    OperationsEvent,
+    OrderGiven,
+    Send,
+    TimePassed,
+)
+from blitzgw.scaling.growth import Growth
+from blitzgw.scaling.hindsight import Hindsight
+from blitzgw.scaling.operation import Operation, Surroundings
+from blitzgw.scaling.retreat import Retreat
+from blitzgw.scaling.survey import ModelDefinition, instances_of, victims
+
+MAX_RUNNING = 64
+"""Operations of one owner at once: each is a model's; more would come from a client run wild."""
+
+MAX_ENDED = 64
+"""Ended operations that are remembered for whoever asks how they went."""
+
+MAX_INSTANCES = 4096
+"""Of a model: more than any cluster of one gossip has devices."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperationsStatistics:
+    """How many operations run, and how many have ended, by the state in which they did."""
+
+    running: int
+    ended: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rehearsal:
+    """A dry run that looks for facts yet, and who has asked for it."""
+
+    operation: Operation
+    event: OrderGiven
+
+
+class Operations:
+    """The owner's decider. `define` returns what is known of a model, None where that is nothing.
+
+    Models need a manifest (`weights` and the sizes of blobs) to be scaled.
+    """
+
+    def __init__(
+        self, around: Surroundings, define: Callable[[str], ModelDefinition | None]
+    ) -> None:
+        self._told, self._define = around.view, define
+        self._around = replace(around, view=self._view)
+        self._hindsight, self._now = Hindsight(), 0.0
+        self._running: dict[str, Operation] = {}
+        self._past: dict[str, Operation] = {}
+        self._rehearsals: list[_Rehearsal] = []
+        self._ended: dict[str, int] = {}
+        self._handlers: dict[type, Callable[[Any, float], list[OperationEffect]]] = {
+            TimePassed: self._on_time,
+            MessageCame: self._on_message,
+            LinkLost: self._on_link_lost,
+            NodeDied: self._on_node_died,
+            OrderGiven: self._on_order,
+            CopyWanted: self._on_copy_wanted,
+            CancelAsked: self._on_cancel,
+        }
+
+    def handle(self, event: OperationsEvent, now: float) -> list[OperationEffect]:
+        """Take an event at time `now` in seconds; return what to do, in order."""
+        self._now = now
+        effects = self._handlers[type(event)](event, now)
+        for name in [name for name, operation in self._running.items() if operation.ended]:
+            operation = self._past[name] = self._running.pop(name)
+            self._ended[operation.state] = self._ended.get(operation.state, 0) + 1
+            self._hindsight.note(operation.outcomes(), now)
+        while len(self._past) > MAX_ENDED:
+            del self._past[next(iter(self._past))]
+        return effects
+
+    def deadline(self) -> float | None:
+        """Return when `TimePassed` is due; None: never."""
+        times = [operation.deadline() for operation in self._all()]
+        times += [rehearsal.operation.deadline() for rehearsal in self._rehearsals]
+        return min((time for time in times if time is not None), default=None)
+
+    def facts(self, now: float) -> list[OperationFacts]:
+        """Return all operations that are known, the oldest first."""
+        return [operation.facts(now) for operation in self._all()]
+
+    def facts_of(self, operation: str, now: float) -> OperationFacts | None:
+        """Return one operation, None where it is not known (any more)."""
+        found = self._running.get(operation) or self._past.get(operation)
+        return found.facts(now) if found is not None else None
+
+    def running(self, model: str) -> str | None:
+        """Return the operation that runs for a model's instances, if there is one."""
+        for operation in self._running.values():
+            if operation.definition.name == model and not operation.copy:
+                return operation.id
+        return None
+
+    def statistics(self) -> OperationsStatistics:
+        """Return the present figures."""
+        return OperationsStatistics(len(self._running), dict(self._ended))
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if the books contradict themselves."""
+        scaled = [o.definition.name for o in self._running.values() if not o.copy]
+        assert len(scaled) == len(set(scaled)), "a model is scaled by two operations"
+        for operation in self._all():
+            operation.check_integrity()
+            assert operation.ended == (operation.id in self._past)
+
+    def _all(self) -> list[Operation]:
+        return [*self._past.values(), *self._running.values()]
+
+    def _view(self) -> ClusterView:
+        return self._hindsight.correct(self._told(), self._now)
+
+    # Orders.
+
+    def _on_order(self, event: OrderGiven, now: float) -> list[OperationEffect]:
+        order = event.order
+        definition = self._define(order.model)
+        if definition is None:
+            return [_refuse(event, "model_not_found", f"there is no model {order.model!r}")]
+        if not 0 <= order.instances <= MAX_INSTANCES:
+            text = f"{order.instances} instances: 0 to {MAX_INSTANCES} are possible"
+            return [_refuse(event, "bad_request", text)]
+        if not definition.weights or not definition.blob_bytes:
+            text = f"the weights of {order.model!r} are not known yet: it is still being read"
+            return [_refuse(event, "no_capacity", text)]
+        running = self.running(order.model)
+        if running is not None and not order.dry_run:
+            return [self._answer_running(event, self._running[running], now)]
+        if len(self._running) >= MAX_RUNNING and not order.dry_run:
+            return [_refuse(event, "overloaded", f"{MAX_RUNNING} operations are under way")]
+        operation = self._make(definition, order, now)
+        if order.dry_run:
+            return self._rehearse(event, operation, now)
+        effects = operation.begin(now)
+        self._running[operation.id] = operation
+        return [*effects, Send(event.boot, ScaleAnswer(order.id, operation.facts(now)))]
+
+    def _rehearse(
+        self, event: OrderGiven, operation: Operation, now: float
+    ) -> list[OperationEffect]:
+        if len(self._rehearsals) >= MAX_RUNNING:
+            return [_refuse(event, "overloaded", f"{MAX_RUNNING} plans are being made")]
+        operation.begin(now)  # does nothing that concerns anybody
+        self._rehearsals.append(_Rehearsal(operation, event))
+        return self._answer_rehearsals(now)
+
+    def _answer_rehearsals(self, now: float) -> list[OperationEffect]:
+        over = [each for each in self._rehearsals if each.operation.ended]
+        self._rehearsals = [each for each in self._rehearsals if not each.operation.ended]
+        return [
+            Send(each.event.boot, ScaleAnswer(each.event.order.id, each.operation.facts(now)))
+            for each in over
+        ]
+
+    def _answer_running(self, event: OrderGiven, running: Operation, now: float) -> OperationEffect:
+        order = event.order
+        strategy = running.strategy if isinstance(running, Growth) else ""
+        if running.wanted == order.instances and strategy == order.strategy:
+            return Send(event.boot, ScaleAnswer(order.id, running.facts(now)))
+        text = (
+            f"operation {running.id} is scaling {order.model!r} to {running.wanted} instances;"
+            " cancel it or wait for its end"
+        )
+        return _refuse(event, "scale_in_progress", text)
+
+    def _make(self, definition: ModelDefinition, order: ScaleOrder, now: float) -> Operation:
+        present = instances_of(definition.name, self._around.view())
+        n_present, name = len(present), self._name()
+        if order.instances > n_present:
+            return Growth(
+                name,
+                definition,
+                order.instances,
+                n_present,
+                self._around,
+                now,
+                strategy=order.strategy,
+                dry=order.dry_run,
+            )
+        leaving = victims(present, n_present - order.instances)
+        return Retreat(
+            name,
+            definition,
+            order.instances,
+            n_present,
+            leaving,
+            self._around,
+            now,
+            dry=order.dry_run,
+        )
+
+    def _name(self) -> str:
+        return self._around.secret()[:6].hex()
+
+    def _on_copy_wanted(self, event: CopyWanted, now: float) -> list[OperationEffect]:
+        definition = self._define(event.model)
+        if definition is None or not definition.weights or not definition.blob_bytes:
+            return []
+        for operation in self._running.values():
+            if operation.copy and operation.definition.weights == definition.weights:
+                return []
+        growth = Growth(self._name(), definition, 0, 0, self._around, now, copy_worker=event.worker)
+        self._running[growth.id] = growth
+        return growth.begin(now)
+
+    def _on_cancel(self, event: CancelAsked, now: float) -> list[OperationEffect]:
+        operation = self._running.get(event.operation)
+        return operation.cancel(event.reason, now) if operation is not None else []
+
+    # The rest goes to whom it concerns.
+
+    def _on_message(self, event: MessageCame, now: float) -> list[OperationEffect]:
+        if isinstance(event.message, ScaleOrder):
+            return self._on_order(OrderGiven(event.boot, event.message), now)
+        if isinstance(event.message, ScaleAnswer):
+            return []  # for whoever has asked
+        name = event.message.operation
+        operation = self._running.get(name) or self._past.get(name)
+        return operation.on_message(event.boot, event.message, now) if operation else []
+
+    def _on_time(self, _event: TimePassed, now: float) -> list[OperationEffect]:
+        for rehearsal in self._rehearsals:
+            rehearsal.operation.on_time(now)
+        effects = [effect for operation in self._all() for effect in operation.on_time(now)]
+        return effects + self._answer_rehearsals(now)
+
+    def _on_link_lost(self, event: LinkLost, now: float) -> list[OperationEffect]:
+        return [e for operation in self._all() for e in operation.on_link_lost(event.boot, now)]
+
+    def _on_node_died(self, event: NodeDied, now: float) -> list[OperationEffect]:
+        return [e for operation in self._all() for e in operation.on_node_died(event.boot, now)]
+
+
+def _refuse(event: OrderGiven, code: str, message: str) -> OperationEffect:
+    return Send(event.boot, ScaleAnswer(event.order.id, code=code, message=message))

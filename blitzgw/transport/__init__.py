@@ -1,0 +1,1 @@
+"""Bytes between workers: memory, tcp, nccl behind one interface."""

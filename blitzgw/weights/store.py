@@ -1,0 +1,296 @@
+"""The bytes of one model's weights on a worker: a prefix of every blob, and what has been checked.
+
+Whoever brings bytes (an edge, a disk, a host copy) writes them behind a blob's prefix and then
+moves the prefix. A thread of the store's own hashes along behind all prefixes, so that the digest
+of a blob is nearly there when its last byte is. Only it says that a blob is right.
+
+    resident   0 ────────────── advance ──────────────► size    forwarded piece by piece
+    hashed     0 ──────── the store's thread ─────────► size    checked; or damaged: both 0 again
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from blitzgw.core.manifest import BlobDigest
+from blitzgw.core.transfer import StoreClosed
+from blitzgw.weights.hashes import GrowingHashes
+
+log = logging.getLogger(__name__)
+
+HASH_BYTES = 4 << 20
+"""Bytes hashed at once, and how many must have come before the thread is woken for them: about a
+millisecond of work, against some 20 µs for a change of threads and the lock. After the last byte
+of a blob at most this much is left to hash."""
+
+
+@dataclass(slots=True, eq=False)
+class _Blob:
+    """One blob, under the store's lock. `changed` is of its own: nobody wakes for another's bytes.
+
+    `round` counts how often it was emptied or written anew; a hash of an older round is worthless.
+    """
+
+    digest: BlobDigest
+    resident: int = 0
+    hashed: int = 0
+    round: int = 0
+    checked: bool = False
+    trusted: bool = False
+    source: str = ""
+    changed: threading.Condition | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the last byte has come."""
+        return self.resident == self.digest.size_bytes
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is enough to hash."""
+        return self.is_whole or self.resident - self.hashed >= HASH_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """What the thread does next: hash `[start, stop)` of a blob, in its round."""
+
+    index: int
+    round: int
+    start: int
+    stop: int
+    is_last: bool
+    trusted: bool
+
+
+class WeightStore:
+    """A `BlobStore` over memory that somebody else owns.
+
+    `buffer(index)` gives a blob's bytes, all of them, writable; it is called on any thread each
+    time that somebody looks, and never under the store's lock. `on_checked(index)` is called once
+    for each blob whose bytes are those of the manifest, `on_damaged(index, source)` each time that
+    they are not, after the blob was emptied; both on the store's thread. `source` is who brought
+    the blob's last bytes. The thread ends with `close`. Raises ValueError for an empty blob.
+    """
+
+    def __init__(
+        self,
+        weights: str,
+        blobs: Sequence[BlobDigest],
+        buffer: Callable[[int], memoryview],
+        on_checked: Callable[[int], None],
+        on_damaged: Callable[[int, str], None],
+    ) -> None:
+        if any(blob.size_bytes <= 0 for blob in blobs):
+            raise ValueError("a blob without bytes")
+        self._weights = weights
+        self._blobs = [_Blob(blob) for blob in blobs]
+        self._buffer = buffer
+        self._on_checked, self._on_damaged = on_checked, on_damaged
+        self._lock = threading.Lock()
+        self._due: dict[int, None] = {}  # an ordered set: at most one entry for each blob
+        self._has_work = threading.Condition(self._lock)
+        self._idle = True
+        self._n_checked = 0
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name=f"check-{weights[:8]}", daemon=True)
+        self._thread.start()
+
+    @property
+    def weights(self) -> str:
+        """The root of the manifest."""
+        return self._weights
+
+    @property
+    def checked(self) -> frozenset[int]:
+        """The blobs whose bytes are those of the manifest."""
+        with self._lock:
+            return frozenset(i for i, blob in enumerate(self._blobs) if blob.checked)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all blobs are checked."""
+        return self._n_checked == len(self._blobs)
+
+    def size_bytes(self, index: int) -> int:
+        """Return the size of a blob."""
+        return self._blobs[index].digest.size_bytes
+
+    def view(self, index: int) -> memoryview:
+        """Return a blob's bytes, writable; only those behind the prefix may be written.
+
+        The memory stays for as long as the view, also beyond `close`. Raises StoreClosed.
+        """
+        if self._closed:
+            raise StoreClosed(self._weights)
+        return self._buffer(index)
+
+    def resident_bytes(self, index: int) -> int:
+        """Return how many bytes of a blob are resident, from its start."""
+        return self._blobs[index].resident
+
+    def wait(self, index: int, beyond: int, timeout_s: float) -> int:
+        """Wait until more than `beyond` bytes of a blob are resident; return how many there are.
+
+        Returns what there is after `timeout_s`, and at once, then mostly 0, when the blob is found
+        damaged and emptied meanwhile. Raises StoreClosed.
+        """
+        blob = self._blobs[index]
+        if blob.resident > beyond and not self._closed:  # no lock where nobody need wait
+            return blob.resident
+        deadline = time.monotonic() + timeout_s
+        with self._lock:
+            began = blob.round
+            while not self._closed and blob.resident <= beyond and blob.round == began:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    break
+                if blob.changed is None:
+                    blob.changed = threading.Condition(self._lock)
+                blob.changed.wait(left_s)
+            if self._closed:
+                raise StoreClosed(self._weights)
+            return blob.resident
+
+    def advance(self, index: int, start: int, stop: int, source: str = "") -> None:
+        """Make `[start, stop)` of a blob resident; `start` is where the prefix ends.
+
+        Raises ValueError for any other `start` (the blob may have been found damaged and emptied
+        meanwhile) or a `stop` that is not behind it in the blob, StoreClosed.
+        """
+        blob = self._blobs[index]
+        with self._lock:
+            self._check_open()
+            if start != blob.resident or not start < stop <= blob.digest.size_bytes:
+                raise ValueError(
+                    f"[{start}, {stop}) of blob {index}: {blob.resident} of "
+                    f"{blob.digest.size_bytes} bytes are resident"
+                )
+            self._move(index, blob, stop, source)
+
+    def filled(self, index: int, source: str = "", *, checked: bool = False) -> None:
+        """Make a whole blob resident that was written anew in any order, whatever its prefix was.
+
+        `checked`: by whoever kept it, as in a complete host copy; it is announced without a hash.
+        Raises ValueError for a blob that is resident already, StoreClosed.
+        """
+        blob = self._blobs[index]
+        with self._lock:
+            self._check_open()
+            if blob.is_whole:
+                raise ValueError(f"blob {index} is resident already")
+            if blob.resident:  # what was hashed of it may have been overwritten
+                blob.hashed, blob.round = 0, blob.round + 1
+            blob.trusted = checked
+            self._move(index, blob, blob.digest.size_bytes, source)
+
+    def close(self) -> None:
+        """Give up the store: who waits for it gets StoreClosed, and nothing more is announced.
+
+        An announcement that is under way may end after this returns. May be called twice.
+        """
+        with self._lock:
+            self._closed = True
+            self._buffer = self._no_buffer  # what it belongs to may go
+            self._due.clear()
+            self._has_work.notify()
+            for blob in self._blobs:
+                if blob.changed is not None:
+                    blob.changed.notify_all()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait, after `close`, for the store's thread to end; return whether it has."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreClosed(self._weights)
+
+    def _move(self, index: int, blob: _Blob, resident: int, source: str) -> None:
+        blob.resident, blob.source = resident, source
+        if blob.changed is not None:
+            blob.changed.notify_all()
+        if blob.is_due:
+            self._due[index] = None
+            if self._idle:
+                self._idle = False
+                self._has_work.notify()
+
+    def _no_buffer(self, index: int) -> memoryview:
+        raise StoreClosed(f"{self._weights}: blob {index}")
+
+    def _run(self) -> None:
+        hashes = GrowingHashes(self.view)
+        while (turn := self._next()) is not None:
+            try:
+                digest = self._hash(hashes, turn)
+            except StoreClosed:
+                return
+            except Exception:  # of the buffer's owner; the blob cannot be vouched for
+                log.exception("blob_not_hashed weights=%s blob=%d", self._weights, turn.index)
+                digest = b""
+            if digest is not None:
+                hashes.forget(turn.index)
+            self._settle(turn, digest)
+
+    def _next(self) -> _Turn | None:
+        """Return a turn at the blob that has been due for longest; None after `close`."""
+        with self._lock:
+            while not self._due and not self._closed:
+                self._idle = True
+                self._has_work.wait()  # until there is something to hash, or `close`
+            self._idle = False
+            if self._closed:
+                return None
+            index = next(iter(self._due))
+            blob = self._blobs[index]
+            size, start = blob.digest.size_bytes, blob.hashed
+            stop = size if blob.trusted else min(blob.resident, start + HASH_BYTES)
+            return _Turn(index, blob.round, start, stop, stop == size, blob.trusted)
+
+    def _hash(self, hashes: GrowingHashes, turn: _Turn) -> bytes | None:
+        """Hash a turn's bytes. Return None, but the blob's digest after the last."""
+        if turn.trusted:
+            return self._blobs[turn.index].digest.blake3
+        hashes.add(turn.index, turn.round, turn.start, turn.stop)
+        return hashes.digest(turn.index) if turn.is_last else None
+
+    def _settle(self, turn: _Turn, digest: bytes | None) -> None:
+        """Note what a turn has come to, and announce a blob that is checked or damaged."""
+        blob = self._blobs[turn.index]
+        with self._lock:
+            if self._closed or blob.round != turn.round:
+                return
+            blob.hashed = turn.stop
+            if digest is not None or not blob.is_due:
+                del self._due[turn.index]
+            if digest is None:
+                return
+            source, is_right = blob.source, digest == blob.digest.blake3
+            if is_right:
+                blob.checked = True
+                self._n_checked += 1
+            else:
+                self._empty(blob)
+        self._tell(turn.index, source, is_right)
+
+    def _empty(self, blob: _Blob) -> None:
+        blob.resident = blob.hashed = 0
+        blob.round += 1
+        blob.source = ""
+        if blob.changed is not None:
+            blob.changed.notify_all()
+
+    def _tell(self, index: int, source: str, is_right: bool) -> None:
+        try:
+            if is_right:
+                self._on_checked(index)
+            else:
+                self._on_damaged(index, source)
+        except Exception:  # its owner's mistake must not stop the checks of other blobs
+            log.exception("store_callback_failed weights=%s blob=%d", self._weights, index)

@@ -1,0 +1,143 @@
+"""A worker's main thread: it executes steps, and knows the instances that they are for."""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NoReturn
+
+from blitzgw.core.messages import (
+    LoadFailed,
+    ModelLoaded,
+    Start,
+    StepFailed,
+    UnloadModel,
+)
+from blitzgw.core.step import Step
+from blitzgw.errors import ProtocolError
+from blitzgw.worker.channel import Channel
+from blitzgw.worker.devices import Device
+from blitzgw.worker.executor import Engine, Executor, InstanceExecutor, StepRefused
+from blitzgw.worker.faults import describe
+from blitzgw.worker.keeper import Keeper
+from blitzgw.worker.loader import Load, LoadHooks
+
+EXIT_INTERNAL = 70
+"""An error that the process cannot live with (EX_SOFTWARE)."""
+
+MAX_JOBS = 4096
+"""Commands that may wait for the main thread; a scheduler posts a few steps ahead."""
+
+
+class Worker:
+    """The main thread's state: the device and the instances. All else is the keeper's."""
+
+    def __init__(
+        self, channel: Channel, device: Device, start: Start, now: Callable[[], float]
+    ) -> None:
+        self._channel, self._device, self._now = channel, device, now
+        self._executor = Executor(now)
+        # in C, so that the main thread wakes sooner; `post` bounds it
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._owners: dict[str, Load] = {}
+        hooks = LoadHooks(
+            new_engine=lambda load, memory: device.engine(load.model, load.kv, memory),
+            created=lambda load, engine: self._jobs.put(partial(self._created, load, engine)),
+            loaded=lambda load: self._jobs.put(partial(self._loaded, load)),
+            failed=lambda load, why: self._jobs.put(partial(self._load_failed, load, why)),
+            over=lambda load: self._jobs.put(partial(self._over, load)),
+            send=channel.send,
+        )
+        forget: Callable[[Load], None] = lambda load: self._jobs.put(  # noqa: E731
+            partial(self._remove, load)
+        )
+        self._keeper = Keeper(start, hooks, forget, now)
+
+    @property
+    def data_ports(self) -> dict[str, int]:
+        """Where this worker listens for others, by the name of the network."""
+        return self._keeper.data_ports
+
+    def run(self) -> NoReturn:
+        """Carry out what arrives until the process ends."""
+        self._keeper.start()
+        while True:
+            job = self._jobs.get()
+            job()
+            del job  # it may hold an engine
+
+    def post(self, message: Any) -> None:
+        """Queue a message for its thread; called by the reader. Raises ProtocolError.
+
+        What is unloaded is gone for the steps that follow, and then for the keeper.
+        """
+        if isinstance(message, Step):
+            self._post(partial(self._step, message))
+            return
+        if isinstance(message, UnloadModel):
+            self._post(partial(self._unload, message))
+        self._keeper.post(message)
+
+    def _post(self, job: Callable[[], None]) -> None:
+        if self._jobs.qsize() >= MAX_JOBS:
+            raise ProtocolError(f"more than {MAX_JOBS} commands are waiting")
+        self._jobs.put(job)
+
+    def _step(self, step: Step) -> None:
+        """Execute a step and answer it."""
+        try:
+            result = self._executor.execute(step)
+        except StepRefused as error:
+            self._channel.send(StepFailed(step.id, step.instance, str(error)))
+        except Exception as error:
+            self._channel.send(StepFailed(step.id, step.instance, describe(error)))
+            if self._device.is_broken(error):
+                os._exit(EXIT_INTERNAL)
+        else:
+            self._channel.send(result)
+
+    def _unload(self, message: UnloadModel) -> None:
+        """Forget an instance, whole or half loaded; there is no answer, and none to its load."""
+        load = self._owners.get(message.instance)
+        if load is not None:
+            load.cancelled.set()
+            self._remove(load)
+
+    def _created(self, load: Load, engine: Engine) -> None:
+        if not load.cancelled.is_set():
+            instance, layers = load.message.instance, load.message.model.shape.n_layers
+            self._owners[instance] = load
+            self._executor.instances[instance] = InstanceExecutor(engine, layers)
+
+    def _loaded(self, load: Load) -> None:
+        if load.cancelled.is_set():
+            return
+        instance = load.message.instance
+        try:
+            self._executor.instances[instance].warm_up()
+        except Exception as error:
+            self._load_failed(load, f"the warm-up step failed: {describe(error)}")
+        else:
+            duration_s = self._now() - load.started
+            self._channel.send(ModelLoaded(instance, duration_s))
+
+    def _load_failed(self, load: Load, why: str) -> None:
+        if not load.cancelled.is_set():
+            self._remove(load)
+            self._keeper.failed(load)
+            self._channel.send(LoadFailed(load.message.instance, why))
+
+    def _remove(self, load: Load) -> None:
+        """Forget a load's engine, unless the instance's name is another load's by now."""
+        instance = load.message.instance
+        if self._owners.get(instance) is load:
+            del self._owners[instance]
+            del self._executor.instances[instance]
+            self._device.reclaim()
+
+    def _over(self, load: Load) -> None:
+        if load.cancelled.is_set():
+            self._remove(load)
+            self._device.reclaim()  # the load's thread has held the engine until now

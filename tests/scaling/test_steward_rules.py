@@ -1,0 +1,407 @@
+"""A node's answers: one device, one operation, one owner; whatever was begun ends."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blitzgw.core.operation import (
+    Abandon,
+    BlobNews,
+    Claim,
+    Claimed,
+    Conclude,
+    EdgeNews,
+    EdgeOrder,
+    Engage,
+    Engaged,
+    ReadOrder,
+    Renew,
+    Retire,
+    Retired,
+    TargetFailed,
+    TargetReady,
+)
+from blitzgw.core.plan import Tier
+from blitzgw.core.transfer import (
+    BlobChecked,
+    BlobDamaged,
+    CloseEdge,
+    CopyFailed,
+    CopyHeld,
+    EdgeClosed,
+    EdgeProgress,
+    OpenReceive,
+    OpenSend,
+)
+from blitzgw.scaling.events import (
+    UNKNOWN_EPOCH,
+    BringUp,
+    DropInstance,
+    DropWeights,
+    HoldWeights,
+    InstanceEnded,
+    InstanceServes,
+    LinkLost,
+    MessageCame,
+    NodeDied,
+    PublishNetworks,
+    ReadWeights,
+    RetireInstance,
+    Send,
+    TimePassed,
+    ToWorker,
+    WorkerLost,
+    WorkerSaid,
+)
+from blitzgw.scaling.steward import Steward
+
+W = "w" * 64
+
+
+class House:
+    """Premises whose facts follow the effects."""
+
+    def __init__(self):
+        self.claims = {"g0": 4, "g1": 7}
+        self.instances = {}
+        self.stores = set()
+
+    def claim(self, device):
+        return self.claims.get(device)
+
+    def objection(self, device, model, digest):
+        return "occupied" if device in self.instances else ""
+
+    def device_of(self, instance):
+        return next((d for d, i in self.instances.items() if i == instance), None)
+
+    def has_weights(self, device, weights):
+        return device in self.instances or (device, weights) in self.stores
+
+    def rates(self):
+        return {"net": 100.0}
+
+    def perform(self, effects):
+        for effect in effects:
+            match effect:
+                case BringUp():
+                    assert effect.device not in self.instances
+                    self.claims[effect.device] = effect.claim
+                    self.instances[effect.device] = effect.instance
+                case DropInstance():
+                    self.instances.pop(effect.device, None)
+                    self.claims[effect.device] += 1
+                case HoldWeights():
+                    self.stores.add((effect.device, effect.weights))
+                case DropWeights():
+                    self.stores.discard((effect.device, effect.weights))
+
+
+class Rig:
+    def __init__(self):
+        self.house, self.now = House(), 0.0
+        self.steward = Steward("n", "me", self.house)
+
+    def tell(self, event, now=None):
+        self.now = self.now if now is None else now
+        effects = self.steward.handle(event, self.now)
+        self.house.perform(effects)
+        self.steward.check_integrity()
+        return effects
+
+    def say(self, message, boot="owner", now=None):
+        return self.tell(MessageCame(boot, message), now)
+
+    def claim(self, device="g0", claim=4, operation="op", boot="owner"):
+        return self.say(Claim(operation, device, claim, "m", "d"), boot)
+
+    def brought_up(self):
+        self.claim()
+        return self.say(engage(1, edge("e1", "p/x", "n/g0")))
+
+
+def edge(name, source, target, rate=10.0, blobs=(0, 1)):
+    return EdgeOrder(name, source, target, "net", "h", 1, blobs, b"k" * 32, rate)
+
+
+def engage(epoch, *edges, operation="op", reads=(), copy=False):
+    return Engage(operation, epoch, "m", "d", W, edges, reads, seed=5, copy=copy)
+
+
+def sent(effects):
+    return [effect.message for effect in effects if isinstance(effect, Send)]
+
+
+def test_a_claim_is_a_compare_and_set():
+    rig = Rig()
+    begin, answer = rig.claim()
+    assert begin == BringUp("g0", "m@n/g0", 5, "m", "d", "op")
+    assert answer == Send("owner", Claimed("op", "g0", 5, "m@n/g0"))
+    (refusal,) = sent(rig.claim(operation="other", boot="rival"))
+    assert refusal.reason
+    assert refusal.claim == 5
+    (refusal,) = sent(rig.claim(operation="other", boot="rival", claim=5))
+    assert "another operation" in refusal.reason
+    assert sent(rig.claim()) == [Claimed("op", "g0", 5, "m@n/g0")]  # asked again after a lost link
+    assert sent(rig.claim(device="g9"))[0].reason == "n/g9 is not up"
+
+
+def test_only_the_owner_is_heard():
+    rig = Rig()
+    rig.brought_up()
+    for message in (Abandon("op", "x"), Conclude("op"), engage(2), Renew("op")):
+        assert rig.say(message, "rival") == []
+    assert rig.steward.leased("g0")
+
+
+def test_epochs_replace_each_other_and_old_ones_are_dropped():
+    rig = Rig()
+    effects = rig.brought_up()
+    (opened,) = [e for e in effects if isinstance(e, ToWorker)]
+    assert isinstance(opened.message, OpenReceive)
+    assert opened.message.edge.seed == 5
+    effects = rig.say(engage(3, edge("e1", "p/x", "n/g0"), edge("e2", "n/g0", "q/x")))
+    assert [type(e.message) for e in effects if isinstance(e, ToWorker)] == [OpenSend]
+    assert rig.say(engage(2)) == []
+    assert sent(rig.say(engage(3)))[-1] == Engaged("op", 3)
+    effects = rig.say(engage(4))
+    assert {e.message.edge for e in effects if isinstance(e, ToWorker)} == {"e1", "e2"}
+    assert all(isinstance(e.message, CloseEdge) for e in effects if isinstance(e, ToWorker))
+    assert rig.steward.reserved() == {}
+    assert rig.steward.leased("g0")
+
+
+def test_ports_are_not_promised_beyond_their_rate():
+    rig = Rig()
+    rig.house.stores.add(("g1", W))
+    rig.say(engage(1, edge("a", "n/g1", "p/x", 60.0)))
+    assert rig.steward.reserved() == {"net": (60.0, 0.0)}
+    refused = rig.say(engage(1, edge("b", "n/g1", "p/y", 60.0), operation="o2"), "rival")
+    assert sent(refused) == [Engaged("o2", 1, "taken: net")]
+    ok = rig.say(engage(2, edge("b", "n/g1", "p/y", 0.0), operation="o2"), "rival")
+    assert sent(ok) == [Engaged("o2", 2)]
+    assert PublishNetworks() not in ok
+    same = rig.say(engage(2, edge("c", "n/g1", "p/z", 100.0)))  # in place of its own
+    assert sent(same) == [Engaged("op", 2)]
+    assert PublishNetworks() in same
+    rig.say(Conclude("op"))
+    assert rig.steward.reserved() == {}
+
+
+def test_what_is_not_there_is_not_promised():
+    rig = Rig()
+    assert sent(rig.say(engage(1, edge("a", "n/g1", "p/x")))) == [Engaged("op", 1, "gone: n/g1")]
+    assert sent(rig.say(engage(1, edge("a", "p/x", "n/g1")))) == [Engaged("op", 1, "gone: n/g1")]
+    assert rig.steward.statistics().operations == 0
+
+
+def test_news_go_to_the_owner_and_not_too_often():
+    rig = Rig()
+    rig.brought_up()
+    said = lambda message, now: sent(rig.tell(WorkerSaid("g0", message), now))  # noqa: E731
+    assert said(EdgeProgress("e1", 10), 0.0) == [EdgeNews("op", 1, "e1", 10)]
+    assert said(EdgeProgress("e1", 20), 0.1) == []
+    assert said(EdgeProgress("e1", 30, 1, 2), 0.21) == [
+        EdgeNews("op", 1, "e1", 30, resumed=1, damaged=2)
+    ]
+    assert said(BlobChecked(W, 0), 0.3) == [BlobNews("op", "n/g0", (0,))]
+    assert said(BlobChecked(W, 0), 0.3) == []
+    assert said(BlobChecked("other", 1), 0.3) == []
+    (news,) = said(EdgeClosed("e1", "", 99, 0.5, 0.1, 0.2), 0.4)
+    assert (news.ended, news.reason, news.received_bytes) == (True, "", 99)
+    assert (news.yielded_s, news.delayed_s) == (0.1, 0.2)
+    assert said(EdgeProgress("e1", 200), 1.0) == []
+    assert sent(rig.tell(InstanceServes("g0", "m@n/g0"))) == [TargetReady("op", "n/g0")]
+    rig.tell(LinkLost("owner"))
+    again = sent(rig.say(Renew("op")))
+    assert TargetReady("op", "n/g0") in again
+    assert BlobNews("op", "n/g0", (0,)) in again
+    assert news in again
+    assert sent(rig.say(Renew("op"))) == []
+
+
+def test_blobs_that_were_there_before_the_weights_had_a_name_are_told():
+    rig = Rig()
+    rig.claim()
+    assert rig.tell(WorkerSaid("g0", BlobChecked(W, 1))) == []
+    assert BlobNews("op", "n/g0", (1,)) in sent(rig.say(engage(1)))
+
+
+def test_a_damaged_blob_ends_its_edge():
+    rig = Rig()
+    rig.brought_up()
+    effects = rig.tell(WorkerSaid("g0", BlobDamaged(W, 1, "e1")))
+    assert ToWorker("g0", CloseEdge("e1")) in effects
+    (news,) = sent(effects)
+    assert (news.ended, news.reason) == (True, "blob 1 was damaged")
+    again = rig.say(engage(2, edge("e1", "p/x", "n/g0")))  # its key has served
+    assert not [e for e in again if isinstance(e, ToWorker)]
+
+
+def test_a_damaged_checkpoint_is_told_as_a_read():
+    rig = Rig()
+    rig.claim()
+    read = ReadOrder("n/g0", Tier.DISK, (0, 1))
+    assert ReadWeights("g0", "m", "d", W, (0, 1)) in rig.say(engage(1, reads=(read,)))
+    assert not [e for e in rig.say(engage(2, reads=(read,))) if isinstance(e, ReadWeights)]
+    (news,) = sent(rig.tell(WorkerSaid("g0", BlobDamaged(W, 1))))
+    assert (news.edge, news.ended) == ("read n/g0", True)
+
+
+def test_a_lost_worker_fails_its_target_and_its_edges():
+    rig = Rig()
+    rig.brought_up()
+    effects = rig.tell(WorkerLost("g0", "killed"))
+    messages = sent(effects)
+    assert TargetFailed("op", "n/g0", "killed") in messages
+    assert any(isinstance(m, EdgeNews) and m.ended for m in messages)
+    assert any(isinstance(e, DropInstance) for e in effects)
+    assert not rig.steward.leased("g0")
+
+
+@pytest.mark.parametrize("how", ["silence", "death"])
+def test_without_its_owner_an_operation_undoes_itself(how):
+    rig = Rig()
+    rig.brought_up()
+    rig.say(Renew("op"), now=3.0)
+    assert rig.steward.deadline() == 8.0
+    assert rig.tell(TimePassed(), 7.9) == []
+    event = TimePassed() if how == "silence" else NodeDied("owner")
+    effects = rig.tell(event, 8.0)
+    assert any(isinstance(e, DropInstance) for e in effects)
+    assert rig.steward.statistics().operations == 0
+    (answer,) = sent(rig.say(Renew("op")))
+    assert answer.epoch == UNKNOWN_EPOCH
+    assert rig.house.claims["g0"] == 6
+
+
+def test_what_is_ready_stays_without_its_owner_and_drains_when_abandoned():
+    for message, kinds in (
+        (None, []),
+        (Conclude("op"), []),
+        (Abandon("op", "x"), [RetireInstance]),
+    ):
+        rig = Rig()
+        rig.brought_up()
+        rig.tell(InstanceServes("g0", "m@n/g0"))
+        effects = rig.say(message) if message else rig.tell(NodeDied("owner"))
+        told = [type(e) for e in effects if isinstance(e, RetireInstance | DropInstance)]
+        assert told == kinds
+        assert not rig.steward.leased("g0")
+
+
+def test_retiring_waits_for_the_end_and_minds_the_claim():
+    rig = Rig()
+    rig.house.instances["g1"] = "m@n/g1"
+    assert sent(rig.say(Retire("op", "m@n/g1", 6)))[0].reason
+    assert rig.say(Retire("op", "m@n/g1", 7)) == [RetireInstance("g1", "m@n/g1", "retired")]
+    assert rig.say(Retire("op", "m@n/g1", 7)) == []
+    assert sent(rig.tell(InstanceEnded("g1", "m@n/g1"))) == [Retired("op", "m@n/g1")]
+    assert sent(rig.say(Retire("op", "nobody", 1)))[0].reason
+
+
+def test_a_target_that_is_given_back_is_free_at_once():
+    rig = Rig()
+    rig.claim()
+    effects = rig.say(Retire("op", "m@n/g0", 5))
+    assert any(isinstance(e, DropInstance) for e in effects)
+    assert sent(effects) == [Retired("op", "m@n/g0")]
+    assert not rig.steward.leased("g0")
+
+
+def test_a_checkpoint_is_read_into_a_store_that_goes_with_the_operation():
+    rig = Rig()
+    read = ReadOrder("n/g1", Tier.DISK, (0, 1))
+    effects = rig.say(engage(1, edge("a", "n/g1", "p/x"), reads=(read,)))
+    assert HoldWeights("g1", "m", "d", W, (0, 1)) in effects
+    assert rig.steward.uses("g1", W)
+    assert rig.say(engage(1, edge("b", "n/g1", "q/x"), operation="o2"), "rival")
+    assert DropWeights("g1", W) not in rig.say(Conclude("op"))  # somebody else sends from it
+    assert DropWeights("g1", W) in rig.say(Conclude("o2"), "rival")
+    assert not rig.steward.uses("g1", W)
+
+
+def test_a_host_copy_stays_when_it_is_held_and_goes_when_it_is_not():
+    for held, message, stays in (
+        (True, Conclude("op"), True),
+        (True, Abandon("op", "x"), False),
+        (False, Conclude("op"), False),
+    ):
+        rig = Rig()
+        effects = rig.say(engage(1, edge("a", "p/x", "n/g0"), copy=True), "me")
+        assert HoldWeights("g0", "m", "d", W, ()) in effects
+        if held:
+            ready = sent(rig.tell(WorkerSaid("g0", CopyHeld(W, 9))))
+            assert ready == [TargetReady("op", "n/g0")]
+        assert (DropWeights("g0", W) not in rig.say(message, "me")) == stays
+
+
+def test_a_host_copy_that_fails_is_told():
+    rig = Rig()
+    rig.say(engage(1, edge("a", "p/x", "n/g0"), copy=True), "me")
+    messages = sent(rig.tell(WorkerSaid("g0", CopyFailed(W, "full"))))
+    assert TargetFailed("op", "n/g0", "full") in messages
+
+
+MESSAGES = st.one_of(
+    st.builds(
+        Claim, st.sampled_from(["a", "b"]), st.sampled_from(["g0", "g1"]), st.integers(4, 9),
+        st.just("m"), st.just("d"),
+    ),
+    st.builds(
+        lambda operation, epoch, pairs, reads, copy: engage(
+            epoch,
+            *(edge(f"{operation}{epoch}{i}", s, t, 40.0) for i, (s, t) in enumerate(pairs)),
+            operation=operation,
+            reads=tuple(ReadOrder(w, Tier.DISK, (0, 1)) for w in reads),
+            copy=copy,
+        ),
+        st.sampled_from(["a", "b"]),
+        st.integers(1, 5),
+        st.lists(
+            st.sampled_from([("p/x", "n/g0"), ("n/g0", "n/g1"), ("n/g1", "p/x"), ("q/x", "n/g1")]),
+            max_size=3,
+        ),
+        st.lists(st.sampled_from(["n/g0", "n/g1"]), max_size=1),
+        st.booleans(),
+    ),
+    st.builds(Renew, st.sampled_from(["a", "b"])),
+    st.builds(Conclude, st.sampled_from(["a", "b"])),
+    st.builds(Abandon, st.sampled_from(["a", "b"]), st.just("why")),
+    st.builds(
+        Retire, st.sampled_from(["a", "b"]), st.sampled_from(["m@n/g0", "m@n/g1"]),
+        st.integers(4, 9),
+    ),
+)  # fmt: skip
+EVENTS = st.one_of(
+    st.builds(MessageCame, st.sampled_from(["owner", "me"]), MESSAGES),
+    st.builds(WorkerLost, st.sampled_from(["g0", "g1"]), st.just("killed")),
+    st.builds(LinkLost, st.just("owner")),
+    st.builds(NodeDied, st.just("owner")),
+    st.sampled_from([InstanceServes("g0", "m@n/g0"), InstanceServes("g1", "m@n/g1")]),
+    st.builds(WorkerSaid, st.just("g0"), st.builds(BlobChecked, st.just(W), st.integers(0, 2))),
+    st.builds(WorkerSaid, st.just("g0"), st.just(CopyHeld(W, 1))),
+    st.builds(WorkerSaid, st.just("g1"), st.just(BlobDamaged(W, 0))),
+    st.builds(TimePassed),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(EVENTS, st.floats(0, 3)), max_size=30))
+def test_in_any_order_the_books_hold_and_silence_ends_all(events):
+    rig, now = Rig(), 0.0
+    for event, pause in events:
+        now += pause
+        effects = rig.tell(event, now)
+        for effect in effects:
+            if isinstance(effect, RetireInstance):
+                rig.house.instances.pop(effect.device)
+                rig.house.claims[effect.device] += 1
+                rig.tell(InstanceEnded(effect.device, effect.instance))
+    rig.tell(TimePassed(), now + 100.0)
+    figures = rig.steward.statistics()
+    assert figures.operations == figures.leases == figures.edges == figures.retiring == 0
+    assert rig.steward.reserved() == {}
+    assert rig.steward.deadline() is None

@@ -1,0 +1,211 @@
+"""What a view means to a plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from blitzgw.core.instance import DeviceKind, InstanceState
+from blitzgw.core.operation import ScaleOrder
+from blitzgw.core.plan import Holder, Tier
+from blitzgw.core.rumours import Status
+from blitzgw.core.view import (
+    CopyFacts,
+    LoadFacts,
+    NetworkFacts,
+    NodeFacts,
+)
+from blitzgw.scaling.events import OrderGiven
+from blitzgw.scaling.operation import Surroundings
+from blitzgw.scaling.operations import Operations
+from blitzgw.scaling.planner.choose import choose
+from blitzgw.scaling.survey import (
+    MIN_PORT_SHARE,
+    RATE_BYTES_PER_S,
+    ModelDefinition,
+    dial_address,
+    free_devices,
+    holders_of,
+    instances_of,
+    links_of,
+    victims,
+)
+from tests.scaling.view_kit import MODEL, W, device, instance, node, view
+
+ALL = frozenset(range(4))
+
+
+@pytest.mark.parametrize(
+    ("state", "mask", "expected"),
+    [
+        (InstanceState.SERVING, "f", ALL),
+        (InstanceState.LOADING, "3", {0, 1}),
+        (InstanceState.DRAINING, "f", ALL),
+        (InstanceState.KEPT, "f", ALL),
+        (InstanceState.GONE, "f", None),
+        (InstanceState.SERVING, "0", None),
+        (InstanceState.SERVING, "ff1", {0}),
+        (InstanceState.SERVING, "zz", None),
+    ],
+)
+def test_instances_give_what_they_say(state, mask, expected):
+    mask = {"ff1": "f01"}.get(mask, mask)
+    found = holders_of(MODEL, view(node("a", instances=[instance("g0", mask, state)])))
+    assert found == ([Holder("a/g0", frozenset(expected))] if expected else [])
+
+
+def test_other_weights_other_layouts_and_the_dead_give_nothing():
+    serving = [instance("g0")]
+    assert holders_of(MODEL, view(node("a", instances=[instance("g0", weights="x")]))) == []
+    old = {"g0": device("g0", software={"layout": "0"})}
+    assert (
+        holders_of(
+            MODEL,
+            view(
+                node("a", instances=serving, devices=1)
+                if False
+                else replace(node("a", instances=serving), devices=old)
+            ),
+        )
+        == []
+    )
+    assert holders_of(MODEL, view(node("a", instances=serving, status=Status.DEAD))) == []
+    twin = replace(node("a", instances=serving), boot="other", port=2)
+    assert holders_of(MODEL, view(node("a", instances=serving), twin)) == []
+
+
+def test_a_host_copy_is_sent_by_its_worker_and_read_by_targets_of_its_machine():
+    copy = CopyFacts(W, "m", "g0", 60, "f", complete=True)
+    there = view(node("a", devices=2, copies=[copy]), node("b"))
+    assert holders_of(MODEL, there, ["b/g0"]) == [Holder("a/g0", ALL)]
+    found = holders_of(MODEL, there, ["a/g1"])
+    assert found == [Holder("a/g0", ALL), Holder("a/g1", ALL, Tier.HOST)]
+    partly = replace(copy, blobs="1", complete=False)
+    there = view(node("a", devices=2, copies=[partly]))
+    assert holders_of(MODEL, there, ["a/g1"]) == [Holder("a/g0", frozenset({0}))]
+
+
+def test_a_checkpoint_is_read_by_targets_and_by_one_worker_that_sends():
+    there = view(node("a", devices=2, disk=True), node("b"))
+    assert holders_of(MODEL, there, ["b/g0"]) == [Holder("a/g0", ALL, Tier.DISK)]
+    assert holders_of(MODEL, there, ["a/g0"]) == [Holder("a/g0", ALL, Tier.DISK)]
+    resident = view(node("a", devices=2, disk=True, instances=[instance("g1")]))
+    assert holders_of(MODEL, resident) == [Holder("a/g1", ALL)]
+    with_host = node("a", devices=1, disk=True)
+    host = device("host", kind=DeviceKind.HOST)
+    with_host = replace(with_host, devices={**with_host.devices, "host": host})
+    assert holders_of(MODEL, view(with_host)) == [Holder("a/host", ALL, Tier.DISK)]
+
+
+def test_free_devices_the_best_first():
+    near = node("near", zone="r1")
+    far = node("far", zone="r2")
+    source = node("src", devices=2, instances=[instance("g0")], zone="r1")
+    found = [free.worker for free in free_devices(MODEL, view(far, near, source))]
+    assert found == ["src/g1", "near/g0", "far/g0"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"memory_bytes": 59},
+        {"software": {}},
+        {"software": {"layout": "0"}},
+        {"kind": DeviceKind.HOST},
+    ],
+)
+def test_devices_that_cannot_take_it_are_not_free(changes):
+    unfit = replace(node("a"), devices={"g0": device("g0", **changes)})
+    assert free_devices(MODEL, view(unfit)) == []
+    assert len(free_devices(MODEL, view(node("a")))) == 1
+
+
+def test_draining_nodes_and_taken_devices_are_not_free():
+    assert free_devices(MODEL, view(node("a", facts=NodeFacts("a", "", draining=True)))) == []
+    assert free_devices(MODEL, view(node("a", facts=None))) == []
+    other = instance("g0", model="other", weights="x")
+    assert free_devices(MODEL, view(node("a", instances=[other]))) == []
+    gone = replace(other, state=InstanceState.GONE)
+    assert len(free_devices(MODEL, view(node("a", instances=[gone])))) == 1
+
+
+def test_ports_less_what_is_promised_to_others():
+    net = NetworkFacts("net", "h", 100.0, 30.0, 100.0, serving_tx_bytes_per_s=7.0)
+    port = links_of(view(node("a", net=net))).ports["a", "net"]
+    assert (port.tx_bytes_per_s, port.serving_tx_bytes_per_s) == (70.0, 7.0)
+    assert port.rx_bytes_per_s == 100.0 * MIN_PORT_SHARE
+    own = {("a", "net"): (30.0, 60.0)}
+    port = links_of(view(node("a", net=net)), own).ports["a", "net"]
+    assert (port.tx_bytes_per_s, port.rx_bytes_per_s) == (100.0, 60.0)
+    port = links_of(view(node("a", net=NetworkFacts("net", "h")))).ports["a", "net"]
+    assert port.tx_bytes_per_s == RATE_BYTES_PER_S
+
+
+def test_where_a_worker_listens():
+    there = view(node("a"))
+    assert dial_address(there, "a/g0", "net") == ("h", 77)
+    assert dial_address(there, "a/g0", "") == ("h", 77)
+    assert dial_address(there, "a/g0", "fast") is None
+    assert dial_address(there, "a/g9", "net") is None
+    assert dial_address(there, "b/g0", "net") is None
+
+
+def test_the_least_busy_go_first_and_then_from_where_there_are_most():
+    crowd = node("a", devices=3, instances=[instance(f"g{i}") for i in range(3)])
+    crowd = replace(
+        crowd, instances={f"i{i}": replace(instance(f"g{i}"), id=f"i{i}") for i in range(3)}
+    )
+    lone = replace(node("b"), instances={"j": replace(instance("g0"), id="j")})
+    placed = instances_of("m", view(crowd, lone))
+    assert [p.worker for p in victims(placed, 2)] == ["a/g0", "a/g1"]
+    busy = replace(crowd, loads={f"i{i}": LoadFacts(f"i{i}", running=1) for i in range(3)})
+    placed = instances_of("m", view(busy, lone))
+    assert [p.worker for p in victims(placed, 1)] == ["b/g0"]
+    assert len(victims(placed, 9)) == 4
+    loading = replace(instance("g0"), id="j", state=InstanceState.LOADING)
+    placed = instances_of("m", view(crowd, replace(lone, instances={"j": loading})))
+    assert [p.worker for p in victims(placed, 1)] == ["b/g0"]
+
+
+def test_the_real_planner_makes_a_dry_run():
+    nodes = [node("a", instances=[instance("g0")]), *(node(n) for n in "bcd")]
+    there = view(*nodes)
+    around = Surroundings(
+        boot="boot-a",
+        node="a",
+        view=lambda: there,
+        secret=lambda: bytes(range(32)),
+        wall_s=lambda: 5.0,
+        choose=choose,
+    )
+    owner = Operations(around, lambda name: MODEL)
+    for strategy in ("", "chain", "star"):
+        order = ScaleOrder(1, "m", 4, dry_run=True, strategy=strategy)
+        (effect,) = owner.handle(OrderGiven("me", order), 0.0)
+        facts = effect.message.operation
+        assert facts.state == "planned", facts.reason
+        assert facts.predicted_s > 0
+        assert strategy in ("", facts.strategy)
+        assert {"chain", "star"} <= set(facts.alternatives)
+        assert len(facts.targets) == 3
+        assert all(len(t.predicted_s) == 4 for t in facts.targets)
+    (effect,) = owner.handle(OrderGiven("me", ScaleOrder(1, "m", 4, True, "nonsense")), 0.0)
+    assert effect.message.operation.state == "failed"
+    assert "nonsense" in effect.message.operation.reason
+
+
+def test_orders_that_cannot_be_meant():
+    there = view(node("a"))
+    around = Surroundings("boot-a", "a", lambda: there, lambda: bytes(32), lambda: 0.0, choose)
+    bare = ModelDefinition("bare", "d", "", ())
+    owner = Operations(around, {"m": MODEL, "bare": bare}.get)
+    for order, code in (
+        (ScaleOrder(1, "x", 1), "model_not_found"),
+        (ScaleOrder(1, "m", -1), "bad_request"),
+        (ScaleOrder(1, "m", 1 << 40), "bad_request"),
+        (ScaleOrder(1, "bare", 1), "no_capacity"),
+    ):
+        (effect,) = owner.handle(OrderGiven("me", order), 0.0)
+        assert effect.message.code == code
+        assert effect.message.message
