@@ -33,7 +33,7 @@ from blitzgw.publishing import Publisher
 from blitzgw.requestlist import REQUESTS, RequestLists
 from blitzgw.router.router import Router
 from blitzgw.routes import Routes
-from blitzgw.scaleorders import OPERATIONS
+from blitzgw.scaleorders import OPERATION, OPERATIONS
 from blitzgw.scaler import Scaler
 from blitzgw.scheduler.shell import LocalInstance
 
@@ -306,8 +306,8 @@ class Cluster:
     def _content(self, what: str) -> bytes | None:
         if what == REQUESTS:
             return self._lists.own()
-        if what == OPERATIONS:
-            return self.scaling.own()
+        if what == OPERATIONS or what.startswith(OPERATION):
+            return self.scaling.orders.content(what)
         return self.definitions.content(what)
 
 

@@ -190,7 +190,7 @@ class DeviceRunner:
         log.error("worker_lost device=%s reason=%s", self.device.id, reason)
         former, self._scheduler = self._scheduler, self._new_scheduler()
         self.data_ports, self.traffic = {}, TrafficReport(0.0, 0.0, 0.0)
-        self.up = False
+        self.up, self.software = False, {}
         self._ports.clear()
         for name, instance in [*self.instances.items()]:
             if not instance.failure:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from blitzgw.core.clock import Clock
@@ -17,7 +19,7 @@ from blitzgw.core.operation import CancelOrder, OperationFacts, ScaleAnswer, Sca
 from blitzgw.core.view import ClusterView
 from blitzgw.errors import InvalidRequest, ProtocolError, RequestError, Unavailable, UnknownModel
 from blitzgw.network import Network
-from blitzgw.wire import decode_operations
+from blitzgw.wire import decode_operations, encode_operations
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +27,12 @@ ANSWER_S = 5.0
 """How long an owner may take to answer: it plans within milliseconds."""
 
 OPERATIONS = "operations"
-"""The name of a node's operations among what peers can fetch."""
+"""The name of the list of a node's operations among what peers can fetch."""
+
+OPERATION = "operation/"
+"""Before the id of one of them, with all its parts."""
+
+_ID = re.compile(r"[0-9a-f]{1,64}")
 
 TOLD = 200
 """So many operations are told of all nodes together: the newest."""
@@ -51,6 +58,8 @@ class ScaleOrders:
         self._ids = itertools.count(1)
         self._waiting: dict[int, tuple[str, asyncio.Future[ScaleAnswer]]] = {}
         self._network: Network | None = None
+        self._owners: dict[str, str] = {}
+        """Who has answered for an operation."""
 
     def join(self, network: Network) -> None:
         """Ask other nodes over this network."""
@@ -64,26 +73,53 @@ class ScaleOrders:
         return await self._ask(self._owner_of(model), order)
 
     async def operations(self) -> tuple[OperationFacts, ...]:
-        """Return the operations of all nodes that answer, the newest first."""
-        found = [*self._own()]
+        """Return the operations of all nodes that answer, the newest first, without their parts."""
+        found = [brief(facts) for facts in self._own()]
         others = [node for node in self._view().living() if node.boot != self._local]
         if self._network is not None and others:
             for answer in await self._network.ask_all(others, OPERATIONS):
-                try:
-                    found += decode_operations(answer) if answer else []
-                except ProtocolError as error:
-                    log.warning("operations_ignored error=%s", error)
+                found += _decoded(answer)
         found.sort(key=lambda facts: (-facts.started_s, facts.id))
         return tuple(found[:TOLD])
 
+    async def operation(self, operation: str) -> OperationFacts | None:
+        """Return one operation with all its parts; None where no living node knows it."""
+        own = next((facts for facts in self._own() if facts.id == operation), None)
+        if own is not None or self._network is None or not _ID.fullmatch(operation):
+            return own
+        others = [node for node in self._view().living() if node.boot != self._local]
+        owner = self._owners.get(operation)
+        asked = [node for node in others if node.boot == owner] or others
+        answers = await self._network.ask_all(asked, f"{OPERATION}{operation}")
+        for node, answer in zip(asked, answers, strict=True):
+            for facts in _decoded(answer):
+                self._remember(operation, node.boot)
+                return facts
+        self._owners.pop(operation, None)
+        return None
+
     async def cancel(self, operation: str) -> OperationFacts:
         """Give an operation up; raises RequestError where there is none of that id."""
-        for facts in await self.operations():
-            if facts.id == operation:
-                owners = [n.boot for n in self._view().living() if n.name == facts.owner]
-                if owners:
-                    return await self._ask(owners[0], CancelOrder(next(self._ids), operation))
-        raise InvalidRequest(f"no living node has an operation {operation:.40}", param="operation")
+        facts = await self.operation(operation)
+        owners = [n.boot for n in self._view().living() if facts and n.name == facts.owner]
+        if not owners:
+            text = f"no living node has an operation {operation:.40}"
+            raise InvalidRequest(text, param="operation")
+        return await self._ask(owners[0], CancelOrder(next(self._ids), operation))
+
+    def content(self, what: str) -> bytes | None:
+        """Return what a peer asks for: the list of this node's operations, or one of them."""
+        if what == OPERATIONS:
+            return encode_operations([brief(facts) for facts in self._own()])
+        if not what.startswith(OPERATION):
+            return None
+        name = what.removeprefix(OPERATION)
+        return encode_operations([facts for facts in self._own() if facts.id == name])
+
+    def _remember(self, operation: str, owner: str) -> None:
+        self._owners[operation] = owner
+        while len(self._owners) > TOLD:
+            del self._owners[next(iter(self._owners))]
 
     def answered(self, boot: str, answer: ScaleAnswer) -> None:
         """Take an owner's answer."""
@@ -115,6 +151,20 @@ class ScaleOrders:
         finally:
             timer.cancel()
             del self._waiting[order.id]
+
+
+def brief(facts: OperationFacts) -> OperationFacts:
+    """Return an operation without what grows with its blobs: one target stands for all."""
+    targets = tuple(replace(t, predicted_s=(), arrived_s=()) for t in facts.targets[:1])
+    return replace(facts, targets=targets, edges=(), reads=(), events=())
+
+
+def _decoded(answer: bytes | None) -> list[OperationFacts]:
+    try:
+        return decode_operations(answer) if answer else []
+    except ProtocolError as error:
+        log.warning("operations_ignored error=%s", error)
+        return []
 
 
 def _facts(answer: ScaleAnswer) -> OperationFacts:

@@ -49,7 +49,6 @@ from blitzgw.scaling.planner.choose import choose
 from blitzgw.scaling.steward import Steward
 from blitzgw.scaling.survey import ModelDefinition
 from blitzgw.weights.hostcache import HostCopies
-from blitzgw.wire import encode_operations
 
 log = logging.getLogger(__name__)
 
@@ -166,10 +165,6 @@ class Scaler:
             return []
         return [self._host(), *self.premises.copies()]
 
-    def own(self) -> bytes:
-        """Return the operations that this node owns, for a peer that asks."""
-        return encode_operations(self._own_facts())
-
     # What links tell: implements `gossip.switchboard.OperationsPort`.
 
     def said(self, boot: str, message: Any) -> None:
@@ -230,7 +225,7 @@ class Scaler:
         return True
 
     def worker_up(self, device: str) -> None:
-        """Have a worker take up host copies of this node's models that others have left behind."""
+        """Have a worker take up the host copies that a former worker, or node, has left behind."""
         if self._copies is None or not self._devices[device].up:
             return
         try:
@@ -238,18 +233,19 @@ class Scaler:
         except BlitzError as error:
             log.warning("copies_not_found error=%s", error)
             return
-        for name, digest in self._definitions.digests().items():
-            known = self._definitions.known(digest)
+        for name, definition in self._definitions.settled.items():
+            known = self._definitions.known(definition.digest)
             if known is None or known.card.weights not in there - self.premises.held.keys():
                 continue
             weights = known.card.weights
-            self._hold(ev.HoldWeights(device, name, digest, weights, ()))
+            self._hold(ev.HoldWeights(device, name, definition.digest, weights, ()))
 
     def worker_lost(self, device: str, reason: str) -> None:
         """Take the news that a worker is gone with its stores and edges."""
         held = self.premises.held
         for weights in [w for w, each in held.items() if each.device == device]:
             del held[weights]
+            self._keep(ev.CopyTried(weights, reason))
         self.probes.ends.worker_lost(device)
         self._steward(ev.WorkerLost(device, reason))
 
@@ -299,7 +295,10 @@ class Scaler:
         if self._closed:
             return
         for effect in effects:
-            self._performers[type(effect)](effect)
+            try:
+                self._performers[type(effect)](effect)
+            except Exception:  # the others must not suffer; leases and time-outs undo what is amiss
+                log.exception("effect_failed kind=%s", type(effect).__name__)
         self._arm()
 
     def _arm(self) -> None:
@@ -317,7 +316,10 @@ class Scaler:
         now, event = self._clock.now(), ev.TimePassed()
         for due_s, tell in self._deadlines():
             if due_s is not None and due_s <= now:
-                tell(event)
+                try:
+                    tell(event)
+                except Exception:  # the other deciders' time must not stand still
+                    log.exception("time_not_told")
         self._arm()
 
     def _deadlines(self) -> list[tuple[float | None, Callable[[Any], None]]]:
@@ -405,16 +407,21 @@ class Scaler:
         self._steward(ev.InstanceEnded(effect.device, effect.instance))
 
     def _hold(self, effect: ev.HoldWeights) -> None:
-        known = self._definitions.known(effect.digest)
-        if known is None or known.card.weights != effect.weights:
-            failed = CopyFailed(effect.weights, "its definition is not known here")
-            asyncio.get_running_loop().call_soon(self.told, effect.device, failed)
+        known, runner = self._definitions.known(effect.digest), self._devices[effect.device]
+        if not runner.up or known is None or known.card.weights != effect.weights:
+            why = "its definition is not known here" if runner.up else "the worker is not up"
+            asyncio.get_running_loop().call_soon(self._not_held, effect, why)
             return
         blobs = known.card.blobs
         size = sum(blob.size_bytes for blob in blobs)
         self.premises.held[effect.weights] = HeldWeights(effect.device, effect.model, size)
         hold = HoldCopy(effect.weights, known.spec, blobs, effect.reads)
-        self._devices[effect.device].supervisor.send(hold)
+        runner.supervisor.send(hold)
+
+    def _not_held(self, effect: ev.HoldWeights, why: str) -> None:
+        failed = CopyFailed(effect.weights, why)
+        self._steward(ev.WorkerSaid(effect.device, failed))
+        self._keep(ev.CopyTried(effect.weights, why))
 
     def _drop_weights(self, effect: ev.DropWeights) -> None:
         held = self.premises.held.get(effect.weights)

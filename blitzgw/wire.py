@@ -19,6 +19,7 @@ import msgspec
 from blitzgw.core import messages as m
 from blitzgw.core import operation, peer, rumours, transfer, view
 from blitzgw.core.card import ModelCard
+from blitzgw.core.finite import finite_check
 from blitzgw.core.step import Step, StepResult
 from blitzgw.errors import ProtocolError
 
@@ -105,6 +106,13 @@ FACTS: dict[str, type[Any]] = {
 }
 """The facts of core/view.py by the part of their key before the slash."""
 
+_FINITE = {
+    cls: check
+    for cls in get_args(operation.OperationMessage) + get_args(operation.ProbeMessage)
+    if (check := finite_check(cls)) is not None
+}
+"""Messages between nodes whose numbers become deadlines and reservations: none may be a NaN."""
+
 _TAGS = {cls: tag for tag, cls, _ in MESSAGES}
 _TYPES = {tag: cls for tag, cls, _ in MESSAGES}
 _LIMITS = {tag: limit for tag, _, limit in MESSAGES}
@@ -139,7 +147,11 @@ def parse(data: bytes, kinds: Collection[type[Any]]) -> Any:
         raise ProtocolError(f"a message with tag {tag}, which is not expected here")
     if len(data) - 1 > _LIMITS[tag]:
         raise ProtocolError(f"{cls.__name__} of {len(data) - 1} bytes; limit {_LIMITS[tag]}")
-    return unpack(tag, memoryview(data)[1:])
+    message = unpack(tag, memoryview(data)[1:])
+    check = _FINITE.get(cls)
+    if check is not None and not check(message):
+        raise ProtocolError(f"{cls.__name__} with a number that is not finite")
+    return message
 
 
 def encode_fact(fact: view.Fact) -> bytes:

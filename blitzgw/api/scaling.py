@@ -94,10 +94,10 @@ class Scaling:
     async def operation(self, exchange: Exchange) -> web.StreamResponse:
         """Answer one operation with its plan, its progress and its events."""
         name = exchange.request.path.removeprefix(f"{OPERATIONS}/")
-        for facts in newest_first(await self._port.operations()):  # bounded by the port
-            if facts.id == name:
-                return await _answer(facts, exchange)
-        raise unknown_operation()
+        facts = await self._port.operation(name)  # bounded by the port
+        if facts is None:
+            raise unknown_operation()
+        return await _answer(facts, exchange)
 
     async def scale(self, exchange: Exchange) -> web.StreamResponse:
         """Begin or plan an operation."""

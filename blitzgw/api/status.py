@@ -97,7 +97,10 @@ class ScalePort(Protocol):
         """
 
     async def operations(self) -> tuple[OperationFacts, ...]:
-        """Return what the owners among the living nodes know of, in any order."""
+        """Return what the owners among the living nodes know of, in any order, without parts."""
+
+    async def operation(self, operation: str) -> OperationFacts | None:
+        """Return one with all its parts; None where nobody knows it."""
 
     async def cancel(self, operation: str) -> OperationFacts:
         """Give up an operation, and return it; one that has ended is returned as it is.

@@ -51,6 +51,8 @@ class LoadModel:
     rest arrives over edges. `blobs` are the manifest's, empty where it is not known: nothing is
     checked then, and nothing can be sent to others.
     `keep_copy`: the memory that is filled is a host copy, which outlives the instance.
+    `load` numbers the loads of a worker; what it says of one says the number too, for an instance
+    may be unloaded and loaded again while news of the first time are on their way.
     """
 
     instance: str
@@ -59,6 +61,7 @@ class LoadModel:
     blobs: tuple[BlobDigest, ...] = ()
     reads: tuple[int, ...] | None = None
     keep_copy: bool = False
+    load: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,7 @@ class BlobResident:
 
     instance: str
     index: int
+    load: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,7 @@ class ModelLoaded:
 
     instance: str
     duration_s: float
+    load: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,7 @@ class LoadFailed:
 
     instance: str
     message: str
+    load: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,7 +228,8 @@ class BlobStore(Protocol):
     """The bytes of one model's weights on a worker, and how many of each blob are there.
 
     Of every blob a prefix is resident: its pieces have been checked by their digests and may be
-    forwarded. Thread-safe. Whoever fills a blob is alone in doing so.
+    forwarded. Thread-safe. Whoever fills a blob is alone in doing so, from `begin` to its last byte
+    or `end`: two operations, or an edge and a disk, may want the same blob of the same store.
     """
 
     @property
@@ -239,7 +240,10 @@ class BlobStore(Protocol):
         """Return the size of a blob."""
 
     def view(self, index: int) -> memoryview:
-        """Return a blob's bytes, writable; only those behind the resident prefix may be written."""
+        """Return a blob's bytes, writable.
+
+        Only those behind the resident prefix may be written, and only by whom `begin` has let.
+        """
 
     def resident_bytes(self, index: int) -> int:
         """Return how many bytes of a blob are resident, from its start."""
@@ -250,10 +254,20 @@ class BlobStore(Protocol):
         Returns the same number after `timeout_s`. Raises StoreClosed.
         """
 
+    def begin(self, index: int, source: str = "") -> bool:
+        """Let `source` fill a blob, from the end of its prefix; return whether it may.
+
+        It may not where somebody else does, or all of it is resident. From its last byte on nobody
+        fills it; found damaged and emptied, it is free again. Raises StoreClosed.
+        """
+
+    def end(self, index: int, source: str = "") -> None:
+        """Let others fill a blob, where `source` does; its prefix stays. Never raises."""
+
     def advance(self, index: int, start: int, stop: int, source: str = "") -> None:
         """Make `[start, stop)` of a blob resident; `start` is where the prefix ends.
 
         With the last byte the blob is checked against the manifest, on the store's own thread.
-        `source` is the edge it came over. Raises ValueError for any other `start` (the blob may
-        have been found damaged and emptied meanwhile), StoreClosed.
+        `source` is the edge it came over. Raises ValueError for any other `start`, and where it is
+        not `source` that fills the blob, StoreClosed.
         """

@@ -1,8 +1,8 @@
-"""Which instances an operation has told to go, at which claims, and what has become of each."""
+"""Who goes where there are too many instances: the choice, and the book of what becomes of each."""
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Mapping
+from collections.abc import ItemsView, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from blitzgw.core.instance import InstanceState
@@ -81,3 +81,30 @@ class Departures:
         if known is None or known.placed.boot != placed.boot:
             return None
         return known if placed.facts.claim <= known.placed.facts.claim else None
+
+
+def victims(instances: Iterable[PlacedInstance], count: int) -> list[PlacedInstance]:
+    """Return which instances go: the least busy, and of these from where there are most.
+
+    Where that is all the same, those stay whose nodes have the checkpoint: a node that restarts has
+    them again anyway.
+    """
+    left = list(instances)
+    chosen: list[PlacedInstance] = []
+    for _ in range(min(count, len(left))):
+        crowds: dict[str, int] = {}
+        for placed in left:
+            crowds[placed.boot] = crowds.get(placed.boot, 0) + 1
+        victim = min(
+            left,
+            key=lambda placed: (
+                placed.facts.state is InstanceState.SERVING,
+                placed.busy,
+                -crowds[placed.boot],
+                placed.at_home,
+                placed.worker,
+            ),
+        )
+        left.remove(victim)
+        chosen.append(victim)
+    return chosen

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from blitzgw.core.finite import is_rate
 from blitzgw.core.operation import EdgeOrder
 from blitzgw.core.plan import node_of
 
@@ -46,7 +47,7 @@ class PortPromises:
     def promise(self, edges: Iterable[EdgeOrder]) -> None:
         """Promise edges their rates."""
         for edge in edges:
-            if crosses(edge) and edge.rate_bytes_per_s > 0:
+            if crosses(edge) and is_rate(edge.rate_bytes_per_s):
                 self._edges[edge.id] = edge
 
     def keep(self, edges: frozenset[str]) -> None:
@@ -65,7 +66,7 @@ class PortPromises:
         `rates` are the ports' own; of one that is 0 or missing nothing is known and all is granted.
         `replaced` are edges that end if these are granted.
         """
-        wanted = [e for e in edges if crosses(e) and e.rate_bytes_per_s > 0]
+        wanted = [e for e in edges if crosses(e) and is_rate(e.rate_bytes_per_s)]
         given = self.totals(replaced | {edge.id for edge in wanted})
         for network, (tx, rx) in self._sum(wanted).items():
             had_tx, had_rx = given.get(network, (0.0, 0.0))

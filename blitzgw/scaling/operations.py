@@ -12,6 +12,7 @@ from typing import Any
 
 from blitzgw.core.operation import OperationFacts, ScaleAnswer, ScaleOrder
 from blitzgw.core.view import ClusterView
+from blitzgw.scaling.departures import victims
 from blitzgw.scaling.events import (
     CancelAsked,
     CopyWanted,
@@ -28,7 +29,7 @@ from blitzgw.scaling.growth import Growth
 from blitzgw.scaling.hindsight import Hindsight
 from blitzgw.scaling.operation import Operation, Surroundings
 from blitzgw.scaling.retreat import Retreat
-from blitzgw.scaling.survey import ModelDefinition, instances_of, victims
+from blitzgw.scaling.survey import ModelDefinition, instances_of
 
 MAX_RUNNING = 64
 """Operations of one owner at once: each is a model's; more would come from a client run wild."""

@@ -15,17 +15,20 @@ from collections.abc import Iterable
 
 from blitzgw.core.instance import InstanceState
 from blitzgw.core.operation import OperationFacts, OperationMessage, Retire, Retired, TargetFacts
-from blitzgw.scaling.departures import DRAINING, FAILED, RELEASED, Departures
+from blitzgw.scaling.departures import DRAINING, FAILED, RELEASED, Departures, victims
 from blitzgw.scaling.events import OperationEffect
 from blitzgw.scaling.hindsight import Outcome
 from blitzgw.scaling.operation import Operation, Surroundings
-from blitzgw.scaling.survey import ModelDefinition, PlacedInstance, instances_of, victims
+from blitzgw.scaling.survey import ModelDefinition, PlacedInstance, instances_of
 
 RETIRE_PATIENCE_S = 180.0
 """For an instance to drain: longer than nodes let a drain take, after which they cut it short."""
 
 LOOK_S = 0.05
 """Between two looks at the view for the right number: gossip's shortest interval."""
+
+ROLL_CALL_S = 1.0
+"""Between two looks for those that drain at nodes which had died before they were told to go."""
 
 COUNT_PATIENCE_S = 10.0
 """For the view to show the right number: a worker that restarts is away for seconds, and until it
@@ -57,6 +60,7 @@ class Retreat(Operation):
         self._first = list(leaving)
         self._look_at: float | None = None
         self._count_by: float | None = None
+        self._call_at = now + ROLL_CALL_S
 
     def begin(self, now: float) -> list[OperationEffect]:
         """Tell the instances to go, all at once."""
@@ -91,9 +95,7 @@ class Retreat(Operation):
 
     def on_node_died(self, boot: str, now: float) -> list[OperationEffect]:
         """Note that the instances of a node are gone with it."""
-        for placed in self._leaving.waiting():
-            if placed.boot == boot:
-                self._gone(placed.facts.id, RELEASED, "its node has died", now)
+        self._bury(boot, now)
         return self._flush()
 
     def facts(self, now: float) -> OperationFacts:
@@ -121,6 +123,20 @@ class Retreat(Operation):
             self._leaving.begin(placed)
             self._note(now, "draining", placed.facts.id)
             self._send(placed.boot, Retire(self.id, placed.facts.id, placed.facts.claim))
+
+    def _bury(self, boot: str, now: float) -> None:
+        for placed in self._leaving.waiting():
+            if placed.boot == boot:
+                self._gone(placed.facts.id, RELEASED, "its node has died", now)
+
+    def _call_roll(self, now: float) -> None:
+        """Find out about deaths that were told before this operation could hear of them."""
+        self._call_at = now + ROLL_CALL_S
+        view = self._around.view()
+        for boot in sorted({placed.boot for placed in self._leaving.waiting()}):
+            node = view.nodes.get(boot)
+            if node is None or not node.living:
+                self._bury(boot, now)
 
     def _gone(self, name: str, state: str, reason: str, now: float) -> None:
         self._leaving.end(name, state, reason)
@@ -156,14 +172,17 @@ class Retreat(Operation):
     # Time.
 
     def _deadlines(self) -> list[float]:
-        times = [self._started + RETIRE_PATIENCE_S]
+        times = [self._started + RETIRE_PATIENCE_S, self._call_at]
         return times if self._look_at is None else [*times, self._look_at]
 
     def _do_due(self, now: float) -> None:
         if now >= self._started + RETIRE_PATIENCE_S:
             names = ", ".join(placed.facts.id for placed in self._leaving.waiting())
             self._end("failed", f"not gone after {RETIRE_PATIENCE_S:.0f} s: {names}", now)
-        elif self._look_at is not None and now >= self._look_at:
+            return
+        if now >= self._call_at:
+            self._call_roll(now)
+        if self._look_at is not None and now >= self._look_at:
             self._look_at = None
             self._count(now)
 

@@ -17,7 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from blitzgw.core.finite import lease_within
 from blitzgw.core.operation import (
+    LEASE_S,
     Abandon,
     Claim,
     Claimed,
@@ -174,7 +176,7 @@ class Steward:
             present = self._premises.claim(message.device)
             at = -1 if present is None else present
             return [Send(boot, Claimed(message.operation, message.device, at, reason=reason))]
-        lease_s = min(message.lease_s, MAX_LEASE_S)
+        lease_s = lease_within(message.lease_s, MAX_LEASE_S, LEASE_S)
         if held is None:
             held = Engagement(self._node, message.operation, boot, now + lease_s, lease_s)
             self._engaged[message.operation] = held
@@ -191,7 +193,7 @@ class Steward:
             held = Engagement(self._node, message.operation, boot, now)
         if message.epoch < held.epoch:
             return []
-        held.until_s = now + min(message.lease_s, MAX_LEASE_S)
+        held.until_s = now + lease_within(message.lease_s, MAX_LEASE_S, LEASE_S)
         answer = Engaged(message.operation, message.epoch)
         if message.epoch == held.epoch:
             return [Send(boot, answer)]
@@ -224,7 +226,7 @@ class Steward:
         if held is None:
             reason = "nothing is known of the operation"
             return [Send(boot, Engaged(message.operation, UNKNOWN_EPOCH, reason))]
-        held.until_s = now + min(held.lease_s, MAX_LEASE_S)
+        held.until_s = now + lease_within(held.lease_s, MAX_LEASE_S, LEASE_S)
         return []
 
     def _on_conclude(self, _boot: str, message: Conclude, _now: float) -> list[StewardEffect]:

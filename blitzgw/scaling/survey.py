@@ -33,6 +33,10 @@ DISK_BYTES_PER_S = 1e9
 HOST_BYTES_PER_S = 8e9
 """From host memory into a worker: one thread's copy."""
 
+MIN_RATE_BYTES_PER_S, MAX_RATE_BYTES_PER_S = 1.0, 1e13
+"""What a port or disk can be: figures are other nodes' own words, and one of nonsense must neither
+stop planning nor draw all traffic to its node."""
+
 MIN_PORT_SHARE = 0.05
 """Of a port that is promised to others altogether: they end, a slow plan is better than none."""
 
@@ -206,40 +210,15 @@ def links_of(
             for name, host in hosts.items()
             for network in host.networks
         },
-        disks={name: host.disk_bytes_per_s or DISK_BYTES_PER_S for name, host in hosts.items()},
+        disks={
+            name: _told(host.disk_bytes_per_s, DISK_BYTES_PER_S) for name, host in hosts.items()
+        },
         hosts=dict.fromkeys(hosts, HOST_BYTES_PER_S),
         zones={name: host.zone for name, host in hosts.items()},
         setup_s=SETUP_S,
         hop_s=HOP_S,
         piece_bytes=PIECE_BYTES,
     )
-
-
-def victims(instances: Iterable[PlacedInstance], count: int) -> list[PlacedInstance]:
-    """Return which instances go: the least busy, and of these from where there are most.
-
-    Where that is all the same, those stay whose nodes have the checkpoint: a node that restarts has
-    them again anyway.
-    """
-    left = list(instances)
-    chosen: list[PlacedInstance] = []
-    for _ in range(min(count, len(left))):
-        crowds: dict[str, int] = {}
-        for placed in left:
-            crowds[placed.boot] = crowds.get(placed.boot, 0) + 1
-        victim = min(
-            left,
-            key=lambda placed: (
-                placed.facts.state is InstanceState.SERVING,
-                placed.busy,
-                -crowds[placed.boot],
-                placed.at_home,
-                placed.worker,
-            ),
-        )
-        left.remove(victim)
-        chosen.append(victim)
-    return chosen
 
 
 def dial_address(view: ClusterView, worker: str, network: str) -> tuple[str, int] | None:
@@ -309,12 +288,22 @@ def _reader(node: NodeView, resident: Mapping[str, frozenset[int]]) -> list[str]
 
 
 def _port(network: NetworkFacts, own: tuple[float, float]) -> Port:
-    rate = network.rate_bytes_per_s or RATE_BYTES_PER_S
+    rate = _told(network.rate_bytes_per_s, RATE_BYTES_PER_S)
     left = [
-        min(rate, max(rate - reserved + ours, MIN_PORT_SHARE * rate))
+        min(rate, max(rate - _part(reserved, rate) + ours, MIN_PORT_SHARE * rate))
         for reserved, ours in (
             (network.reserved_tx_bytes_per_s, own[0]),
             (network.reserved_rx_bytes_per_s, own[1]),
         )
     ]
-    return Port(left[0], left[1], network.serving_tx_bytes_per_s)
+    return Port(left[0], left[1], _part(network.serving_tx_bytes_per_s, rate))
+
+
+def _told(rate: float, default: float) -> float:
+    """Return a rate that a node tells of itself, or the default where it is none."""
+    return rate if MIN_RATE_BYTES_PER_S <= rate <= MAX_RATE_BYTES_PER_S else default
+
+
+def _part(used: float, rate: float) -> float:
+    """Return what a node says is used of a rate: nothing where that is no number."""
+    return min(used, rate) if used > 0 else 0.0

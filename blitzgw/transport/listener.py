@@ -68,7 +68,10 @@ class Listener:
 
     def _listen(self, network: DataNetwork) -> None:
         family = socket.AF_INET6 if ":" in network.host else socket.AF_INET
-        server = socket.create_server((network.host, 0), family=family, backlog=BACKLOG)
+        both = network.host == "::" and socket.has_dualstack_ipv6()  # as control traffic does
+        server = socket.create_server(
+            (network.host, 0), family=family, backlog=BACKLOG, dualstack_ipv6=both
+        )
         self._servers.append(server)
         server.setblocking(False)
         self._selector.register(server, selectors.EVENT_READ, network.name)

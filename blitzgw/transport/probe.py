@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import threading
 from typing import Final
@@ -48,6 +49,13 @@ class ProbeStore:
         """Return how many bytes of a blob have been there; nobody else fills it."""
         return self._resident[index]
 
+    def begin(self, index: int, source: str = "") -> bool:  # noqa: ARG002
+        """Say whether a blob lacks bytes; nobody else fills it."""
+        return self._resident[index] < self._sizes[index]
+
+    def end(self, index: int, source: str = "") -> None:
+        """Do nothing."""
+
     def advance(self, index: int, start: int, stop: int, source: str = "") -> None:  # noqa: ARG002
         """Count `[start, stop)` of a blob."""
         with self._lock:
@@ -59,7 +67,7 @@ class ProbeStore:
 def probe_store(terms: EdgeTerms, *, sends: bool) -> ProbeStore | None:
     """Return a store for one end of an edge, None for one that is no probe.
 
-    Raises ProtocolError for a size beyond its limits, or blobs that do not fit it.
+    Raises ProtocolError for a size beyond its limits, blobs that do not fit it, or no rate.
     """
     if terms.weights != PROBE:
         return None
@@ -67,6 +75,8 @@ def probe_store(terms: EdgeTerms, *, sends: bool) -> ProbeStore | None:
         raise ProtocolError(f"a probe of {terms.size_bytes} bytes")
     if terms.blobs != probe_blobs(terms.size_bytes):
         raise ProtocolError(f"blobs that are not those of a probe of {terms.size_bytes} bytes")
+    if not 0 <= terms.rate_bytes_per_s < math.inf:
+        raise ProtocolError(f"a probe at {terms.rate_bytes_per_s} bytes per second")
     try:
         return ProbeStore(terms.size_bytes, sends=sends)
     except OSError as e:

@@ -2,12 +2,16 @@
 
 A damaged piece costs its connection: the next one goes on at the end of what was right. So does a
 lost connection; a peer that is gone is not waited for.
+
+Only blobs that nobody else fills are asked for. The others are waited for when those have come;
+what is let go of before it is whole is taken over, by a new connection.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from typing import Final
 
 from blitzgw.core.transfer import BlobStore, EdgeProgress, OpenReceive
@@ -50,6 +54,13 @@ PROGRESS_S = 0.25
 MAX_REASON_BYTES = 500
 """How much of a sender's reason is passed on."""
 
+REPLACED_S = 0.05
+"""Patience for an edge that this one takes the place of: it is closed at the same time, and lets go
+within milliseconds. What it still fills would come last, after all else."""
+
+_POLL_S: Final = 0.1
+"""How often to look how far others are with what they fill."""
+
 _BACKOFF_S: Final = (0.01, 0.02, 0.04, 0.08, 0.15)
 
 
@@ -71,22 +82,31 @@ class Receiver(EdgeEnd):
         self._address, self._governor = (message.host, message.port), governor
         self._connections = self._damaged = self._losses = 0
         self._told_at = 0.0
+        self._mine: set[int] = set()
+        """The blobs that this edge fills: all that its store has let it begin and lacks still."""
 
     def _work(self) -> None:
         store = self._store()
-        while True:
-            try:
-                channel = self._connect(store)
-                self._hold(channel)
-                self._fill(channel, store)
-            except PieceDamaged as e:
-                self._note_damage(str(e))
-            except (ChannelLost, ProtocolError) as e:
-                self._note_loss(e)
-            else:
-                return
-            finally:
-                self._let_go()
+        try:
+            while not self._one_connection(store):
+                pass
+        finally:
+            for blob in self._mine:
+                store.end(blob, self.terms.id)
+
+    def _one_connection(self, store: BlobStore) -> bool:
+        """Take what lacks over one connection; return whether all is there."""
+        try:
+            channel = self._connect(store)
+            self._hold(channel)
+            return self._fill(channel, store)
+        except PieceDamaged as e:
+            self._note_damage(str(e))
+        except (ChannelLost, ProtocolError) as e:
+            self._note_loss(e)
+        finally:
+            self._let_go()
+        return False
 
     def _connect(self, store: BlobStore) -> Channel:
         """Dial until the sender knows the edge; raises EdgeFailed where it is gone."""
@@ -110,26 +130,68 @@ class Receiver(EdgeEnd):
                 self._bypass = self._bypasses.open(store, self.terms.lane, wire.lost, sends=False)
             return SealedChannel(wire, session, lane, self.terms.seed, bypass=self._bypass)
 
-    def _fill(self, channel: Channel, store: BlobStore) -> None:
-        """Take what lacks over one connection, and say when it is all there."""
+    def _fill(self, channel: Channel, store: BlobStore) -> bool:
+        """Take what lacks over one connection, and say when it is all there.
+
+        What others fill is declared as had. Returns False where some of it is to be taken over.
+        """
         blobs = self.terms.blobs
-        have = {blob: store.resident_bytes(blob) for blob in blobs}
+        self._begin(store, blobs)
+        if self._connections == 1 and not self._mine.issuperset(self._lacking(store)):
+            self._closed.wait(REPLACED_S)
+            self._begin(store, blobs)
+        have = {
+            blob: store.resident_bytes(blob) if blob in self._mine else store.size_bytes(blob)
+            for blob in blobs
+        }
         channel.send(Record(RecordKind.HAVE, encode_have([have[blob] for blob in blobs])))
-        lacking = {blob for blob in blobs if have[blob] < store.size_bytes(blob)}
-        while lacking:
+        asked = frozenset(self._mine)
+        while self._mine:
             self._tell_bypass(channel)
             heard = channel.receive()
             if isinstance(heard, Piece):
                 self._take_piece(channel, store, heard, have)
-                if heard.stop == store.size_bytes(heard.blob):
-                    lacking.discard(heard.blob)
             else:
                 self._heed(channel, store, heard)
-        emptied = [blob for blob in blobs if store.resident_bytes(blob) < store.size_bytes(blob)]
-        if emptied:
-            raise PieceDamaged(f"blobs {emptied} were not what the manifest says")
+        if not self._await_others(channel, store, asked):
+            return False
         channel.send(Record(RecordKind.DONE))
         self._progress(at_once=True)
+        return True
+
+    def _lacking(self, store: BlobStore) -> list[int]:
+        """Return the edge's blobs that are not all there."""
+        blobs = self.terms.blobs
+        return [blob for blob in blobs if store.resident_bytes(blob) < store.size_bytes(blob)]
+
+    def _begin(self, store: BlobStore, blobs: Iterable[int]) -> None:
+        """Become the filler of those that nobody fills."""
+        for blob in blobs:
+            if blob not in self._mine and store.begin(blob, self.terms.id):
+                self._mine.add(blob)
+
+    def _await_others(self, channel: Channel, store: BlobStore, asked: frozenset[int]) -> bool:
+        """Wait for what others fill; return False where this edge fills some of it from now on.
+
+        Bounded by them: every filler ends, and lets go. Raises PieceDamaged where something that
+        came by this connection was not what the manifest says.
+        """
+        while True:
+            lacking = self._lacking(store)
+            if not lacking:
+                return True
+            emptied = sorted(asked.intersection(lacking))
+            if emptied:
+                raise PieceDamaged(f"blobs {emptied} were not what the manifest says")
+            self._begin(store, lacking)
+            if self._mine:
+                log.info("edge_takes_over edge=%s n_blobs=%d", self.terms.id, len(self._mine))
+                return False
+            if channel.poll(_POLL_S):
+                heard = channel.receive()
+                if isinstance(heard, Piece):
+                    raise ProtocolError(f"a piece of blob {heard.blob}, not asked for")
+                self._heed(channel, store, heard)
 
     def _take_piece(
         self, channel: Channel, store: BlobStore, piece: Piece, have: dict[int, int]
@@ -144,8 +206,11 @@ class Receiver(EdgeEnd):
         try:
             store.advance(piece.blob, piece.offset, piece.stop, self.terms.id)
         except ValueError as e:
-            raise PieceDamaged(f"blob {piece.blob} has been emptied meanwhile") from e
+            self._mine.discard(piece.blob)
+            raise PieceDamaged(f"blob {piece.blob} is not ours to fill any more") from e
         have[piece.blob] = piece.stop
+        if piece.stop == store.size_bytes(piece.blob):
+            self._mine.discard(piece.blob)
         self._losses = 0
         first = self._first_at is None
         self._count(piece.size_bytes)

@@ -47,24 +47,27 @@ def load_blobs(
     buffer: Callable[[int], memoryview],
     on_blob: Callable[[int], None],
     threads: int = 4,
+    begin: Callable[[int], bool] = lambda index: True,  # noqa: ARG005
 ) -> None:
     """Fill blobs and call `on_blob(index)` in order, each as soon as it and all before are there.
 
     `layouts` may be any of the model's blobs, in any order: that in which they are read. `buffer
     (index)` gives writable memory of the blob's size; all are asked for before reading begins. Both
-    are called in the caller's thread. Padding is zeroed. A failed read, or an exception out of
-    `on_blob`, stops all threads before it is raised; reads raise CheckpointError.
+    are called in the caller's thread. `begin(index)` is asked before the first byte of a blob is
+    written, on any thread; a blob that must not be written is left out. Padding is zeroed. A failed
+    read, or an exception out of `on_blob`, stops all threads before it is raised; reads raise
+    CheckpointError.
     """
     blobs = [(layout, _writable(buffer(layout.index), layout)) for layout in layouts]
-    work = _Work(checkpoint, dtype, blobs)
+    work = _Work(checkpoint, dtype, blobs, begin)
     names = [f"load-{i}" for i in range(max(1, threads))]
     started = [threading.Thread(target=work.run, name=name, daemon=True) for name in names]
     try:
         for thread in started:
             thread.start()
         for position, layout in enumerate(layouts):
-            work.wait(position)
-            on_blob(layout.index)
+            if work.wait(position):
+                on_blob(layout.index)
     finally:
         work.stop()
         for thread in started:
@@ -78,12 +81,15 @@ _Blobs = Sequence[tuple[BlobLayout, memoryview]]
 class _Work:
     """Tasks taken in order by any thread; counts what is left of each blob."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: Dtype, blobs: _Blobs) -> None:
-        self._checkpoint = checkpoint
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: Dtype, blobs: _Blobs, begin: Callable[[int], bool]
+    ) -> None:
+        self._checkpoint, self._begin = checkpoint, begin
         self._dtype = dtype
         self._blobs = blobs
         self._tasks = self._cut()
         self._left = [1] * len(blobs)  # until it is cut
+        self._left_out: set[int] = set()
         self._changed = threading.Condition()
         self._stopped = False
         self._error: Exception | None = None
@@ -102,14 +108,17 @@ class _Work:
                 self._stopped, self._error = True, self._error or error
                 self._changed.notify_all()
 
-    def wait(self, position: int) -> None:
-        """Return when a blob is complete; bounded by the reads, each of which ends or fails."""
+    def wait(self, position: int) -> bool:
+        """Return when a blob is complete, False where it was left out.
+
+        Bounded by the reads, each of which ends or fails.
+        """
         with self._changed:
             while self._left[position] and self._error is None:
                 self._changed.wait()
             error = self._error
         if error is None:
-            return
+            return position not in self._left_out
         if isinstance(error, CheckpointError):
             raise error
         raise CheckpointError(f"{self._checkpoint.path}: loading failed ({error!r})") from error
@@ -129,6 +138,11 @@ class _Work:
         Under the lock.
         """
         for position, (layout, view) in enumerate(self._blobs):
+            if not self._begin(layout.index):
+                self._left_out.add(position)
+                self._left[position] = 0
+                self._changed.notify_all()
+                continue
             tasks = [*_tasks(self._checkpoint, position, layout, view)]
             self._left[position] = len(tasks)
             yield from tasks

@@ -1,8 +1,9 @@
 """The bytes of one model's weights on a worker: a prefix of every blob, and what has been checked.
 
-Whoever brings bytes (an edge, a disk, a host copy) writes them behind a blob's prefix and then
-moves the prefix. A thread of the store's own hashes along behind all prefixes, so that the digest
-of a blob is nearly there when its last byte is. Only it says that a blob is right.
+Whoever brings bytes (an edge, a disk, a host copy) becomes the blob's only filler, writes them
+behind its prefix and then moves the prefix: nothing is written where bytes are resident. A thread
+of the store's own hashes along behind all prefixes, so that the digest of a blob is nearly there
+when its last byte is. Only it says that a blob is right.
 
     resident   0 ────────────── advance ──────────────► size    forwarded piece by piece
     hashed     0 ──────── the store's thread ─────────► size    checked; or damaged: both 0 again
@@ -14,57 +15,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from blitzgw.core.manifest import BlobDigest
 from blitzgw.core.transfer import StoreClosed
+from blitzgw.weights.blobstate import HASH_BYTES, BlobState, Turn
 from blitzgw.weights.hashes import GrowingHashes
 
 log = logging.getLogger(__name__)
-
-HASH_BYTES = 4 << 20
-"""Bytes hashed at once, and how many must have come before the thread is woken for them: about a
-millisecond of work, against some 20 µs for a change of threads and the lock. After the last byte
-of a blob at most this much is left to hash."""
-
-
-@dataclass(slots=True, eq=False)
-class _Blob:
-    """One blob, under the store's lock. `changed` is of its own: nobody wakes for another's bytes.
-
-    `round` counts how often it was emptied or written anew; a hash of an older round is worthless.
-    """
-
-    digest: BlobDigest
-    resident: int = 0
-    hashed: int = 0
-    round: int = 0
-    checked: bool = False
-    trusted: bool = False
-    source: str = ""
-    changed: threading.Condition | None = None
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the last byte has come."""
-        return self.resident == self.digest.size_bytes
-
-    @property
-    def is_due(self) -> bool:
-        """Whether there is enough to hash."""
-        return self.is_whole or self.resident - self.hashed >= HASH_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """What the thread does next: hash `[start, stop)` of a blob, in its round."""
-
-    index: int
-    round: int
-    start: int
-    stop: int
-    is_last: bool
-    trusted: bool
 
 
 class WeightStore:
@@ -88,7 +45,7 @@ class WeightStore:
         if any(blob.size_bytes <= 0 for blob in blobs):
             raise ValueError("a blob without bytes")
         self._weights = weights
-        self._blobs = [_Blob(blob) for blob in blobs]
+        self._blobs = [BlobState(blob) for blob in blobs]
         self._buffer = buffer
         self._on_checked, self._on_damaged = on_checked, on_damaged
         self._lock = threading.Lock()
@@ -121,7 +78,7 @@ class WeightStore:
         return self._blobs[index].digest.size_bytes
 
     def view(self, index: int) -> memoryview:
-        """Return a blob's bytes, writable; only those behind the prefix may be written.
+        """Return a blob's bytes, writable; only its filler may write, and only behind the prefix.
 
         The memory stays for as long as the view, also beyond `close`. Raises StoreClosed.
         """
@@ -156,15 +113,44 @@ class WeightStore:
                 raise StoreClosed(self._weights)
             return blob.resident
 
-    def advance(self, index: int, start: int, stop: int, source: str = "") -> None:
-        """Make `[start, stop)` of a blob resident; `start` is where the prefix ends.
+    def is_free(self, index: int) -> bool:
+        """Say whether a blob lacks bytes that nobody brings."""
+        blob = self._blobs[index]
+        return blob.filler is None and not blob.is_whole
 
-        Raises ValueError for any other `start` (the blob may have been found damaged and emptied
-        meanwhile) or a `stop` that is not behind it in the blob, StoreClosed.
+    def begin(self, index: int, source: str = "", *, anew: bool = False) -> bool:
+        """Let `source` fill a blob; return False where somebody else does, or it is whole.
+
+        `anew`: in any order and from its first byte, so that it is emptied of its prefix. Whoever
+        forwards that waits for it to come again. Raises StoreClosed.
         """
         blob = self._blobs[index]
         with self._lock:
             self._check_open()
+            if blob.filler is not None or blob.is_whole:
+                return False
+            blob.filler = source
+            if anew and blob.resident:
+                self._due.pop(index, None)
+                self._empty(blob)
+            return True
+
+    def end(self, index: int, source: str = "") -> None:
+        """Let others fill a blob, where `source` does; its prefix stays."""
+        blob = self._blobs[index]
+        with self._lock:
+            if blob.filler == source:
+                blob.filler = None
+
+    def advance(self, index: int, start: int, stop: int, source: str = "") -> None:
+        """Make `[start, stop)` of a blob resident; `start` is where the prefix ends.
+
+        Raises ValueError for any other `start` or a `stop` that is not behind it in the blob, and
+        where `source` does not fill it, StoreClosed.
+        """
+        blob = self._blobs[index]
+        with self._lock:
+            self._check_filler(index, blob, source)
             if start != blob.resident or not start < stop <= blob.digest.size_bytes:
                 raise ValueError(
                     f"[{start}, {stop}) of blob {index}: {blob.resident} of "
@@ -173,18 +159,16 @@ class WeightStore:
             self._move(index, blob, stop, source)
 
     def filled(self, index: int, source: str = "", *, checked: bool = False) -> None:
-        """Make a whole blob resident that was written anew in any order, whatever its prefix was.
+        """Make a whole blob resident that was written in any order, begun `anew`.
 
         `checked`: by whoever kept it, as in a complete host copy; it is announced without a hash.
-        Raises ValueError for a blob that is resident already, StoreClosed.
+        Raises ValueError for a blob with a prefix, or which `source` does not fill, StoreClosed.
         """
         blob = self._blobs[index]
         with self._lock:
-            self._check_open()
-            if blob.is_whole:
-                raise ValueError(f"blob {index} is resident already")
-            if blob.resident:  # what was hashed of it may have been overwritten
-                blob.hashed, blob.round = 0, blob.round + 1
+            self._check_filler(index, blob, source)
+            if blob.resident:
+                raise ValueError(f"blob {index} was not begun anew")
             blob.trusted = checked
             self._move(index, blob, blob.digest.size_bytes, source)
 
@@ -211,8 +195,15 @@ class WeightStore:
         if self._closed:
             raise StoreClosed(self._weights)
 
-    def _move(self, index: int, blob: _Blob, resident: int, source: str) -> None:
+    def _check_filler(self, index: int, blob: BlobState, source: str) -> None:
+        self._check_open()
+        if blob.filler != source:
+            raise ValueError(f"blob {index} is filled by {blob.filler!r}, not by {source!r}")
+
+    def _move(self, index: int, blob: BlobState, resident: int, source: str) -> None:
         blob.resident, blob.source = resident, source
+        if blob.is_whole:
+            blob.filler = None
         if blob.changed is not None:
             blob.changed.notify_all()
         if blob.is_due:
@@ -238,7 +229,7 @@ class WeightStore:
                 hashes.forget(turn.index)
             self._settle(turn, digest)
 
-    def _next(self) -> _Turn | None:
+    def _next(self) -> Turn | None:
         """Return a turn at the blob that has been due for longest; None after `close`."""
         with self._lock:
             while not self._due and not self._closed:
@@ -251,16 +242,16 @@ class WeightStore:
             blob = self._blobs[index]
             size, start = blob.digest.size_bytes, blob.hashed
             stop = size if blob.trusted else min(blob.resident, start + HASH_BYTES)
-            return _Turn(index, blob.round, start, stop, stop == size, blob.trusted)
+            return Turn(index, blob.round, start, stop, stop == size, blob.trusted)
 
-    def _hash(self, hashes: GrowingHashes, turn: _Turn) -> bytes | None:
+    def _hash(self, hashes: GrowingHashes, turn: Turn) -> bytes | None:
         """Hash a turn's bytes. Return None, but the blob's digest after the last."""
         if turn.trusted:
             return self._blobs[turn.index].digest.blake3
         hashes.add(turn.index, turn.round, turn.start, turn.stop)
         return hashes.digest(turn.index) if turn.is_last else None
 
-    def _settle(self, turn: _Turn, digest: bytes | None) -> None:
+    def _settle(self, turn: Turn, digest: bytes | None) -> None:
         """Note what a turn has come to, and announce a blob that is checked or damaged."""
         blob = self._blobs[turn.index]
         with self._lock:
@@ -279,7 +270,7 @@ class WeightStore:
                 self._empty(blob)
         self._tell(turn.index, source, is_right)
 
-    def _empty(self, blob: _Blob) -> None:
+    def _empty(self, blob: BlobState) -> None:
         blob.resident = blob.hashed = 0
         blob.round += 1
         blob.source = ""

@@ -80,6 +80,10 @@ class Worker:
             self._post(partial(self._unload, message))
         self._keeper.post(message)
 
+    def close(self) -> None:
+        """Let go of what the end of the process does not; called by the reader, as the last."""
+        self._keeper.close()
+
     def _post(self, job: Callable[[], None]) -> None:
         if self._jobs.qsize() >= MAX_JOBS:
             raise ProtocolError(f"more than {MAX_JOBS} commands are waiting")
@@ -121,13 +125,13 @@ class Worker:
             self._load_failed(load, f"the warm-up step failed: {describe(error)}")
         else:
             duration_s = self._now() - load.started
-            self._channel.send(ModelLoaded(instance, duration_s))
+            self._channel.send(ModelLoaded(instance, duration_s, load.message.load))
 
     def _load_failed(self, load: Load, why: str) -> None:
         if not load.cancelled.is_set():
             self._remove(load)
             self._keeper.failed(load)
-            self._channel.send(LoadFailed(load.message.instance, why))
+            self._channel.send(LoadFailed(load.message.instance, why, load.message.load))
 
     def _remove(self, load: Load) -> None:
         """Forget a load's engine, unless the instance's name is another load's by now."""

@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 COPY = "\0copy"
 """The user that stands for a host copy; no instance is called so."""
 
+FOUND = "\0found"
+"""Who fills the blobs that were in a host copy's file: the check that they are right."""
+
 Arrival = Callable[[int], None]
 
 LAST_CHECK_S = 2.0
@@ -30,7 +33,8 @@ class Holding:
     """One model's weights. `users` are instances, and COPY; the keeper's thread alone knows them.
 
     `copy` is the file that the memory belongs to, None where it is this process's own; `found` are
-    the blobs that were in it, `readable` those that may be read from disk. `damaged` is called with
+    the blobs that were in it and are not known to be damaged, which nobody fills before they have
+    been verified; `readable` are those that may be read from disk. `damaged` is called with
     (blob, edge) on the store's thread, after the node was told; `complete` once, when all blobs
     have been checked. Raises ValueError for a blob without bytes.
     """
@@ -58,6 +62,8 @@ class Holding:
         self.store = WeightStore(
             model.weights, blobs, self.slab.buffer, self._blob_checked, self._blob_damaged
         )
+        for index in self.found:
+            self.store.begin(index, FOUND)
 
     @property
     def size_bytes(self) -> int:

@@ -33,10 +33,10 @@ from blitzgw.core.transfer import (
     ReadBlobs,
     TrafficReport,
 )
-from blitzgw.errors import BlitzError, CheckpointError, ProtocolError, WorkerLost
-from blitzgw.transport.edges import Edges
+from blitzgw.errors import CheckpointError, ProtocolError, WorkerLost
 from blitzgw.weights.hostcache import HostCopies
 from blitzgw.worker.copies import Copies
+from blitzgw.worker.dataplane import DataPlane
 from blitzgw.worker.faults import describe
 from blitzgw.worker.filling import Filler
 from blitzgw.worker.holding import Holding
@@ -91,7 +91,8 @@ class Keeper:
         self._copies = Copies(self._holdings, self._filler, post, self._tell)
         self._loader = Loader(hooks, self._reads)
         self._loads: dict[str, Load] = {}
-        self._edges = _open_edges(start, self._holdings, self._tell)
+        self._plane = DataPlane(start, self._holdings.store, self._tell)
+        self._edges = self._plane.edges
         self._reported = TrafficReport(0.0, 0.0, 0.0)
 
     @property
@@ -103,6 +104,10 @@ class Keeper:
         """Start the threads; they end with the process."""
         self._reads.start()
         threading.Thread(target=self._run, name="keeper", daemon=True).start()
+
+    def close(self) -> None:
+        """Let go of what the end of the process does not; for that moment."""
+        self._plane.close()
 
     def post(self, message: Any) -> None:
         """Queue a command. Raises ProtocolError for what is none, and beyond MAX_COMMANDS."""
@@ -124,7 +129,8 @@ class Keeper:
                 self._carry_out(self._jobs.get(timeout=max(0.0, due - self._now())))
             if self._now() >= due:
                 due = self._now() + REPORT_S
-                self._report()
+                self._carry_out(self._filler.again)
+                self._carry_out(self._report)
 
     def _carry_out(self, job: Callable[[], None]) -> None:
         try:
@@ -142,10 +148,10 @@ class Keeper:
     def _load(self, message: LoadModel) -> None:
         instance = message.instance
         if instance in self._loads:
-            self._tell(LoadFailed(instance, f"instance {instance} is already here"))
+            self._refuse(message, f"instance {instance} is already here")
             return
         if len(self._loads) >= MAX_LOADS:
-            self._tell(LoadFailed(instance, f"more than {MAX_LOADS} models are here"))
+            self._refuse(message, f"more than {MAX_LOADS} models are here")
             return
         load = self._loads[instance] = Load(message, self._now())
         try:
@@ -155,9 +161,12 @@ class Keeper:
                 raise CheckpointError(_nowhere(message.model))
         except Exception as error:
             self._release(load)
-            self._tell(LoadFailed(instance, describe(error)))
+            self._refuse(message, describe(error))
         else:
             self._loader.start(load)
+
+    def _refuse(self, message: LoadModel, why: str) -> None:
+        self._tell(LoadFailed(message.instance, why, message.load))
 
     def _join(self, load: Load) -> None:
         """Give a load its weights: those that are here, or new ones, and have them filled."""
@@ -258,21 +267,6 @@ _HANDLERS: dict[type[Any], Callable[[Keeper, Any], None]] = {
     CloseEdge: Keeper._close_edge,
     CapWeights: Keeper._cap,
 }
-
-
-def _open_edges(start: Start, holdings: Holdings, tell: Callable[[Any], None]) -> Edges:
-    """Listen; without a data plane where an address cannot be had: the worker can still serve."""
-    try:
-        return Edges(
-            start.networks,
-            holdings.store,
-            tell,
-            weight_bytes_per_s=start.weight_bytes_per_s,
-        )
-    except (BlitzError, OSError) as error:
-        names = ",".join(network.name for network in start.networks)
-        log.warning("no_data_plane networks=%s error=%s", names, error)
-        return Edges((), holdings.store, tell, weight_bytes_per_s=start.weight_bytes_per_s)
 
 
 def _nowhere(model: ModelSpec) -> str:

@@ -135,7 +135,7 @@ class Loader:
                     engine.blob_buffer(event)[:] = source.store.view(event)
                 engine.blob_arrived(event)
                 missing.discard(event)
-                self._hooks.send(BlobResident(load.message.instance, event))
+                self._hooks.send(BlobResident(load.message.instance, event, load.message.load))
         self._hooks.loaded(load)
         return ""
 

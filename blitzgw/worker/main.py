@@ -67,8 +67,11 @@ def _serve(channel: Channel) -> None:
 
 
 def _read(messages: Iterator[Any], worker: Worker) -> None:
-    for message in messages:
-        worker.post(message)
+    try:
+        for message in messages:
+            worker.post(message)
+    finally:
+        worker.close()
 
 
 def _end_after(work: Callable[[], None]) -> NoReturn:

@@ -23,10 +23,13 @@ MAX_READS = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Read:
-    """Blobs of a checkpoint, in the order wanted, and where they go. All called on one thread.
+    """Blobs of a checkpoint, in the order wanted, and where they go.
 
-    `lacking` says, when the job begins, whether a blob is still to be read. `arrived` may raise
-    Cancelled or StoreClosed, which end the job silently, as they do from `buffer`.
+    All are called on one thread, but for `begin`. `lacking` says, when the job begins, whether a
+    blob is still to be read. `begin` says so when its first byte is due, and makes its memory the
+    job's until `arrived`; it is called on any thread. `arrived` may raise Cancelled or StoreClosed,
+    which end the job silently, as they do from `buffer`. `over` is called at the end, whatever that
+    was, when nothing is written any more.
     """
 
     model: ModelSpec
@@ -35,6 +38,8 @@ class Read:
     buffer: Callable[[int], memoryview]
     arrived: Callable[[int], None]
     failed: Callable[[str], None]
+    begin: Callable[[int], bool] = lambda index: True  # noqa: ARG005
+    over: Callable[[], None] = lambda: None
 
 
 class DiskReads:
@@ -72,6 +77,7 @@ def carry_out(job: Read) -> None:
     # Only here has the traceback gone, and with it its hold on memory.
     if why is not None:
         job.failed(why)
+    job.over()
 
 
 def _read(job: Read) -> None:
@@ -89,6 +95,6 @@ def _read_blobs(job: Read, wanted: Sequence[BlobLayout]) -> None:
     try:
         if checkpoint.shape != job.model.shape:
             raise CheckpointError(f"{job.model.path}: is not the model that the node has resolved")
-        load_blobs(checkpoint, wanted, job.model.dtype, job.buffer, job.arrived)
+        load_blobs(checkpoint, wanted, job.model.dtype, job.buffer, job.arrived, begin=job.begin)
     finally:
         checkpoint.close()

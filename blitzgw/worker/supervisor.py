@@ -10,6 +10,9 @@ same bytes would fail again, so the instance waits until somebody asks with `loa
 
 An instance whose blobs came from peers is read from disk the second time, or mapped from a host
 copy: the edges of the first time are gone. Where it has neither, it has failed.
+
+Loads are numbered. What a worker says of one that has been given up is not heard: the instance of
+the same name that came after it is another.
 """
 
 from __future__ import annotations
@@ -53,7 +56,8 @@ HELLO_S = 120.0
 @dataclass(slots=True)
 class _Wanted:
     message: LoadModel
-    posted: bool = False
+    load: int = 0
+    """The number under which the present worker has been told; 0: no worker has."""
     failed: bool = False
     resident: set[int] = field(default_factory=set)
 
@@ -77,6 +81,7 @@ class WorkerSupervisor:
         self._clock, self._listener = clock, listener
         self._start = Start(device, dilation, tuple(networks), copies, weight_bytes_per_s)
         self._wanted = {message.instance: _Wanted(message) for message in instances}
+        self._loads = 0
         self._handle: WorkerHandle | None = None
         self._up = self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -210,14 +215,20 @@ class WorkerSupervisor:
     def _post_load(self, wanted: _Wanted) -> None:
         if self._handle is None:
             return
-        if wanted.posted:  # to a worker that has died, and with it what its peers had sent
+        if wanted.load:  # by a worker that has died, and with it what its peers had sent
             wanted.message = replace(wanted.message, reads=None)
-        wanted.posted = True
+        self._loads += 1
+        wanted.load = self._loads
         wanted.resident.clear()
-        self._handle.post(wanted.message)
+        self._handle.post(replace(wanted.message, load=wanted.load))
+
+    def _of(self, message: BlobResident | ModelLoaded | LoadFailed) -> _Wanted | None:
+        """Return what news are about; None for what is not wanted any more."""
+        wanted = self._wanted.get(message.instance)
+        return wanted if wanted is not None and wanted.load == message.load else None
 
     def _on_blob(self, message: BlobResident) -> None:
-        wanted = self._wanted.get(message.instance)
+        wanted = self._of(message)
         if wanted is None:
             return
         self._listener.blob_resident(message.instance, message.index)
@@ -227,11 +238,11 @@ class WorkerSupervisor:
             self._listener.instance_loading(message.instance, len(wanted.resident), total)
 
     def _on_loaded(self, message: ModelLoaded) -> None:
-        if message.instance in self._wanted:
+        if self._of(message) is not None:
             self._listener.instance_ready(message.instance, message.duration_s)
 
     def _on_load_failed(self, message: LoadFailed) -> None:
-        wanted = self._wanted.get(message.instance)
+        wanted = self._of(message)
         if wanted is not None:
             wanted.failed = True
             self._listener.instance_failed(message.instance, message.message)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from blitzgw.core.transfer import StoreClosed
 from blitzgw.weights.digests import blake3_digest
-from blitzgw.worker.holding import Holding
+from blitzgw.worker.holding import FOUND, Holding
 
 MAX_THREADS = 4
 """Threads of one check: BLAKE3 takes 3.4 GB/s of one core, and memory is not much faster than a
@@ -19,7 +19,7 @@ few of them."""
 
 
 class Verification:
-    """Hashes blobs of a holding and makes those resident that are right.
+    """Hashes blobs of a holding, which were begun for it, and makes those resident that are right.
 
     `done` gets those that are not, on one of the threads, after the last blob; never where the
     holding is closed meanwhile. The threads end with the work or with the store.
@@ -63,7 +63,8 @@ class Verification:
         store = self._holding.store
         digest = blake3_digest(store.view(index))
         if hmac.compare_digest(digest, self._holding.blobs[index].blake3):
-            store.filled(index, checked=True)
+            store.filled(index, FOUND, checked=True)
         else:
+            store.end(index, FOUND)
             with self._lock:
                 self._damaged.append(index)

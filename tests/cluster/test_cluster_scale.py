@@ -130,7 +130,8 @@ def test_an_owner_that_dies_leaves_no_device_claimed(tmp_path, path):
         if owner == "a":
             pytest.skip("the owner has the only copy here: another test kills that one")
         nodes.kill(owner)
-        asked = "a"
+        asked, left = "a", set("abcd") - {owner}
+        until(lambda: all(owner not in nodes.alive(name) for name in left), "its death to be known")
         serves(nodes, asked, {"a"})
         again = scale(nodes, asked, 3)
         assert ended(nodes, asked, again["id"])["state"] == "done"

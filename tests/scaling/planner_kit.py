@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from blitzgw.core.plan import Edge, Holder, Links, Plan, Port, Task, Tier
 from blitzgw.scaling.planner.base import PlanError, Unfit
 from blitzgw.scaling.planner.choose import STRATEGIES
+from blitzgw.scaling.planner.ground import Ground
 
 RATE = 50e6
 PIECE = 1 << 20
@@ -49,7 +50,7 @@ def even_task(
 
 def planned(name: str, task: Task, links: Links) -> Plan:
     """Return the plan of a strategy that must apply."""
-    plan = STRATEGIES[name](task, links)
+    plan = STRATEGIES[name](Ground(task, links))
     assert isinstance(plan, Plan), plan
     return plan
 
@@ -59,7 +60,7 @@ def all_plans(task: Task, links: Links) -> Mapping[str, Plan]:
     plans: dict[str, Plan] = {}
     for name, make in STRATEGIES.items():
         try:
-            made = make(task, links)
+            made = make(Ground(task, links))
         except PlanError:
             return {}
         if not isinstance(made, Unfit):

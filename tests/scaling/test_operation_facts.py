@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -242,6 +243,57 @@ def test_others_that_go_by_themselves_are_not_made_up_for_silently():
     world.run(20.0)
     assert last(world).state == "failed"
     assert "there are 1 instances, not 2" in last(world).reason
+
+
+# Whatever happens.
+
+
+def run_lagging(seed):
+    rng = random.Random(seed)
+    world = Lagging(
+        seed,
+        lag_s=rng.uniform(0.05, 1.0),
+        nodes=rng.randint(2, 5),
+        devices=rng.randint(1, 2),
+        disks=rng.choice([0, 1, 2]),
+        load_failures=rng.choice([0.0, 0.2]),
+    )
+    world.put(0)
+    world.watch()
+    world.run(rng.uniform(0.0, 1.5))
+    for _ in range(rng.randint(2, 6)):
+        world.scale(rng.randint(1, 2 * len(world.nodes)))
+        a, b = rng.choice(world.nodes), rng.choice(world.nodes)
+        at = rng.uniform(0.0, 0.5)
+        match rng.randrange(6):
+            case 0:
+                world.after(at, a.crash_worker, rng.choice(list(a.devices.values())))
+            case 1:
+                world.after(at, world.lose_link, a, b, rng.choice([0.0, 0.5]))
+            case 2 if a is not world.nodes[0]:
+                world.after(at, world.crash, a)
+            case 3:
+                name = last(world).id if world.nodes[0].owner.facts(0.0) else ""
+                world.after(at, world.nodes[0].tell_owner, CancelAsked(name, "not wanted"))
+        world.run(world.now + rng.choice([0.0, 0.2, 2.0]))
+    world.run(world.now + 25.0)
+    return world
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_orders_that_follow_each_other_all_end(part):
+    ends = set()
+    for seed in range(part, 60, 4):
+        world = run_lagging(seed)
+        try:
+            world.assert_quiet()
+            for facts in world.nodes[0].owner.facts(world.now):
+                assert facts.state in ("done", "failed", "cancelled")
+                assert facts.reason or facts.state == "done"
+                ends.add(facts.state)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}") from error
+    assert "done" in ends
 
 
 # Hindsight by itself.

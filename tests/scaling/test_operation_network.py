@@ -47,6 +47,9 @@ def test_a_dry_run_touches_nothing():
     assert answer.operation.state == "planned"
     assert answer.operation.predicted_s == 1.0
     assert len(answer.operation.targets) == 2
+    targets = {t.worker for t in answer.operation.targets}
+    assert {e.target for e in answer.operation.edges} == targets
+    assert all(e.size_bytes == MODEL.size_bytes for e in answer.operation.edges)
     assert world.serving() == ["n0/g0"]
     assert world.nodes[0].owner.facts(world.now) == []
     assert len(world.effects) == 1

@@ -10,6 +10,7 @@ from blitzgw.core.plan import Edge, Holder, Links, Plan, Port, Task, Tier
 from blitzgw.scaling.planner.base import PlanError, Unfit
 from blitzgw.scaling.planner.check import faults
 from blitzgw.scaling.planner.choose import STRATEGIES
+from blitzgw.scaling.planner.ground import Ground
 from blitzgw.scaling.planner.predict import predict
 from tests.scaling.planner_kit import RATE, all_plans, even_links, even_task, planned
 
@@ -79,7 +80,7 @@ def test_a_chain_for_each_source_takes_the_targets_near_it() -> None:
 
 
 def test_a_second_chain_needs_a_second_source() -> None:
-    made = STRATEGIES["multi-chain"](even_task(4), even_links(5))
+    made = STRATEGIES["multi-chain"](Ground(even_task(4), even_links(5)))
     assert isinstance(made, Unfit)
     assert "two usable sources" in made.reason
 
@@ -97,7 +98,7 @@ def test_lanes_bring_in_a_part_each_and_exchange_the_rest() -> None:
 
 
 def test_without_a_faster_link_there_are_no_lanes() -> None:
-    made = STRATEGIES["lanes"](even_task(3, 2), even_links(5))
+    made = STRATEGIES["lanes"](Ground(even_task(3, 2), even_links(5)))
     assert isinstance(made, Unfit)
     assert "faster" in made.reason
 
@@ -193,7 +194,7 @@ def test_the_faster_of_two_shared_networks_is_taken() -> None:
 def test_a_blob_that_nobody_has_is_named(name: str) -> None:
     task = replace(even_task(2), holders=(Holder("n0/0", EVERY - {3, 7}),))
     with pytest.raises(PlanError, match="nobody has blobs 3, 7"):
-        STRATEGIES[name](task, even_links(3))
+        STRATEGIES[name](Ground(task, even_links(3)))
 
 
 @pytest.mark.parametrize("name", ["star", "chain"])
@@ -201,7 +202,7 @@ def test_a_target_that_cannot_be_reached_is_named(name: str) -> None:
     links = even_links(3)
     ports = {place: port for place, port in links.ports.items() if place[0] != "n2"}
     with pytest.raises(PlanError, match="n2/0 cannot be reached"):
-        STRATEGIES[name](even_task(2), replace(links, ports=ports))
+        STRATEGIES[name](Ground(even_task(2), replace(links, ports=ports)))
 
 
 def test_a_port_without_a_free_rate_joins_nobody() -> None:

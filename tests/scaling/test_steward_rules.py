@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,7 +57,7 @@ from blitzgw.scaling.events import (
     WorkerLost,
     WorkerSaid,
 )
-from blitzgw.scaling.steward import Steward
+from blitzgw.scaling.steward import MAX_LEASE_S, Steward
 
 W = "w" * 64
 
@@ -154,6 +156,27 @@ def test_only_the_owner_is_heard():
     for message in (Abandon("op", "x"), Conclude("op"), engage(2), Renew("op")):
         assert rig.say(message, "rival") == []
     assert rig.steward.leased("g0")
+
+
+@pytest.mark.parametrize("lease_s", [float("nan"), float("inf"), 1e300, -5.0, 0.0])
+def test_no_lease_is_for_ever_or_over_before_it_began(lease_s):
+    rig = Rig()
+    rig.say(Claim("op", "g0", 4, "m", "d", lease_s))
+    assert 0 < rig.steward.deadline() <= MAX_LEASE_S
+    rig.say(replace(engage(1), lease_s=lease_s))
+    assert 0 < rig.steward.deadline() <= MAX_LEASE_S
+    rig.say(Renew("op"))
+    assert 0 < rig.steward.deadline() <= MAX_LEASE_S
+    rig.tell(TimePassed(), MAX_LEASE_S + 1)
+    assert not rig.steward.leased("g0")
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), -1.0])
+def test_a_rate_that_is_none_reserves_nothing(rate):
+    rig = Rig()
+    rig.house.stores.add(("g1", W))
+    rig.say(engage(1, edge("a", "n/g1", "p/x", rate)))
+    assert rig.steward.reserved() == {}
 
 
 def test_epochs_replace_each_other_and_old_ones_are_dropped():

@@ -16,6 +16,7 @@ from blitzgw.core.view import (
     NetworkFacts,
     NodeFacts,
 )
+from blitzgw.scaling.departures import victims
 from blitzgw.scaling.events import OrderGiven
 from blitzgw.scaling.operation import Surroundings
 from blitzgw.scaling.operations import Operations
@@ -29,7 +30,6 @@ from blitzgw.scaling.survey import (
     holders_of,
     instances_of,
     links_of,
-    victims,
 )
 from tests.scaling.view_kit import MODEL, W, device, instance, node, view
 
@@ -209,3 +209,11 @@ def test_orders_that_cannot_be_meant():
         (effect,) = owner.handle(OrderGiven("me", order), 0.0)
         assert effect.message.code == code
         assert effect.message.message
+
+
+@pytest.mark.parametrize("figure", [float("nan"), float("inf"), -1.0, 5e-324, 1e300])
+def test_nonsense_of_one_member_stops_no_plan(figure):
+    from blitzgw.scaling.survey import _part, _told
+
+    assert _told(figure, 7.0) == 7.0
+    assert 0.0 <= _part(figure, 5.0) <= 5.0

@@ -134,20 +134,6 @@ def _await(log: Path, event: str) -> float:
     raise TimeoutError(f"no {event!r} in {log.name}: {log.read_text()[-2000:]}")
 
 
-def blast(address: str, *, sending: bool) -> None:
-    """Send, or take, bytes until somebody ends this."""
-    chunk = memoryview(bytearray(CHUNK_BYTES))
-    if sending:
-        with _tuned(_dial(address)) as sock:
-            while True:
-                sock.sendall(chunk)
-    with socket.create_server((address, PORT)) as listener:
-        sock, _ = listener.accept()
-        with sock:
-            while sock.recv_into(chunk):
-                pass
-
-
 def _dial(address: str) -> socket.socket:
     deadline_s = time.monotonic() + PATIENCE_S
     while True:
@@ -160,7 +146,4 @@ def _dial(address: str) -> socket.socket:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "blast":
-        blast(sys.argv[2], sending=sys.argv[3] == "source")
-        sys.exit()
     member(int(sys.argv[1]), *sys.argv[2:4], Path(sys.argv[4]), last=bool(sys.argv[5]))

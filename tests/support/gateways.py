@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +53,7 @@ ONE_MODEL = """
 name = "{name}"
 path = "{path}"
 max_model_len = 512
+load_at_start = {load}
 host_copies = {host_copies}
 """
 NETWORK = '{{ name = "{name}", host = "{host}", rate = {rate} }}'
@@ -67,11 +69,15 @@ class ClusterFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """What nodes are for: the first so many hold the model at the start, all have a device."""
+    """What nodes are for: the first `sources` hold the model at the start, all have a device.
+
+    The first `definers` define it at least, so that it is configured when a source is dead.
+    """
 
     model: Path
     sources: int = 1
     host_copies: int = 0
+    definers: int = 0
 
 
 class Gateways:
@@ -135,9 +141,10 @@ class Gateways:
             f'"{bed.address(other)}:{CLUSTER_PORT}"' for other in (0, 1) if other in self.nodes
         ]
         model = ""
-        if node < self.roles.sources:
+        if node < max(self.roles.sources, self.roles.definers):
             values = {"path": self.roles.model, "host_copies": self.roles.host_copies}
-            model = ONE_MODEL.format(name=MODEL, **values)
+            load = str(node < self.roles.sources).lower()
+            model = ONE_MODEL.format(name=MODEL, load=load, **values)
         fast = bed.fast_address(node)
         network = NETWORK.format(name="fast", host=fast, rate=FAST_RATE_BYTES_PER_S)
         return CONFIG.format(
@@ -162,6 +169,11 @@ class Gateways:
     def post(self, path: str, body: Any, node: int | None = None) -> tuple[int, Any]:
         """Ask a node for a change, with the admin key; (0, why) where it does not answer."""
         return self._request(node, "POST", path, body)
+
+    def begin_post(self, path: str, body: Any, node: int | None = None) -> HTTPConnection:
+        """Ask a node for a change that takes long; closing the connection gives it up."""
+        node = self.front if node is None else node
+        return self.bed.begin_request(node, HTTP_PORT, path, body, key=self._key)
 
     def instances(self, node: int | None = None) -> dict[str, list[str]]:
         """Return the states of the model's instances by node, as a node sees them."""

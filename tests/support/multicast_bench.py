@@ -50,10 +50,11 @@ class Bench:
         *,
         fast: tuple[tuple[int, int], ...] = (),
         host_copies: int = 0,
+        definers: int = 0,
     ) -> Iterator[Gateways]:
         """Nodes of which the first so many serve the model."""
         with self.bed(nodes, fast) as bed:
-            made = Gateways(bed, Roles(self.model, sources, host_copies))
+            made = Gateways(bed, Roles(self.model, sources, host_copies, definers))
             made.start_all()
             yield made
 

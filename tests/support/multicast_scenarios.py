@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.support import barerelay, multicast
@@ -22,10 +19,6 @@ COVERED = {2: 0.65, 4: 0.4}
 """When the targets together have the model, in parts of the full time, by number of sources."""
 
 COPY_S = 60.0
-TRAFFIC_S = 3.0
-
-Traffic = Callable[[Gateways, int, int], AbstractContextManager[None]]
-"""Keeps a node's tx busy with what is for requests, towards another node."""
 
 
 def ladder(bench: Bench, strategies: Sequence[str], targets: Sequence[int]) -> Findings:
@@ -159,7 +152,7 @@ def _ended(facts: dict[str, Any]) -> dict[str, Any] | None:
 def copies(bench: Bench, nodes: int = 8) -> Findings:
     """From one instance to as many as there are nodes: what is held of the model in memory."""
     found = Findings()
-    with bench.cluster(nodes, host_copies=1) as made:
+    with bench.cluster(nodes, host_copies=1, definers=2) as made:
         size = sum(size_bytes(bench.model))
 
         def ratio() -> float:
@@ -191,60 +184,6 @@ def copies(bench: Bench, nodes: int = 8) -> Findings:
 def _note(found: Findings, phase: str, ratio: float) -> None:
     found.rows.append({"scenario": "copies", "phase": phase, "held": ratio})
     found.verdicts.append(Verdict(f"host bytes / model, {phase}", ratio, 1.05))
-
-
-def serving_source(bench: Bench, traffic: Traffic | None = None) -> Findings:
-    """One of two sources is busy sending: which one is taken, and what a forced one costs."""
-    traffic = traffic or bare_traffic
-    found = Findings()
-    with bench.cluster(4, 2) as made, traffic(made, 0, 3):
-        time.sleep(TRAFFIC_S)  # until it is known everywhere
-        facts = multicast.scale(made, bench.setting, 3)
-        sources = sorted({multicast.node_of(edge["source"]) for edge in facts["edges"]})
-        busy_name = made.name(0)
-        found.notes.append(f"{busy_name} is busy: the weights came from {', '.join(sources)}")
-        value = float(busy_name in sources)
-        found.verdicts.append(Verdict("the busy source was taken (0: the other one)", value, 0.0))
-    with bench.cluster(3, 1) as made:
-        calm = bench.rounds(made, "chain", 1)
-        with traffic(made, 0, 2):
-            alone = _traffic_rate(made, 2, TRAFFIC_S)
-            before, since_s = made.bed.counters(2).received, time.monotonic()
-            busy = multicast.one_round(made, bench.setting, "chain", 1, 1)
-            beside = (made.bed.counters(2).received - before) / (time.monotonic() - since_s)
-    found.rows.append(multicast.row(bench.setting, "chain", calm))
-    row = multicast.row(bench.setting, "chain", [busy]) | {"scenario": "forced: a busy source"}
-    found.rows.append(row | {"traffic_alone": alone, "traffic_beside": beside})
-    text = f"forced: traffic {alone / 1e6:.1f} MB/s alone, {beside / 1e6:.1f} MB/s beside weights"
-    slower = busy.seconds / found.rows[0]["seconds"]
-    found.notes.append(f"{text}; weights take {slower:.2f} × as long")
-    return found
-
-
-@contextlib.contextmanager
-def bare_traffic(made: Gateways, source: int, sink: int) -> Iterator[None]:
-    """Bytes that nobody has announced, as fast as they go."""
-    bed = made.bed
-    words = [sys.executable, barerelay.__file__, "blast", bed.address(sink)]
-    processes = [
-        bed.start(node, [*words, side], {}, bed.folder / f"traffic{node}.log")
-        for node, side in ((sink, "sink"), (source, "source"))
-    ]
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-        for node in (source, sink):
-            bed.processes[node] = [one for one in bed.processes[node] if one not in processes]
-
-
-def _traffic_rate(made: Gateways, sink: int, for_s: float) -> float:
-    time.sleep(multicast.SETTLE_S)
-    before = made.bed.counters(sink).received
-    time.sleep(for_s)
-    return (made.bed.counters(sink).received - before) / for_s
 
 
 def bare(bench: Bench, targets: Sequence[int]) -> Findings:

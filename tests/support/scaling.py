@@ -136,6 +136,10 @@ class FakeScaling:
         """Return all, the oldest first."""
         return tuple(self.known.values())
 
+    async def operation(self, operation: str) -> OperationFacts | None:
+        """Return one."""
+        return self.known.get(operation)
+
     async def cancel(self, operation: str) -> OperationFacts:
         """Give up one that has not ended."""
         if operation not in self.known:

@@ -135,6 +135,17 @@ class Testbed:
             return reply.status, json.loads(content)
         return reply.status, content.decode(errors="replace")
 
+    def begin_request(
+        self, node: int, port: int, path: str, body: Any, *, key: str = ""
+    ) -> http.client.HTTPConnection:
+        """Post to a node, and do not wait for its answer. Raises OSError."""
+        timeout_s = 30.0
+        connection = http.client.HTTPConnection(self.address(node), port, timeout=timeout_s)
+        connection.sock = self.connect(node, port, timeout_s)
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+        connection.request("POST", path, json.dumps(body), headers)
+        return connection
+
     def start(
         self, node: int, words: Sequence[str], env: Mapping[str, str], log: Path | None = None
     ) -> subprocess.Popen[bytes]:

@@ -1,6 +1,7 @@
 """Edges between workers of one process: chains, resumption, ends at any moment."""
 
 import os
+import socket
 import threading
 import time
 
@@ -14,7 +15,9 @@ from blitzgw.core.transfer import (
     OpenSend,
     TrafficReport,
 )
+from blitzgw.errors import ProtocolError
 from blitzgw.transport import digests, edges, receiver, sender
+from blitzgw.transport.base import Piece
 from blitzgw.transport.edges import Edges
 from tests.transport.edges_kit import NET, Host, MemoryStore, join, terms, until
 
@@ -122,6 +125,116 @@ def test_several_edges_fill_one_store_and_leave_one(blobs):
             assert b.closed(f"b{index}").reason == c.closed(f"c{index}").reason == ""
         check(target, blobs)
         check(other, blobs)
+
+
+def test_two_edges_of_the_same_blobs_bring_each_byte_once(blobs):
+    target = MemoryStore(SIZES)
+    with Host(MemoryStore.full(blobs)) as a, Host(MemoryStore.full(blobs)) as b:
+        with Host(target) as c:
+            join(a, c, terms("ac", range(5)))
+            join(b, c, terms("bc", reversed(range(5))))
+            closed = [c.closed("ac"), c.closed("bc")]
+            assert [m.reason for m in closed] == ["", ""]
+            assert sum(m.payload_bytes for m in closed) == sum(SIZES)
+            assert a.closed("ac").reason == b.closed("bc").reason == ""
+            last = [c.progress(edge)[-1] for edge in ("ac", "bc")]
+            assert [(m.damaged, m.resumed) for m in last] == [(0, 0)] * 2
+        check(target, blobs)
+
+
+def test_an_edge_takes_over_what_another_has_let_go_of(blobs):
+    idle, target = MemoryStore(SIZES), MemoryStore(SIZES)
+    idle.blobs[0][:] = blobs[0]
+    idle.advance(0, 0, PIECE_BYTES)
+    with Host(idle) as a, Host(MemoryStore.full(blobs)) as b, Host(target) as c:
+        join(a, c, terms("first", (0, 1)))
+        until(lambda: target.resident[0] == PIECE_BYTES)
+        join(b, c, terms("second", range(5)))
+        until(lambda: all(target.resident[i] == SIZES[i] for i in range(2, 5)))
+        assert c.closed_edges() == []
+        c.edges.close("first")
+        closed = c.closed("second")
+        assert (closed.reason, closed.payload_bytes) == ("", sum(SIZES) - PIECE_BYTES)
+        assert c.progress("second")[-1].damaged == 0
+        assert b.closed("second").reason == ""
+        check(target, blobs)
+    assert target.fillers == {}
+
+
+def test_an_edge_that_takes_the_place_of_another_keeps_its_order(blobs):
+    target = MemoryStore(SIZES)
+    assert target.begin(0, "replaced")
+    with Host(MemoryStore.full(blobs)) as a, Host(target) as b:
+        begin, asked = target.begin, []
+
+        def letting_go(index, source):
+            asked.append(index)
+            if len(asked) == 3:  # all but blob 0 have been asked for once
+                threading.Timer(0.01, target.end, (0, "replaced")).start()
+            return begin(index, source)
+
+        target.begin = letting_go
+        join(a, b, terms(blobs=(0, 3, 4)))
+        assert b.closed("e").reason == ""
+        assert list(target.sources) == [0, 3, 4]
+        assert b.progress("e")[-1].resumed == 0
+
+
+@pytest.mark.parametrize("how", ["edge", "store", "source", "worker"])
+def test_an_edge_that_waits_for_another_may_be_ended(blobs, how):
+    idle, target = MemoryStore(SIZES), MemoryStore(SIZES)
+    with Host(idle) as a, Host(MemoryStore.full(blobs)) as b, Host(target) as c:
+        join(a, c, terms("first", (0,)))
+        until(lambda: target.fillers == {0: "first"})
+        join(b, c, terms("second", (0, 3)))
+        until(lambda: target.resident[3] == SIZES[3])
+        began = time.monotonic()
+        if how == "edge":
+            c.edges.close("second")
+        elif how == "store":
+            target.close()
+        elif how == "source":
+            b.edges.stop()
+        else:
+            c.edges.stop()
+        assert c.closed("second").reason != ""
+        assert time.monotonic() - began < 4.0
+        if how in ("edge", "source"):
+            assert target.fillers == {0: "first"}
+        c.edges.close("first")
+        assert c.closed("first").reason != ""
+        assert target.fillers == {}
+
+
+def test_what_nobody_asked_for_is_not_written(blobs):
+    """Neither where bytes are resident nor where another edge is at work."""
+    target = MemoryStore.full(blobs)
+    target.resident[3] = target.resident[4] = 0
+    assert target.begin(3, "other")
+
+    class Pushy:
+        def __init__(self, piece):
+            self.piece = piece
+
+        def send(self, record):
+            pass
+
+        def poll(self, timeout_s):
+            return True
+
+        def receive(self):
+            return self.piece
+
+        def receive_payload(self, piece, into):
+            into[:] = bytes(len(into))
+
+    for blob, asked in ((0, (0, 3)), (3, (0, 3)), (0, (0, 3, 4)), (3, (0, 3, 4))):
+        edge = receiver.Receiver(
+            OpenReceive(terms("e", asked), "h", 1), None, digests.PieceDigests(7), print, None
+        )
+        with pytest.raises(ProtocolError, match=r"not (asked for|expected)"):
+            edge._fill(Pushy(Piece(blob, 0, 5, 0)), target)
+    assert [bytes(blob) for blob in target.blobs] == blobs
 
 
 def test_two_workers_may_exchange_halves(blobs):
@@ -281,6 +394,19 @@ def test_a_network_that_cannot_be_listened_on_raises():
     with pytest.raises(OSError, match="assign"):
         Edges([DataNetwork(NET, "203.0.113.7")], lambda _: None, lambda _: None)
     assert threading.active_count() == before
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_all_addresses_are_those_of_both_protocols(blobs, host):
+    """As for control traffic: a node may listen on "::" and advertise an IPv4 address."""
+    target = MemoryStore(SIZES)
+    with Host(MemoryStore.full(blobs), host="::") as a, Host(target) as b:
+        edge = terms(blobs=range(5))
+        a.edges.open_send(OpenSend(edge))
+        b.edges.open_receive(OpenReceive(edge, host, a.port))
+        assert b.closed("e").reason == ""
+        check(target, blobs)
 
 
 def test_each_network_has_a_port():

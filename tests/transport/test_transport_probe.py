@@ -137,6 +137,8 @@ SENSELESS = {
     "too much": {"size_bytes": MAX_PROBE_BYTES + 1, "blobs": probe_blobs(MAX_PROBE_BYTES + 1)},
     "other blobs": {"blobs": (0, 1)},
     "no blobs": {"blobs": ()},
+    "a rate below zero": {"rate_bytes_per_s": -1.0},
+    "a rate without end": {"rate_bytes_per_s": float("inf")},
 }
 
 

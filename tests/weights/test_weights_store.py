@@ -46,8 +46,15 @@ class Held:
         data = bytearray(self.right[index][start:stop])
         if flip is not None:
             data[flip] ^= 1
+        if self.store.is_free(index):
+            self.store.begin(index, source)
         self.store.view(index)[start:stop] = data
         self.store.advance(index, start, stop, source)
+
+    def fill(self, index, source="disk", checked=False):
+        """Hand over a blob that `memory` has by now."""
+        assert self.store.begin(index, source)
+        self.store.filled(index, source, checked=checked)
 
     def until(self, condition):
         with self.told:
@@ -109,6 +116,7 @@ def test_announces_each_blob_once_and_only_when_its_last_byte_is_there():
 @pytest.mark.parametrize("span", [(0, 0), (1, 3), (0, 11), (4, 2), (-1, 2)])
 def test_refuses_a_move_that_does_not_begin_at_the_prefix(span):
     with Held([10]) as held:
+        held.store.begin(0)
         with pytest.raises(ValueError, match="blob 0"):
             held.store.advance(0, *span)
         assert held.store.resident_bytes(0) == 0
@@ -123,6 +131,58 @@ def test_refuses_more_of_a_whole_blob():
                 move()
 
 
+def test_a_blob_has_one_filler_at_a_time():
+    with Held([10, 10]) as held:
+        store = held.store
+        assert store.begin(0, "one")
+        assert not store.begin(0, "one")
+        assert not store.begin(0, "two", anew=True)
+        assert not store.is_free(0)
+        assert store.begin(1, "two")
+        for move in (
+            lambda: store.advance(0, 0, 5, "two"),
+            lambda: store.filled(0, "two"),
+            lambda: store.filled(0),
+        ):
+            with pytest.raises(ValueError, match="filled by 'one'"):
+                move()
+        store.end(0, "two")
+        assert not store.begin(0, "two")
+        held.bring(0, 0, 5, "one")
+        store.end(0, "one")
+        with pytest.raises(ValueError, match="filled by None"):
+            held.store.advance(0, 5, 10, "one")
+        assert store.begin(0, "two")
+        with pytest.raises(ValueError, match="anew"):
+            store.filled(0, "two")
+        held.bring(0, 5, 10, "two")
+        held.until(lambda: held.checked == [0])
+
+
+def test_nobody_fills_a_whole_blob_and_anybody_one_that_was_emptied():
+    with Held([10]) as held:
+        held.bring(0, 0, 10, "one", flip=3)
+        held.until(lambda: held.damaged)
+        held.bring(0, 0, 10, "two")
+        for anew in (True, False):
+            assert not held.store.begin(0, "three", anew=anew)
+        held.until(lambda: held.checked == [0])
+        assert not held.store.begin(0, "three", anew=True)
+        held.store.end(0, "two")
+        assert held.memory[0] == held.right[0]
+
+
+def test_a_blob_begun_anew_is_waited_for_again():
+    with Held([10]) as held:
+        held.bring(0, 0, 6)
+        thread, results = in_thread(lambda: held.store.wait(0, 6, PATIENCE_S))
+        until_waiting(held.store, 0)
+        held.store.end(0, "edge")
+        assert held.store.begin(0, "disk", anew=True)
+        thread.join(PATIENCE_S)
+        assert results == [0]
+
+
 def test_refuses_blobs_without_bytes():
     with pytest.raises(ValueError, match="without bytes"):
         Held([1, 0])
@@ -132,6 +192,7 @@ def test_a_damaged_blob_is_emptied_told_and_may_come_again():
     with Held([HASH_BYTES * 2 + 17]) as held:
         size = len(held.right[0])
         held.bring(0, 0, HASH_BYTES, "first", flip=HASH_BYTES // 2)
+        held.store.end(0, "first")
         held.bring(0, HASH_BYTES, size, "second")
         held.until(lambda: held.damaged)
         assert held.damaged == [(0, "second")]
@@ -208,6 +269,7 @@ def test_close_frees_waiters_and_ends_the_thread():
         lambda: held.store.wait(0, 0, 0.0),
         lambda: held.store.advance(0, 0, 1),
         lambda: held.store.filled(0),
+        lambda: held.store.begin(0),
         lambda: held.store.view(0),
     ):
         with pytest.raises(StoreClosed):
@@ -219,7 +281,7 @@ def test_close_while_hashing_announces_nothing_more():
     held = Held([HASH_BYTES * 3] * 2)
     for index in range(2):
         held.memory[index][:] = held.right[index]
-        held.store.filled(index)
+        held.fill(index)
     held.store.close()
     assert held.store.join(PATIENCE_S)
     count = len(held.checked)
@@ -231,13 +293,13 @@ def test_a_blob_filled_in_any_order_is_checked():
     with Held([3000, HASH_BYTES + 1]) as held:
         for index in (1, 0):
             held.memory[index][:] = held.right[index]
-            held.store.filled(index, "disk")
+            held.fill(index)
         held.until(lambda: sorted(held.checked) == [0, 1])
 
 
 def test_a_blob_filled_wrongly_is_damaged():
     with Held([3000]) as held:
-        held.store.filled(0, "disk")
+        held.fill(0)
         held.until(lambda: held.damaged == [(0, "disk")])
 
 
@@ -248,6 +310,9 @@ def test_filling_a_blob_anew_forgets_what_was_hashed_of_it():
         while held.store._blobs[0].hashed < HASH_BYTES:
             assert time.monotonic() < deadline
             time.sleep(0.001)
+        held.store.end(0, "edge")
+        assert held.store.begin(0, "disk", anew=True)
+        assert held.store.resident_bytes(0) == 0
         held.memory[0][:] = held.right[0]
         held.memory[0][5] ^= 1  # now wrong
         held.store.filled(0, "disk")
@@ -257,7 +322,7 @@ def test_filling_a_blob_anew_forgets_what_was_hashed_of_it():
 def test_a_blob_known_to_be_checked_is_announced_without_a_hash(monkeypatch):
     monkeypatch.delattr(hashes.GrowingHashes, "add")  # a hash would raise
     with Held([100, 100]) as held:
-        held.store.filled(1, checked=True)
+        held.fill(1, checked=True)
         held.until(lambda: held.checked == [1])
         assert held.store.resident_bytes(1) == 100
         assert held.store.checked == {1}
@@ -270,7 +335,7 @@ def test_memory_that_cannot_be_looked_at_is_damage_not_silence(caplog):
             raise MemoryError
 
         held.store._buffer = no_memory
-        held.store.filled(0, "disk")
+        held.fill(0)
         held.until(lambda: held.damaged == [(0, "disk")])
     assert "blob_not_hashed" in caplog.text
 

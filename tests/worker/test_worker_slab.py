@@ -86,6 +86,7 @@ def test_engines_with_memory_of_their_own_are_filled_and_give_to_each_other(mode
             _fill(model, source)
             for index in model.everything:
                 holding.store.view(index)[:] = source.blob_buffer(index)
+                assert holding.store.begin(index)
                 holding.store.filled(index)
             assert done.wait(10)
         assert loaded[name].wait(10), told

@@ -4,11 +4,12 @@ import asyncio
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 
 from blitzgw.core.clock import MonotonicClock
-from blitzgw.core.messages import Hello
+from blitzgw.core.messages import BlobResident, Hello, LoadFailed, LoadModel, ModelLoaded
 from blitzgw.core.transfer import BlobChecked, CapWeights, CopyHeld, ReadBlobs
 from blitzgw.errors import WorkerLost
 from blitzgw.worker import supervisor as supervisor_module
@@ -104,6 +105,27 @@ async def test_it_loads_what_is_wanted_and_passes_steps(supervise, folder):
     done = await listener.wait("done")
     assert done[1] == 2
     assert (await listener.wait("step failed"))[1] == 3
+
+
+def test_news_of_a_load_that_was_given_up_are_not_heard(folder):
+    """What the worker said before it has read `UnloadModel` is not about the load that follows."""
+    listener, posted = Listener(), []
+    supervisor = WorkerSupervisor(PACED, [], MonotonicClock(), listener)
+    supervisor._handle, supervisor._up = SimpleNamespace(post=posted.append), True
+    supervisor.load(load_message(folder))
+    supervisor.unload("i0")
+    supervisor.load(load_message(folder))
+    first, second = [message.load for message in posted if isinstance(message, LoadModel)]
+    for number in (first, 0):
+        supervisor._dispatch(BlobResident("i0", 1, number))
+        supervisor._dispatch(ModelLoaded("i0", 1.0, number))
+        supervisor._dispatch(LoadFailed("i0", "no", number))
+    assert listener.log == []
+    supervisor._dispatch(BlobResident("i0", 1, second))
+    supervisor._dispatch(ModelLoaded("i0", 1.0, second))
+    assert listener.log == [("blob", "i0", 1), ("loading", "i0", 1, LAYERS), ("ready", "i0")]
+    supervisor._dispatch(LoadFailed("i0", "no", second))
+    assert listener.log[3:] == [("failed", "i0", "no")]
 
 
 async def test_a_killed_worker_comes_back_with_its_instances(supervise, folder):

@@ -134,6 +134,40 @@ async def test_another_source_goes_on_where_a_dead_one_was_cut(large):
         assert first.payload_bytes + second.payload_bytes == large.size_bytes
 
 
+async def test_two_edges_and_a_disk_bring_each_blob_once(large):
+    async with peers(PACED, PACED, PACED) as (a, b, c):
+        for source in (a, c):
+            source.post(large.load())
+            await source.wait(ModelLoaded)
+            source.post(CapWeights(large.size_bytes))
+        b.post(large.load(reads=tuple(reversed(large.everything))))
+        connect(a, b, large, "ab")
+        connect(c, b, large, "cb")
+        assert await b.tokens() == await a.tokens()
+        closed = [await b.wait(EdgeClosed, edge=edge) for edge in ("ab", "cb")]
+        assert [m.reason for m in closed] == ["", ""]
+        assert sum(m.payload_bytes for m in closed) <= large.size_bytes
+        assert [m.damaged for m in b.of(EdgeProgress) if m.damaged] == []
+        assert sorted(m.index for m in b.of(BlobChecked)) == list(large.everything)
+        assert b.of(BlobDamaged) == []
+
+
+async def test_a_disk_reads_what_an_edge_has_let_go_of(large):
+    async with peers(PACED, PACED) as (a, b):
+        a.post(large.load())
+        await a.wait(ModelLoaded)
+        a.post(CapWeights(large.size_bytes / 20))
+        b.post(large.load(reads=()))
+        connect(a, b, large)
+        await b.wait(EdgeProgress)
+        b.post(ReadBlobs(large.weights, large.spec, large.everything))
+        await asyncio.sleep(0.5)
+        assert b.of(ModelLoaded) == []
+        b.post(CloseEdge("e1"))
+        assert await b.tokens() == await a.tokens()
+        assert b.of(BlobDamaged) == []
+
+
 async def test_unload_during_a_transfer_ends_the_edge_and_returns_the_memory(large):
     async with peers(PACED, PACED) as (a, b):
         a.post(large.load())

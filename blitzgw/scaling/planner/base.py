@@ -1,11 +1,12 @@
-"""What a strategy is: a pure function from a task and the links to a plan, or why it has none."""
+"""What a strategy is: a pure function from a task on its ground to a plan, or why it has none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from blitzgw.core.plan import Links, Plan, Task
+from blitzgw.core.plan import Plan
+from blitzgw.scaling.planner.ground import Ground
 
 
 class PlanError(Exception):
@@ -19,5 +20,5 @@ class Unfit:
     reason: str
 
 
-Strategy = Callable[[Task, Links], Plan | Unfit]
+Strategy = Callable[[Ground], Plan | Unfit]
 """Makes a plan that completes the task. Raises PlanError where no plan can."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blitzgw.core.plan import Links, Plan, Task
+from blitzgw.core.plan import Plan
 from blitzgw.scaling.planner.base import Unfit
 from blitzgw.scaling.planner.draft import Draft
 from blitzgw.scaling.planner.ground import Ground
@@ -19,12 +19,11 @@ from blitzgw.scaling.planner.schedule import schedule
 NAME = "binomial"
 
 
-def plan(task: Task, links: Links) -> Plan | Unfit:
+def plan(ground: Ground) -> Plan | Unfit:
     """Return a k-way plan with k = min(sources, targets) groups.
 
     Raises PlanError where a target cannot get what it lacks.
     """
-    ground = Ground(task, links)
     groups = deal(ground, ground.sources())
     if not groups:
         return Unfit("no source reaches a target over a network")
@@ -35,6 +34,15 @@ def plan(task: Task, links: Links) -> Plan | Unfit:
         order = rotated(list(ground.blobs), index, len(groups))
         _spread(draft, source, ground.by_speed(targets, source), order)
     return draft.finish()
+
+
+def edges(ground: Ground) -> int:
+    """Return how many edges the plan has at least: in each group a node's peers are ⌊log2 N⌋.
+
+    The source sends along all dimensions, too, and of two peers neither need send to the source.
+    """
+    groups = deal(ground, ground.sources())
+    return sum(len(targets) * (len(targets).bit_length() - 1) for targets in groups.values())
 
 
 def rotated(blobs: Sequence[int], index: int, groups: int) -> list[int]:

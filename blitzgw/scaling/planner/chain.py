@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from blitzgw.core.plan import Links, Plan, Task
+from blitzgw.core.plan import Plan
 from blitzgw.scaling.planner.base import Unfit
 from blitzgw.scaling.planner.draft import Draft
 from blitzgw.scaling.planner.ground import Ground
@@ -12,12 +12,11 @@ from blitzgw.scaling.planner.ground import Ground
 NAME = "chain"
 
 
-def plan(task: Task, links: Links) -> Plan | Unfit:
+def plan(ground: Ground) -> Plan | Unfit:
     """Return a plan in which each target forwards what it gets to the next one.
 
     Raises PlanError where a target cannot get what it lacks.
     """
-    ground = Ground(task, links)
     draft = Draft(ground, NAME)
     sources = ground.sources()
     if sources:
@@ -51,6 +50,7 @@ def string(draft: Draft, source: str, targets: Iterable[str], blobs: Sequence[in
         left.remove(target)
         placed.append(target)
         draft.send(parent, target, blobs)
-        rest = [blob for blob in blobs if blob in set(draft.lacks(target))]
-        if rest:
+        lacks = set(draft.lacks(target))
+        if lacks:
+            rest = [blob for blob in blobs if blob in lacks]
             draft.feed(target, rest, ground.ranked(givers, target, rest))

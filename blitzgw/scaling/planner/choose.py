@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from blitzgw.core.plan import Links, Plan, Prediction, Task
@@ -15,7 +15,11 @@ from blitzgw.scaling.planner import (
     star,
 )
 from blitzgw.scaling.planner.base import PlanError, Strategy, Unfit
-from blitzgw.scaling.planner.predict import predict
+from blitzgw.scaling.planner.coarse import Grouping, coarsen
+from blitzgw.scaling.planner.ground import Ground
+from blitzgw.scaling.planner.predict import follow
+from blitzgw.scaling.planner.thin import thinned
+from blitzgw.scaling.planner.unfold import unfolded
 
 STRATEGIES: Mapping[str, Strategy] = {
     star.NAME: star.plan,
@@ -28,6 +32,12 @@ STRATEGIES: Mapping[str, Strategy] = {
 }
 """By the name that operators use."""
 
+EDGES: Mapping[str, Callable[[Ground], int]] = {
+    binomial.NAME: binomial.edges,
+    lanes.NAME: lanes.edges,
+}
+"""About how many edges those would have whose edges outnumber the targets, without making them."""
+
 SAME_TIME = 1e-3
 """Predictions that differ by less than this part are the same: a prediction is not that exact, and
 the plan with fewer edges should win then."""
@@ -36,6 +46,10 @@ the plan with fewer edges should win then."""
 MANY_EDGES = 64
 """A plan of more edges than this is only made on request, if there is any other: an edge costs both
 of its ends a connection and threads, and predicting so many takes the event loop's time."""
+
+EDGES_PER_TARGET = 2
+"""Edges per target that are not many however many targets there are: a chain has one, and a second
+where what comes before in it lacks something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,30 +68,71 @@ def choose(task: Task, links: Links, strategy: str = "") -> Choice:
     """Return the plan that is predicted to complete first, or that of the strategy of that name.
 
     At equal completion the one that covers the model earlier wins, then the one with fewer edges.
-    Raises PlanError for a task that cannot be planned and for a strategy that does not apply.
+    A task of many blobs is planned and predicted in groups of them (coarse.py), so that this takes
+    an event loop no longer than it can spare. Raises PlanError for a task that cannot be planned
+    and for a strategy that does not apply.
     """
     wanted = strategy.replace("_", "-")
     if wanted and wanted not in STRATEGIES:
         raise PlanError(f"there is no strategy {strategy!r}; there are {', '.join(STRATEGIES)}")
+    thin = thinned(task, links)
+    grouping = coarsen(thin)
+    try:
+        return _choose(thin, links, wanted, grouping)
+    except PlanError:
+        if thin is task and (grouping is None or grouping.exact):
+            raise
+    # What was left out may be all that a target can get: then nothing is, whatever time it takes.
+    return _choose(task, links, wanted, coarsen(task, exactly=True))
+
+
+def _choose(task: Task, links: Links, wanted: str, grouping: Grouping | None) -> Choice:
+    if grouping is None:
+        ground = Ground(task, links)
+    else:
+        ground = Ground(grouping.task, grouping.links(links), grouping.groups)
+    plans, reasons = _plans(ground, wanted)
+    followed = {name: follow(plan, ground.task, ground.links) for name, plan in plans.items()}
+    predictions = {name: prediction for name, (prediction, _) in followed.items()}
+    best = wanted or _best(plans, predictions)
+    plan, (prediction, flows) = plans[best], followed[best]
+    if grouping is not None:
+        plan, prediction = grouping.expand(plan), unfolded(prediction, flows, grouping)
+    alternatives = {name: other.complete_s for name, other in predictions.items()}
+    return Choice(plan, prediction, alternatives, reasons)
+
+
+def _plans(ground: Ground, wanted: str) -> tuple[dict[str, Plan], dict[str, str]]:
+    """Return the plans worth predicting, and why the other strategies have none.
+
+    Raises PlanError where the wanted strategy has none.
+    """
     plans: dict[str, Plan] = {}
     reasons: dict[str, str] = {}
-    for name, make in STRATEGIES.items():
-        made = make(task, links)
+    for name in sorted(STRATEGIES, key=EDGES.__contains__):
+        most = _most_edges(ground, plans)
+        made: Plan | Unfit
+        if name in EDGES and name != wanted and EDGES[name](ground) > most:
+            made = Unfit(f"its plan has more than {most} edges: only on request")
+        else:
+            made = STRATEGIES[name](ground)
         if isinstance(made, Unfit):
             reasons[name] = made.reason
         else:
             plans[name] = made
     if wanted in reasons:
         raise PlanError(f"strategy {wanted} does not apply: {reasons[wanted]}")
-    fewest = min(len(plan.edges) for plan in plans.values())
+    most = _most_edges(ground, plans)
     for name, plan in list(plans.items()):
-        if len(plan.edges) > max(MANY_EDGES, fewest) and name != wanted:
+        if len(plan.edges) > most and name != wanted:
             reasons[name] = f"its plan has {len(plan.edges)} edges: only on request"
             del plans[name]
-    predictions = {name: predict(plan, task, links) for name, plan in plans.items()}
-    best = wanted or _best(plans, predictions)
-    alternatives = {name: prediction.complete_s for name, prediction in predictions.items()}
-    return Choice(plans[best], predictions[best], alternatives, reasons)
+    return {name: plans[name] for name in STRATEGIES if name in plans}, reasons
+
+
+def _most_edges(ground: Ground, plans: Mapping[str, Plan]) -> int:
+    fewest = min((len(plan.edges) for plan in plans.values()), default=0)
+    return max(MANY_EDGES, EDGES_PER_TARGET * len(ground.targets), fewest)
 
 
 def _best(plans: Mapping[str, Plan], predictions: Mapping[str, Prediction]) -> str:

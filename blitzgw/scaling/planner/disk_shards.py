@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blitzgw.core.plan import Links, Plan, Task, Tier, node_of
+from blitzgw.core.plan import Plan, Tier, node_of
 from blitzgw.scaling.planner.base import Unfit
 from blitzgw.scaling.planner.draft import Draft
-from blitzgw.scaling.planner.ground import Ground, disk_rate
+from blitzgw.scaling.planner.ground import Ground
+from blitzgw.scaling.planner.rates import disk_rate
 
 NAME = "disk-shards"
 WHOLE_NAME = "disk"
 
 
-def plan(task: Task, links: Links) -> Plan | Unfit:
+def plan(ground: Ground) -> Plan | Unfit:
     """Return a plan in which targets read shards and pass them round a ring.
 
     Raises PlanError where a target cannot get what it lacks.
     """
-    ground = Ground(task, links)
     readers = _readers(ground)
     if len(readers) < 2:
         return Unfit("it takes two targets on different nodes with the checkpoint on disk")
@@ -34,12 +34,11 @@ def plan(task: Task, links: Links) -> Plan | Unfit:
     return draft.finish()
 
 
-def plan_whole(task: Task, links: Links) -> Plan | Unfit:
+def plan_whole(ground: Ground) -> Plan | Unfit:
     """Return a plan in which every target reads from its own disk what is there.
 
     Raises PlanError where a target cannot get what it lacks.
     """
-    ground = Ground(task, links)
     with_disk = [target for target in ground.needy() if ground.own(target, Tier.DISK)]
     if not with_disk:
         return Unfit("no target has the checkpoint on its disk")
@@ -92,8 +91,8 @@ def _pass_round(draft: Draft, ring: Sequence[str]) -> None:
                 shares[place].append(blob)
                 break
     for turn in range(max(len(share) for share in shares)):
+        going = [(place, share[turn]) for place, share in enumerate(shares) if turn < len(share)]
         for hop in range(len(ring) - 1):
-            for place, share in enumerate(shares):
-                if turn < len(share):
-                    here = ring[(place + hop) % len(ring)]
-                    draft.send(here, ring[(place + hop + 1) % len(ring)], (share[turn],))
+            for place, blob in going:
+                here = ring[(place + hop) % len(ring)]
+                draft.send(here, ring[(place + hop + 1) % len(ring)], (blob,))

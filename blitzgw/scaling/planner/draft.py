@@ -129,7 +129,8 @@ class Draft:
     def _assign(self, target: str) -> None:
         ground = self.ground
         self.feed(target, self.lacks(target), ground.ranked(ground.givers(), target, ground.blobs))
-        self.feed(target, self.lacks(target), self._peers(target))
+        if lacks := self.lacks(target):
+            self.feed(target, lacks, self._peers(target))
         self.read(target, Tier.DISK, self.lacks(target))
 
     def _peers(self, target: str) -> list[str]:
@@ -149,11 +150,11 @@ class Draft:
             held |= ground.holdings(worker)
         nobody = [blob for blob in ground.blobs if blob not in held]
         if nobody:
-            return f"nobody has {_names('blob', nobody)}"
+            return f"nobody has {_names('blob', ground.called(nobody))}"
         first = open_targets[0]
         return (
             f"{_names('target', open_targets)} cannot be reached: no network with a free rate joins"
-            f" it to a holder of {_names('blob', self.lacks(first))}"
+            f" it to a holder of {_names('blob', ground.called(self.lacks(first)))}"
         )
 
 

@@ -16,7 +16,10 @@ from enum import IntEnum
 
 from blitzgw.core.plan import Edge, Links, Plan, Read, Task, node_of
 from blitzgw.scaling.planner.check import resident_blobs
-from blitzgw.scaling.planner.ground import read_rate, usable_tx
+from blitzgw.scaling.planner.rates import read_rate, usable_tx
+
+NEAR_BYTES = 0.5
+"""Positions in a flow this close are the same."""
 
 
 class State(IntEnum):
@@ -62,6 +65,8 @@ class Flow:
     sent: float = 0.0
     rate: float = 0.0
     at_s: float = 0.0
+    track: list[tuple[float, float]] = field(default_factory=lambda: [(0.0, 0.0)])
+    """Times, and the bytes sent by then; the rate between two of them is constant."""
     noted: int = 0
     """So many of its blobs have arrived."""
     stamp: int = 0

@@ -3,79 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
-from blitzgw.core.plan import Holder, Links, Port, Task, Tier, node_of
-
-BUSY_SHARE = 0.05
-"""A port that spends this part of its tx on requests is avoided: below it the traffic is tokens and
-the odd handoff, which no transfer delays for long."""
+from blitzgw.core.plan import Holder, Links, Task, Tier, node_of
+from blitzgw.scaling.planner.rates import BUSY_SHARE, read_rate, usable_tx
 
 WORTH_WAITING = 0.5
 """A busy source is avoided while a free one gives at least this part of its rate: half as fast is
 a fair price for requests that are not slowed down, a crawl is not."""
 
-LEAST_SHARE = 0.02
-"""What a port's tx leaves to weights however much it serves: they yield, but not for ever, and a
-prediction stays finite."""
-
 SAME_RATE = 0.9
 """Rates within this factor count as equal in an order of preference: measured rates never are."""
 
-DISK_BYTES_PER_S = 1e9
-"""Of a disk whose rate nobody has measured: what one thread reads from an ordinary one
-(TRANSPORT.md)."""
 
-
-@dataclass(frozen=True, slots=True)
-class Path:
+class Path(NamedTuple):
     """How two workers are joined: the network ("" within a node) and what it gives at most."""
 
     network: str
     bytes_per_s: float
 
 
-def usable_tx(port: Port) -> float:
-    """Return what serving leaves of a port's tx, in bytes per second."""
-    return max(port.tx_bytes_per_s - port.serving_tx_bytes_per_s, LEAST_SHARE * port.tx_bytes_per_s)
+class _Nodes(dict[str, str]):
+    """The node of each worker, cut out of its name once."""
 
-
-def disk_rate(links: Links, node: str) -> float:
-    """Return the rate of a node's disk in bytes per second, assumed where it is not known."""
-    return links.disks.get(node, 0.0) or DISK_BYTES_PER_S
-
-
-def host_rate(links: Links, node: str) -> float:
-    """Return how fast a node's host copy is read, in bytes per second."""
-    return links.hosts.get(node, 0.0) or links.local_bytes_per_s
-
-
-def read_rate(links: Links, node: str, tier: Tier) -> float:
-    """Return how fast a node reads from a tier, in bytes per second."""
-    return host_rate(links, node) if tier is Tier.HOST else disk_rate(links, node)
+    def __missing__(self, worker: str) -> str:
+        node = self[worker] = node_of(worker)
+        return node
 
 
 class Ground:
     """A task and the links, seen as the strategies ask about them. Nothing in it changes."""
 
-    def __init__(self, task: Task, links: Links) -> None:
-        """Take in who has what; raises ValueError for blobs and sizes that make no sense."""
+    def __init__(self, task: Task, links: Links, groups: Sequence[Sequence[int]] = ()) -> None:
+        """Take in who has what; raises ValueError for blobs that the model does not have.
+
+        `groups`: what the task's blobs are called where each stands for several (coarse.py).
+        """
         self.task = task
+        self.groups = groups
         self.links = links
         self.blobs = range(len(task.blob_bytes))
         self.targets = tuple(dict.fromkeys(task.targets))
         self.resident: dict[str, frozenset[int]] = {}
         self.behind: dict[str, dict[Tier, frozenset[int]]] = {}
         self._node_tiers: dict[tuple[str, Tier], frozenset[int]] = {}
+        self._every = frozenset(self.blobs)
         for holder in task.holders:
             self._take(holder)
-        self._networks: dict[str, dict[str, Port]] = {}
-        for (node, network), port in links.ports.items():
-            self._networks.setdefault(node, {})[network] = port
+        self._nodes = _Nodes()
+        self._tx: dict[str, dict[str, float]] = {}
+        self._rx: dict[str, dict[str, float]] = {}
+        self._serving: set[tuple[str, str]] = set()
+        for (node, network), port in sorted(links.ports.items(), key=lambda item: item[0]):
+            self._tx.setdefault(node, {})[network] = usable_tx(port)
+            self._rx.setdefault(node, {})[network] = port.rx_bytes_per_s
+            if port.serving_tx_bytes_per_s > BUSY_SHARE * port.tx_bytes_per_s:
+                self._serving.add((node, network))
         self._paths: dict[tuple[str, str], Path | None] = {}
+        self._lacks: dict[str, Sequence[int]] = {}
+        self._holdings: dict[str, frozenset[int]] = {}
+        self._needy = [target for target in self.targets if self.lacks(target)]
 
     def _take(self, holder: Holder) -> None:
-        if not holder.blobs <= frozenset(self.blobs):
+        if not holder.blobs <= self._every:
             raise ValueError(f"{holder.worker} holds blobs that the model does not have")
         if not holder.blobs:
             return
@@ -94,14 +85,22 @@ class Ground:
         """Return the bytes of some blobs."""
         return sum(self.task.blob_bytes[blob] for blob in blobs)
 
-    def lacks(self, target: str) -> list[int]:
+    def lacks(self, target: str) -> Sequence[int]:
         """Return the blobs that are not resident at a target, in order."""
-        has = self.resident.get(target, frozenset())
-        return [blob for blob in self.blobs if blob not in has]
+        if target not in self._lacks:
+            has = self.resident.get(target)
+            self._lacks[target] = [b for b in self.blobs if b not in has] if has else self.blobs
+        return self._lacks[target]
 
     def needy(self) -> list[str]:
         """Return the targets that lack anything."""
-        return [target for target in self.targets if self.lacks(target)]
+        return list(self._needy)
+
+    def called(self, blobs: Iterable[int]) -> list[int]:
+        """Return the numbers by which people know these blobs."""
+        if not self.groups:
+            return list(blobs)
+        return [blob for group in blobs for blob in self.groups[group]]
 
     def own(self, worker: str, tier: Tier) -> frozenset[int]:
         """Return what a worker can read from a tier of its own machine."""
@@ -114,28 +113,32 @@ class Ground:
 
     def holdings(self, worker: str) -> frozenset[int]:
         """Return all that a worker can give: what is resident and what it can read."""
-        return self.resident.get(worker, frozenset()).union(*self.behind.get(worker, {}).values())
+        if worker not in self._holdings:
+            tiers = self.behind.get(worker, {}).values()
+            self._holdings[worker] = self.resident.get(worker, frozenset()).union(*tiers)
+        return self._holdings[worker]
 
     # Links.
 
     def path(self, source: str, target: str) -> Path | None:
         """Return the fastest way from one worker to another; None: they share no network."""
-        nodes = (node_of(source), node_of(target))
-        if nodes not in self._paths:
-            self._paths[nodes] = self._fastest(*nodes)
-        return self._paths[nodes]
+        nodes = (self._nodes[source], self._nodes[target])
+        if nodes in self._paths:
+            return self._paths[nodes]
+        path = self._paths[nodes] = self._fastest(*nodes)
+        return path
 
     def _fastest(self, source: str, target: str) -> Path | None:
         if source == target:
             return Path("", self.links.local_bytes_per_s)
-        there = self._networks.get(target, {})
-        best: Path | None = None
-        for network, port in sorted(self._networks.get(source, {}).items()):
+        there = self._rx.get(target, {})
+        fastest, best = 0.0, ""
+        for network, tx in self._tx.get(source, {}).items():
             if network in there:
-                rate = min(usable_tx(port), there[network].rx_bytes_per_s)
-                if rate > (best.bytes_per_s if best else 0.0):
-                    best = Path(network, rate)
-        return best
+                rate = min(tx, there[network])
+                if rate > fastest:
+                    fastest, best = rate, network
+        return Path(best, fastest) if fastest else None
 
     def rate(self, source: str, target: str) -> float:
         """Return what the fastest way between two workers gives at most; 0: there is none."""
@@ -144,7 +147,7 @@ class Ground:
 
     def near(self, one: str, other: str) -> int:
         """Return how near two workers are: 2 on one node, 1 in one zone, else 0."""
-        a, b = node_of(one), node_of(other)
+        a, b = self._nodes[one], self._nodes[other]
         if a == b:
             return 2
         zone = self.links.zones.get(a, "")
@@ -152,16 +155,23 @@ class Ground:
 
     def speed(self, worker: str) -> float:
         """Return at what rate a worker could relay over its best network, in bytes per second."""
-        ports = self._networks.get(node_of(worker), {}).values()
-        return max((min(usable_tx(port), port.rx_bytes_per_s) for port in ports), default=0.0)
+        node = self._nodes[worker]
+        pairs = zip(self._tx.get(node, {}).values(), self._rx.get(node, {}).values(), strict=True)
+        return max(map(min, pairs), default=0.0)
+
+    def most(self, worker: str) -> float:
+        """Return a rate that no network exceeds both to and from a worker, in bytes per second."""
+        node = self._nodes[worker]
+        ways = (self._tx.get(node, {}).values(), self._rx.get(node, {}).values())
+        return min(max(way, default=0.0) for way in ways)
 
     def busy(self, source: str, target: str) -> bool:
         """Return whether the port from which a source would send has requests to serve."""
         path = self.path(source, target)
-        if path is None or node_of(source) == node_of(target):
+        node = self._nodes[source]
+        if path is None or node == self._nodes[target]:
             return False
-        port = self.links.ports[node_of(source), path.network]
-        return port.serving_tx_bytes_per_s > BUSY_SHARE * port.tx_bytes_per_s
+        return (node, path.network) in self._serving
 
     # Sources.
 
@@ -170,8 +180,11 @@ class Ground:
 
         A target that still lacks blobs is none of them, though others may get from it what it has.
         """
-        needy = set(self.needy())
-        return sorted({*self.resident, *self.behind} - needy)
+        return self._givers
+
+    @cached_property
+    def _givers(self) -> list[str]:
+        return sorted({*self.resident, *self.behind} - set(self._needy))
 
     def giving_rate(self, source: str, target: str) -> float:
         """Return how fast a source could give a target what it has, its own reads included."""
@@ -218,7 +231,12 @@ class Ground:
         return sorted(useful, key=preference)
 
     def sources(self) -> list[str]:
-        """Return the givers worth using side by side, the best one first.
+        """Return the givers worth using side by side, the best one first."""
+        return list(self._sources)
+
+    @cached_property
+    def _sources(self) -> list[str]:
+        """The givers worth using side by side, the best one first.
 
         Those that give much slower than the best are left out, and so are busy ones unless all are
         busy. What only these have, they still give (`ranked`).

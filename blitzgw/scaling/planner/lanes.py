@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blitzgw.core.plan import Links, Plan, Task
+from blitzgw.core.plan import Plan
 from blitzgw.scaling.planner.base import Unfit
 from blitzgw.scaling.planner.draft import Draft
 from blitzgw.scaling.planner.ground import Ground
@@ -20,12 +20,11 @@ FASTER = 1.5
 target gets a part of the model over the one and the rest over the other at the same time."""
 
 
-def plan(task: Task, links: Links) -> Plan | Unfit:
+def plan(ground: Ground) -> Plan | Unfit:
     """Return a plan in which groups of fast-joined targets share what comes from outside.
 
     Raises PlanError where a target cannot get what it lacks.
     """
-    ground = Ground(task, links)
     sources = ground.sources()
     if not sources:
         return Unfit("no source reaches a target over a network")
@@ -40,13 +39,22 @@ def plan(task: Task, links: Links) -> Plan | Unfit:
     return draft.finish()
 
 
+def edges(ground: Ground) -> int:
+    """Return how many edges the plan has at least: among the members of each group."""
+    sources = ground.sources()
+    groups = fast_groups(ground, sources) if sources else []
+    return sum(min(len(group), len(ground.blobs)) * (len(group) - 1) for group in groups)
+
+
 def fast_groups(ground: Ground, sources: Sequence[str]) -> list[list[str]]:
     """Return the targets in groups whose members reach each other faster than a source does."""
     groups: list[list[str]] = []
     for target in ground.by_speed(ground.needy(), sources[0]):
         outside = max(ground.rate(source, target) for source in sources)
         enough = FASTER * outside
-        for group in groups:
+        quick = ground.most(target) >= enough  # those that no network joins so fast are many
+        near = groups if quick else [g for g in groups if ground.near(g[0], target) == 2]
+        for group in near:
             if all(_both_ways(ground, target, member) >= enough for member in group):
                 group.append(target)
                 break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blitzgw.core.plan import Links, Plan, Task
+from blitzgw.core.plan import Plan
 from blitzgw.scaling.planner.base import Unfit
 from blitzgw.scaling.planner.chain import string
 from blitzgw.scaling.planner.draft import Draft
@@ -11,12 +11,11 @@ from blitzgw.scaling.planner.ground import Ground
 NAME = "multi-chain"
 
 
-def plan(task: Task, links: Links) -> Plan | Unfit:
+def plan(ground: Ground) -> Plan | Unfit:
     """Return a plan with a chain from each source to its share of the targets, near ones first.
 
     Raises PlanError where a target cannot get what it lacks.
     """
-    ground = Ground(task, links)
     groups = deal(ground, ground.sources())
     if len(groups) < 2:
         return Unfit("it takes two usable sources and two targets")

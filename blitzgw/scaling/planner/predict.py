@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from blitzgw.core.plan import Links, Plan, Prediction, Task
 from blitzgw.scaling.planner.check import resident_blobs
-from blitzgw.scaling.planner.flows import flows_of
+from blitzgw.scaling.planner.flows import Flow, flows_of
 from blitzgw.scaling.planner.simulation import Simulation, Watch
 
 
@@ -14,10 +14,17 @@ def predict(plan: Plan, task: Task, links: Links, watch: Watch | None = None) ->
     Raises ValueError for a plan that cannot complete: a blob that nobody has, or that waits for
     itself, an edge between nodes that share no network.
     """
+    return follow(plan, task, links, watch)[0]
+
+
+def follow(
+    plan: Plan, task: Task, links: Links, watch: Watch | None = None
+) -> tuple[Prediction, list[Flow]]:
+    """Predict, and return also the flows as they have run, with their tracks."""
     flows, resources = flows_of(plan, task, links)
     arrived: dict[tuple[str, int], float] = {}
     Simulation(flows, resources, links, arrived, watch).run()
-    return _summary(plan, task, arrived)
+    return _summary(plan, task, arrived), flows
 
 
 def _summary(plan: Plan, task: Task, arrived: dict[tuple[str, int], float]) -> Prediction:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blitzgw.core.plan import Links, Plan, Task
+from blitzgw.core.plan import Plan
 from blitzgw.scaling.planner.base import Unfit
 from blitzgw.scaling.planner.draft import Draft
 from blitzgw.scaling.planner.ground import Ground
@@ -10,12 +10,11 @@ from blitzgw.scaling.planner.ground import Ground
 NAME = "star"
 
 
-def plan(task: Task, links: Links) -> Plan | Unfit:
+def plan(ground: Ground) -> Plan | Unfit:
     """Return a plan with an edge from the best source to each target that it reaches.
 
     Raises PlanError where a target cannot get what it lacks.
     """
-    ground = Ground(task, links)
     draft = Draft(ground, NAME)
     givers = ground.givers()
     for target in ground.targets:
