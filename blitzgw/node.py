@@ -132,7 +132,7 @@ class Node:
         that leaves nothing to go on with.
         """
         signals = Signals(asyncio.get_running_loop())
-        self.cluster.scaling.adopt_copies({model.spec.weights for model in self.models})
+        self.cluster.scaling.copies.sweep({model.spec.weights for model in self.models})
         for device in self.devices:
             device.supervisor.start()
         await asyncio.sleep(0)  # spawns the workers, whose imports take longer than all of ours
@@ -152,7 +152,7 @@ class Node:
             await self.cluster.close()
             stops = [device.supervisor.stop() for device in self.devices]
             await asyncio.gather(*stops, return_exceptions=True)
-            self.cluster.scaling.drop_copies()
+            self.cluster.scaling.copies.close()
             log.info("stopped")
         return EXIT_INTERRUPTED if signals.hurry.is_set() else 0
 

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 
+from blitzgw.copyshelf import HeldWeights
 from blitzgw.core.instance import DeviceKind, InstanceState
-from blitzgw.core.view import CopyFacts, HostFacts, mask_of
+from blitzgw.core.view import HostFacts
 from blitzgw.definitions import Definitions
 from blitzgw.device import DeviceRunner
 
 
-@dataclass(slots=True)
-class HeldWeights:
-    """A store without an engine, in shared memory, on a device's worker."""
-
-    device: str
-    model: str
-    size_bytes: int
-    blobs: set[int] = field(default_factory=set)
-    complete: bool = False
-
-
 class Premises:
-    """Implements `scaling.engagement.Premises`; keeps the books of host copies."""
+    """Implements `scaling.engagement.Premises`; `held` is by the root of the weights."""
 
     def __init__(
         self,
         devices: Mapping[str, DeviceRunner],
         definitions: Definitions,
+        held: Mapping[str, HeldWeights],
         host: Callable[[], HostFacts],
         is_draining: Callable[[], bool],
     ) -> None:
         self._devices, self._definitions = devices, definitions
-        self._host, self._is_draining = host, is_draining
-        self.held: dict[str, HeldWeights] = {}
-        """By the root of the weights."""
+        self._held, self._host, self._is_draining = held, host, is_draining
 
     def claim(self, device: str) -> int | None:
         """Return a device's claim; None where there is none, or its worker is not up."""
@@ -72,7 +60,7 @@ class Premises:
 
     def has_weights(self, device: str, weights: str) -> bool:
         """Whether a worker has a store of these weights, whole or not."""
-        held = self.held.get(weights)
+        held = self._held.get(weights)
         if held is not None and held.device == device:
             return True
         runner = self._devices.get(device)
@@ -84,17 +72,3 @@ class Premises:
     def rates(self) -> dict[str, float]:
         """Return the rates of this node's ports, 0 where they are not known."""
         return {network.name: network.rate_bytes_per_s for network in self._host().networks}
-
-    def copies(self) -> Sequence[CopyFacts]:
-        """Return what other nodes are told of the copies here."""
-        return [
-            CopyFacts(
-                weights=weights,
-                model=held.model,
-                device=held.device,
-                size_bytes=held.size_bytes,
-                blobs=mask_of(held.blobs),
-                complete=held.complete,
-            )
-            for weights, held in self.held.items()
-        ]

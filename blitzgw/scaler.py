@@ -12,32 +12,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from blitzgw.api.services import unix_time
 from blitzgw.config import Config
+from blitzgw.copyshelf import CopyShelf, Deciders
 from blitzgw.core import operation as op
 from blitzgw.core.clock import Clock
 from blitzgw.core.operation import OperationFacts
 from blitzgw.core.rumours import Rumour
-from blitzgw.core.transfer import (
-    BlobChecked,
-    BlobDamaged,
-    CopyFailed,
-    CopyHeld,
-    DropCopy,
-    HoldCopy,
-    ReadBlobs,
-    TrafficReport,
-)
+from blitzgw.core.transfer import TrafficReport
 from blitzgw.core.view import ClusterView, Fact, HostFacts
 from blitzgw.definitions import Definitions
 from blitzgw.device import DeviceRunner
-from blitzgw.errors import BlitzError
+from blitzgw.instancing import Instancing
 from blitzgw.machine import Machine
 from blitzgw.network import Network
-from blitzgw.premises import HeldWeights, Premises
+from blitzgw.premises import Premises
 from blitzgw.probes import Probes
 from blitzgw.scaleorders import ScaleOrders
 from blitzgw.scaling import events as ev
@@ -51,9 +43,6 @@ from blitzgw.scaling.survey import ModelDefinition
 from blitzgw.weights.hostcache import HostCopies
 
 log = logging.getLogger(__name__)
-
-POLL_S = 0.05
-"""How often a draining instance is looked at."""
 
 TO_STEWARD = (op.Claim, op.Engage, op.Renew, op.Conclude, op.Abandon, op.Retire)
 """What owners say; all else is said to owners."""
@@ -74,31 +63,29 @@ class Scaler:
         self._me, self._view, self._machine, self._clock = me, view, machine, clock
         self._config, self._on_change = config, on_change
         self._devices: dict[str, DeviceRunner] = {}
-        self._draining = False
-        self._tasks: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.TimerHandle | None = None
         self._closed = False
-        self._copies: HostCopies | None = None
-        self._performers: dict[type, Callable[[Any], None]] = {
-            ev.Send: self._send,
-            ev.Record: self._record,
-            ev.OperationEnded: self._operation_ended,
-            ev.BringUp: self._bring_up,
-            ev.DropInstance: self._drop_instance,
-            ev.RetireInstance: self._retire,
-            ev.HoldWeights: self._hold,
-            ev.DropWeights: self._drop_weights,
-            ev.ReadWeights: self._read,
-            ev.ToWorker: self._to_worker,
-            ev.PublishNetworks: lambda _: self._on_change(),
-            ev.ObtainCopy: self._obtain_copy,
-        }
 
     def join(self, network: Network, definitions: Definitions) -> None:
         """Work over this network, with these definitions."""
         self._network, self._definitions = network, definitions
+        self.copies = CopyShelf(
+            self._devices, definitions, Deciders(self._steward, self._keep), self._on_change
+        )
+        self.instancing = Instancing(
+            self._devices,
+            definitions,
+            network,
+            self._steward,
+            self._clock,
+            self._config.node.drain_timeout_s,
+        )
         self.premises = Premises(
-            self._devices, definitions, self._host, lambda: network.serving.draining
+            self._devices,
+            definitions,
+            self.copies.held,
+            self._host,
+            lambda: network.serving.draining,
         )
         local = self._me.boot
         self.steward = Steward(self._me.name, local, self.premises)
@@ -117,35 +104,18 @@ class Scaler:
         )
         self.orders.join(network)
         self.probes = Probes(self._me.name, self._view, self._devices, self._say)
+        self._performers = self._make_performers()
 
     def attach(self, devices: Sequence[DeviceRunner], copies: HostCopies | None) -> None:
         """Have these devices, and host copies in that folder, which is this node's alone."""
         self._devices.update({runner.device.id: runner for runner in devices})
-        self._copies = copies
-
-    def adopt_copies(self, wanted: Collection[str]) -> None:
-        """Keep the wanted ones of the copies that a killed node has left; before workers start."""
-        if self._copies is not None:
-            self._sweep(self._copies, wanted)
-
-    def drop_copies(self) -> None:
-        """Leave no copies behind; after the workers' end."""
-        if self._copies is not None:
-            self._sweep(self._copies, ())
-            self._copies.disown()
-
-    def _sweep(self, copies: HostCopies, wanted: Collection[str]) -> None:
-        try:
-            for weights in copies.sweep(wanted):
-                log.info("copy_removed weights=%.12s", weights)
-        except BlitzError as error:
-            log.warning("copies_not_removed error=%s", error)
+        self.copies.open(copies)
 
     def open(self, me: Rumour) -> None:
         """Begin: the address that peers find this node at is known."""
         self._me = me
         for device in self._devices:
-            self.worker_up(device)
+            self.copies.worker_up(device)
         self._arm()
 
     async def close(self) -> None:
@@ -154,16 +124,13 @@ class Scaler:
         self.probes.ends.close()
         if self._alarm is not None:
             self._alarm.cancel()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)  # at once
+        await self.instancing.close()
 
     def facts(self) -> list[Fact]:
         """Return what this node publishes of its machine and of the weights in its memory."""
         if not self._config.cluster_keys:
             return []
-        return [self._host(), *self.premises.copies()]
+        return [self._host(), *self.copies.facts()]
 
     # What links tell: implements `gossip.switchboard.OperationsPort`.
 
@@ -210,42 +177,16 @@ class Scaler:
         self._steward(ev.InstanceServes(device, instance))
 
     def instance_failed(self, device: str, instance: str, reason: str) -> bool:
-        """Take the news that an instance will not come; return whether it has been dropped.
-
-        One whose weights came from peers cannot be loaded again by itself: it is dropped, and its
-        device is free.
-        """
-        runner = self._devices[device]
-        known = runner.instances.get(instance)
-        if known is None or known.load.reads is None:
-            return False
-        runner.drop(instance, reason)
-        runner.take()
-        self._steward(ev.InstanceEnded(device, instance, reason))
-        return True
+        """Take the news that an instance will not come; return whether it has been dropped."""
+        return self.instancing.failed(device, instance, reason)
 
     def worker_up(self, device: str) -> None:
-        """Have a worker take up the host copies that a former worker, or node, has left behind."""
-        if self._copies is None or not self._devices[device].up:
-            return
-        try:
-            there = {file.weights for file in self._copies.list() if file.complete}
-        except BlitzError as error:
-            log.warning("copies_not_found error=%s", error)
-            return
-        for name, definition in self._definitions.settled.items():
-            known = self._definitions.known(definition.digest)
-            if known is None or known.card.weights not in there - self.premises.held.keys():
-                continue
-            weights = known.card.weights
-            self._hold(ev.HoldWeights(device, name, definition.digest, weights, ()))
+        """Take the news that a worker is warm, and has nothing yet."""
+        self.copies.worker_up(device)
 
     def worker_lost(self, device: str, reason: str) -> None:
         """Take the news that a worker is gone with its stores and edges."""
-        held = self.premises.held
-        for weights in [w for w, each in held.items() if each.device == device]:
-            del held[weights]
-            self._keep(ev.CopyTried(weights, reason))
+        self.copies.worker_lost(device, reason)
         self.probes.ends.worker_lost(device)
         self._steward(ev.WorkerLost(device, reason))
 
@@ -256,29 +197,8 @@ class Scaler:
             return
         if self.probes.ends.told(device, message):
             return
-        self._note(device, message)
+        self.copies.told(device, message)
         self._steward(ev.WorkerSaid(device, message))
-
-    def _note(self, device: str, message: Any) -> None:
-        """Keep the books of host copies."""
-        weights = getattr(message, "weights", "")
-        held = self.premises.held.get(weights)
-        if held is None or held.device != device:
-            return
-        match message:
-            case BlobChecked(index=index):
-                held.blobs.add(index)
-            case BlobDamaged(index=index):
-                held.blobs.discard(index)
-            case CopyHeld():
-                held.complete = True
-                log.info("copy_held model=%s weights=%.12s", held.model, weights)
-                self._keep(ev.CopyTried(weights))
-            case CopyFailed(message=text):
-                del self.premises.held[weights]
-                log.warning("copy_failed weights=%.12s reason=%s", weights, text)
-                self._keep(ev.CopyTried(weights, text))
-        self._on_change()
 
     # Deciders.
 
@@ -337,6 +257,22 @@ class Scaler:
 
     # Effects.
 
+    def _make_performers(self) -> dict[type, Callable[[Any], None]]:
+        return {
+            ev.Send: self._send,
+            ev.Record: self._record,
+            ev.OperationEnded: self._operation_ended,
+            ev.BringUp: self.instancing.bring_up,
+            ev.DropInstance: self.instancing.drop,
+            ev.RetireInstance: self.instancing.retire,
+            ev.HoldWeights: self.copies.hold,
+            ev.DropWeights: self.copies.drop,
+            ev.ReadWeights: self.copies.read,
+            ev.ToWorker: self._to_worker,
+            ev.PublishNetworks: lambda _: self._on_change(),
+            ev.ObtainCopy: self._obtain_copy,
+        }
+
     def _send(self, effect: ev.Send) -> None:
         self._say(effect.boot, effect.message)
 
@@ -373,81 +309,14 @@ class Scaler:
             reason = "" if effect.state == "done" else effect.reason or effect.state
             self._keep(ev.CopyTried(facts.weights, reason))
 
-    def _bring_up(self, effect: ev.BringUp) -> None:
-        runner, known = self._devices[effect.device], self._definitions.known(effect.digest)
-        claim = runner.take()
-        assert claim == effect.claim, "the steward counts claims as the device does"
-        assert known is not None, "the premises objected to unknown definitions"
-        config = self._definitions.config_of(effect.model, effect.digest)
-        try:
-            runner.bring_up(known.spec, config, known.card.blobs, effect.digest)
-        except BlitzError as error:
-            failed = ev.InstanceEnded(effect.device, effect.instance, str(error))
-            asyncio.get_running_loop().call_soon(self._steward, failed)
-
-    def _drop_instance(self, effect: ev.DropInstance) -> None:
-        runner = self._devices[effect.device]
-        runner.drop(effect.instance, effect.reason)
-        runner.take()
-
-    def _retire(self, effect: ev.RetireInstance) -> None:
-        task = asyncio.get_running_loop().create_task(self._drain(effect))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _drain(self, effect: ev.RetireInstance) -> None:
-        """Let an instance finish what it has, for as long as a node does; the rest moves."""
-        runner = self._devices[effect.device]
-        deadline = self._clock.now() + self._config.node.drain_timeout_s
-        while runner.retire(effect.instance) and self._clock.now() < deadline:
-            await self._clock.sleep(POLL_S)
-        self._network.serving.give_away(effect.reason, effect.instance)
-        runner.drop(effect.instance, effect.reason, planned=True)
-        runner.take()
-        self._steward(ev.InstanceEnded(effect.device, effect.instance))
-
-    def _hold(self, effect: ev.HoldWeights) -> None:
-        known, runner = self._definitions.known(effect.digest), self._devices[effect.device]
-        if not runner.up or known is None or known.card.weights != effect.weights:
-            why = "its definition is not known here" if runner.up else "the worker is not up"
-            asyncio.get_running_loop().call_soon(self._not_held, effect, why)
-            return
-        blobs = known.card.blobs
-        size = sum(blob.size_bytes for blob in blobs)
-        self.premises.held[effect.weights] = HeldWeights(effect.device, effect.model, size)
-        hold = HoldCopy(effect.weights, known.spec, blobs, effect.reads)
-        runner.supervisor.send(hold)
-
-    def _not_held(self, effect: ev.HoldWeights, why: str) -> None:
-        failed = CopyFailed(effect.weights, why)
-        self._steward(ev.WorkerSaid(effect.device, failed))
-        self._keep(ev.CopyTried(effect.weights, why))
-
-    def _drop_weights(self, effect: ev.DropWeights) -> None:
-        held = self.premises.held.get(effect.weights)
-        if held is not None and held.device == effect.device:
-            del self.premises.held[effect.weights]
-            self._devices[effect.device].supervisor.send(DropCopy(effect.weights))
-            self._on_change()
-
-    def _read(self, effect: ev.ReadWeights) -> None:
-        known = self._definitions.known(effect.digest)
-        if known is not None:
-            read = ReadBlobs(effect.weights, known.spec, effect.blobs)
-            self._devices[effect.device].supervisor.send(read)
+    def _obtain_copy(self, effect: ev.ObtainCopy) -> None:
+        if effect.disk:
+            self.copies.read_copy(effect)
+        else:
+            self._operate(ev.CopyWanted(effect.model, f"{self._me.name}/{effect.device}"))
 
     def _to_worker(self, effect: ev.ToWorker) -> None:
         self._devices[effect.device].supervisor.send(effect.message)
-
-    def _obtain_copy(self, effect: ev.ObtainCopy) -> None:
-        if not effect.disk:
-            self._operate(ev.CopyWanted(effect.model, f"{self._me.name}/{effect.device}"))
-            return
-        known = self._definitions.known(effect.digest)
-        reads = () if known is None else tuple(range(len(known.card.blobs)))
-        self._hold(
-            ev.HoldWeights(effect.device, effect.model, effect.digest, effect.weights, reads)
-        )
 
     def _cancel(self, boot: str, order: op.CancelOrder) -> None:
         self._operate(ev.CancelAsked(order.operation, "cancelled by an operator"))

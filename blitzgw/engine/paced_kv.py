@@ -6,6 +6,7 @@ P positions in a block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 
@@ -16,6 +17,7 @@ from blitzgw.core.span import Span
 from blitzgw.core.step import BLOCK_TOKENS, KvGeometry, SequenceKv
 from blitzgw.engine.base import RowInput
 from blitzgw.engine.noise import U64
+from blitzgw.engine.slab import anonymous_map
 
 I64 = NDArray[np.int64]
 
@@ -26,13 +28,14 @@ TRAVELLING = np.dtype("<u8")
 class PacedKv:
     """The arena `[layer, block, position in the block]` of one instance.
 
-    The kernel gives zeroed pages on first touch, so slots that nobody used cost no memory.
+    The kernel gives zeroed pages on first touch, so slots that nobody used cost no memory. numpy's
+    own arrays would be of huge pages: the first token would zero 2 MiB for every layer.
     """
 
     def __init__(self, n_layers: int, kv: KvGeometry) -> None:
-        self.arena: U64 = np.zeros(
-            (n_layers, kv.slots * kv.blocks_per_slot, BLOCK_TOKENS), np.uint64
-        )
+        shape = (n_layers, kv.slots * kv.blocks_per_slot, BLOCK_TOKENS)
+        pages = anonymous_map(8 * math.prod(shape))
+        self.arena: U64 = np.frombuffer(pages, np.uint64, math.prod(shape)).reshape(shape)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy the entries of all layers from block to block, `(source, target)`, in order."""

@@ -43,7 +43,9 @@ def runner(**changes):
 
 
 def objection(known, digest="", *, draining=False, model=NAME, **changes):
-    premises = Premises({"g0": runner(**changes)}, known, lambda: HostFacts(0), lambda: draining)
+    premises = Premises(
+        {"g0": runner(**changes)}, known, {}, lambda: HostFacts(0), lambda: draining
+    )
     return premises.objection("g0", model, digest or known.digest_of(NAME))
 
 

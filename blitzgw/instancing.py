@@ -1,0 +1,91 @@
+"""Instances that come and go by scale operations: brings them up, lets them drain, drops them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from blitzgw.core.clock import Clock
+from blitzgw.definitions import Definitions
+from blitzgw.device import DeviceRunner
+from blitzgw.errors import BlitzError
+from blitzgw.network import Network
+from blitzgw.scaling import events as ev
+
+POLL_S = 0.05
+"""How often a draining instance is looked at."""
+
+
+class Instancing:
+    """Carries out what the steward decides about this node's devices."""
+
+    def __init__(
+        self,
+        devices: Mapping[str, DeviceRunner],
+        definitions: Definitions,
+        network: Network,
+        steward: Callable[[ev.StewardEvent], None],
+        clock: Clock,
+        drain_timeout_s: float,
+    ) -> None:
+        self._devices, self._definitions, self._network = devices, definitions, network
+        self._steward, self._clock = steward, clock
+        self._drain_timeout_s = drain_timeout_s
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def bring_up(self, effect: ev.BringUp) -> None:
+        """Set an instance's memory aside on a device, at a new claim."""
+        runner, known = self._devices[effect.device], self._definitions.known(effect.digest)
+        claim = runner.take()
+        assert claim == effect.claim, "the steward counts claims as the device does"
+        assert known is not None, "the premises objected to unknown definitions"
+        config = self._definitions.config_of(effect.model, effect.digest)
+        try:
+            runner.bring_up(known.spec, config, known.card.blobs, effect.digest)
+        except BlitzError as error:
+            failed = ev.InstanceEnded(effect.device, effect.instance, str(error))
+            asyncio.get_running_loop().call_soon(self._steward, failed)
+
+    def drop(self, effect: ev.DropInstance) -> None:
+        """End an instance at once, and with it the claim."""
+        runner = self._devices[effect.device]
+        runner.drop(effect.instance, effect.reason)
+        runner.take()
+
+    def retire(self, effect: ev.RetireInstance) -> None:
+        """Let an instance drain, then end it; the steward is told."""
+        task = asyncio.get_running_loop().create_task(self._drain(effect))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def failed(self, device: str, instance: str, reason: str) -> bool:
+        """Drop an instance that will not come; return whether that was ours to do.
+
+        One whose weights came from peers cannot be loaded again by itself: its device is free.
+        """
+        runner = self._devices[device]
+        known = runner.instances.get(instance)
+        if known is None or known.load.reads is None:
+            return False
+        runner.drop(instance, reason)
+        runner.take()
+        self._steward(ev.InstanceEnded(device, instance, reason))
+        return True
+
+    async def close(self) -> None:
+        """Wait for nothing more."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)  # at once
+
+    async def _drain(self, effect: ev.RetireInstance) -> None:
+        """Let an instance finish what it has, for as long as a node does; the rest moves."""
+        runner = self._devices[effect.device]
+        deadline = self._clock.now() + self._drain_timeout_s
+        while runner.retire(effect.instance) and self._clock.now() < deadline:
+            await self._clock.sleep(POLL_S)
+        self._network.serving.give_away(effect.reason, effect.instance)
+        runner.drop(effect.instance, effect.reason, planned=True)
+        runner.take()
+        self._steward(ev.InstanceEnded(effect.device, effect.instance))
