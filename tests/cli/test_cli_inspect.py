@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from blitzgw.cli.ask import ask
+from blitzgw.cli.ask import Asker, ask
 from blitzgw.cli.main import main
 from blitzgw.cli.tables import age, layers, table
 from blitzgw.errors import BlitzError
@@ -266,12 +266,11 @@ def test_what_does_not_speak_http_is_told(reply):
         thread.join()
 
 
-def test_a_node_that_does_not_answer_is_given_up(monkeypatch):
-    monkeypatch.setattr("blitzgw.cli.ask.TIMEOUT_S", 0.1)
+def test_a_node_that_does_not_answer_is_given_up():
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(BlitzError, match=r"did not answer within 0\.1 s"):
-            ask(url, "/cluster/nodes", None)
+            Asker(url, timeout_s=0.1).get("/cluster/nodes")
 
 
 @pytest.mark.parametrize(
