@@ -72,6 +72,10 @@ class Progressing(FakeScaling):
             self.known[id_] = now if facts.state != "cancelled" else facts
         return tuple(self.known.values())
 
+    async def operation(self, operation):
+        await self.operations()
+        return self.known.get(operation)
+
 
 # -- scaling ---------------------------------------------------------------------------------------
 
