@@ -67,21 +67,29 @@ class HostCopies:
 
         It is until `disown` or its end: one of two nodes that share a folder. Workers need not.
         """
-        self._make()
-        with self._opened() as folder, _translated(self.folder / _OWNER, "cannot be made"):
-            if self._owned < 0:
+        while self._owned < 0:  # again only where a former owner has just removed the file
+            self._make()
+            with self._opened() as folder, _translated(self.folder / _OWNER, "cannot be made"):
                 fd = os.open(_OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=folder)
-                if not _try_lock(fd, fcntl.LOCK_EX):
-                    os.close(fd)
+                locked = _try_lock(fd, fcntl.LOCK_EX)
+                if locked and os.fstat(fd).st_nlink:
+                    self._owned = fd
+                    break
+                os.close(fd)
+                if not locked:
                     return False
-                self._owned = fd
         return True
 
     def disown(self) -> None:
-        """Let another process decide."""
+        """Let another process decide; an empty folder goes."""
         fd, self._owned = self._owned, -1
-        if fd >= 0:
-            os.close(fd)
+        if fd < 0:
+            return
+        with suppress(OSError):  # there are copies, or another process is about to own it
+            if not any(file.name != _OWNER for file in self.folder.iterdir()):
+                (self.folder / _OWNER).unlink()
+                self.folder.rmdir()
+        os.close(fd)
 
     def open(
         self,

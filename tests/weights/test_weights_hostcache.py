@@ -488,3 +488,14 @@ def test_one_process_at_a_time_owns_the_folder(tmp_path):
     assert second.own()
     assert second.list() == []
     second.disown()
+    assert not folder.exists(), "nothing is left of an empty folder"
+
+
+def test_a_folder_with_a_copy_stays_when_nobody_owns_it(tmp_path):
+    copies = HostCopies(tmp_path / "copies")
+    assert copies.own()
+    (copies.folder / "left.blobs").write_bytes(b"x")
+    copies.disown()
+    assert (copies.folder / "left.blobs").exists()
+    assert copies.own()
+    copies.disown()
