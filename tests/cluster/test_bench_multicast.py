@@ -296,7 +296,8 @@ def test_nodes_are_told_what_config_py_knows(tmp_path):
     network = NETWORK.format(name="fast", host="10.78.1.1", rate=1e9)
     (tmp_path / "admin.key").write_text("k" * 64)
     (tmp_path / "admin.key").chmod(0o600)
-    model = ONE_MODEL.format(name="bench", path=bench_model(1, 8, tmp_path), host_copies=0)
+    path = bench_model(1, 8, tmp_path)
+    model = ONE_MODEL.format(name="bench", path=path, load="true", host_copies=0)
     text = CONFIG.format(
         nothing="",
         name="n0",
