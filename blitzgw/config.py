@@ -12,6 +12,7 @@ not …", and a function where something can be written in several ways (`"4GiB"
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -42,12 +43,8 @@ DTYPE_SPELLINGS = {
 
 def parse_size(value: object) -> object:
     """Turn `"4GiB"`, `"512 MB"` or `"16k"` into bytes; anything else is returned as it is."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([a-z]*)", value.strip().lower(), re.ASCII)
-    if match is None or match[2] not in _UNITS:
-        return value
-    return int(float(match[1]) * _UNITS[match[2]])
+    amount = _amount(value, _UNITS)
+    return value if amount is None else int(amount)
 
 
 _RATE_UNITS = {
@@ -60,14 +57,18 @@ _RATE_UNITS = {
 
 def parse_rate(value: object) -> object:
     """Turn `"400Mbit"`, `"10 Gbit/s"` or `"1.5GB/s"` into bytes per second, or return it as is."""
+    amount = _amount(value, _RATE_UNITS)
+    return value if amount is None else amount
+
+
+def _amount(value: object, units: Mapping[str, float]) -> float | None:
+    """Return a number with one of the units; None for anything else."""
     if not isinstance(value, str):
-        return value
-    match = re.fullmatch(
-        r"(\d{1,18}(?:\.\d{1,9})?)\s*([a-z]+(?:/s)?)", value.strip().lower(), re.ASCII
-    )
-    if match is None or match[2] not in _RATE_UNITS:
-        return value
-    return float(match[1]) * _RATE_UNITS[match[2]]
+        return None
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([a-z/]*)", value.strip().lower(), re.ASCII)
+    if match is None or match[2] not in units:
+        return None
+    return float(match[1]) * units[match[2]]
 
 
 def _lower(value: object) -> object:

@@ -1,4 +1,4 @@
-"""What a node's machine has for the data plane: memory that is free, disk, networks."""
+"""What a node's machine has for the data plane: memory that is free, and networks."""
 
 from __future__ import annotations
 
@@ -35,16 +35,12 @@ class Machine:
         self._networks = [_network("", config.host, config.rate)]
         self._networks += [_network(n.name, n.host, n.rate) for n in config.networks]
         self._free_bytes, self._look_s = 0, float("-inf")
-        self._disk_bytes_per_s = 0.0
+        self._rates: dict[str, float] = {}
+        """Of advertised addresses: interfaces are looked at once, facts are asked for often."""
 
     def networks(self) -> tuple[DataNetwork, ...]:
         """Return where workers listen."""
         return tuple(self._networks)
-
-    def read_from_disk(self, size_bytes: int, duration_s: float) -> None:
-        """Note how long it took to read that much; the best counts, as caches only help."""
-        if duration_s > 0:
-            self._disk_bytes_per_s = max(self._disk_bytes_per_s, size_bytes / duration_s)
 
     def facts(
         self, advertised: str, traffic: Sequence[TrafficReport], reserved: Reserved
@@ -63,12 +59,17 @@ class Machine:
             host = advertised if is_wildcard(network.host) else network.host
             rate = network.rate_bytes_per_s
             if network.host != host:
-                rate = payload_rate(host, self._config.rate)
+                rate = self._rate_of(host)
             tx, rx = reserved.get(network.name, (0.0, 0.0))
             busy = 0.0 if network.name else float(f"{serving:.1g}")
             networks.append(NetworkFacts(network.name, host, rate, tx, rx, busy))
-        disk = float(f"{self._disk_bytes_per_s:.2g}")
-        return HostFacts(self._free_bytes, disk, self._config.zone, tuple(networks))
+        zone = self._config.zone
+        return HostFacts(self._free_bytes, zone=zone, networks=tuple(networks))
+
+    def _rate_of(self, host: str) -> float:
+        if host not in self._rates:
+            self._rates[host] = payload_rate(host, self._config.rate)
+        return self._rates[host]
 
 
 def _network(name: str, host: str, line_bytes_per_s: float) -> DataNetwork:

@@ -152,7 +152,6 @@ class _Cutter:
         self._links = links
         self._rates = resources.rates
         self._supply: dict[tuple[str, int], tuple[int, int]] = {}
-        self._breaks: list[list[bool | None]] = []
 
     def cut(self) -> None:
         resident = resident_blobs(self._task)
