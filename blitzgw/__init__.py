@@ -6,6 +6,7 @@ cluster.py  what a node publishes and sees    routes.py   which instances its ro
 network.py  gossip, links, both ends of requests          definitions.py  models, own and others'
 device.py   a worker, its scheduler, its instances        placement.py  what a model takes there
 scaler.py   scale operations, host copies: joins the deciders of scaling/ with links and devices
+pairings.py instances of two nodes joined over links and roads          helping.py  which are wanted
 api/        OpenAI over HTTP: routes, validation, SSE, text, metrics
 worker/     the child process that drives one device, and its handle in the parent
 router/     which instance serves a request; token log and failover

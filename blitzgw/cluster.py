@@ -86,6 +86,7 @@ class Cluster:
         self.definitions = Definitions(models, clock, self._fetch)
         self.scaling.join(self.network, self.definitions)
         self.routes = Routes(router, self.network, self.definitions, clock)
+        router.summon = lambda instance: self.routes.summon(instance, self.view())
         self._publisher = Publisher(self.directory, self.network, clock)
         self._lists = RequestLists(router, self.network, clock)
         self._reasons: dict[str, str] = {}

@@ -28,13 +28,21 @@ class _Figures:
     links: LinkStatistics
     router: RouterStatistics
     gossip: GossipStatistics | None
+    handoff_bytes: int
 
 
 class ClusterCollector(Collector):
     """Made on the node's event loop; collects in the thread that renders metrics."""
 
-    def __init__(self, view: Callable[[], ClusterView], network: Network, router: Router) -> None:
+    def __init__(
+        self,
+        view: Callable[[], ClusterView],
+        network: Network,
+        router: Router,
+        handoff_bytes: Callable[[], int],
+    ) -> None:
         self._view, self._network, self._router = view, network, router
+        self._handoff_bytes = handoff_bytes
         self._loop = asyncio.get_running_loop()
 
     def collect(self) -> Iterator[Metric]:
@@ -44,6 +52,7 @@ class ClusterCollector(Collector):
         yield from _of_view(figures.view)
         counts = {(what,): count for what, count in asdict(figures.router.counts).items()}
         yield _counter("blitzgw_router_requests", "Requests and their ways.", ["event"], counts)
+        yield from _of_splits(figures)
         links = figures.links
         yield _gauge("blitzgw_peer_links", "Peer links that are up.", [], {(): links.up})
         yield _counter("blitzgw_peer_links_lost", "Peer links that broke.", [], {(): links.lost})
@@ -60,6 +69,7 @@ class ClusterCollector(Collector):
             self._network.links.statistics(),
             self._router.statistics(),
             self._network.statistics(),
+            self._handoff_bytes(),
         )
 
 
@@ -72,6 +82,20 @@ def _of_view(view: ClusterView) -> Iterator[Metric]:
     instances = Counter((each.model, each.state.value) for each in facts)
     text = "Instances in the whole cluster."
     yield _gauge("blitzgw_instances", text, ["model", "state"], instances)
+    layers = {(each.model, each.id): each.layers_resident for each in facts}
+    text = "Decoder layers that an instance has."
+    yield _gauge("blitzgw_layers_resident", text, ["model", "instance"], layers)
+
+
+def _of_splits(figures: _Figures) -> Iterator[Metric]:
+    splits = {(model,): count for model, count in figures.router.splits.items()}
+    text = "Requests whose layers were split between instances."
+    yield _counter("blitzgw_split_requests", text, ["model"], splits)
+    text = "Requests that went to another instance, with their KV or to compute it again."
+    migrations = figures.router.migrations
+    yield _counter("blitzgw_request_migrations", text, ["model", "type"], migrations)
+    sent = {(): figures.handoff_bytes}
+    yield _counter("blitzgw_handoff_bytes", "KV and hidden states sent for requests.", [], sent)
 
 
 def _of_gossip(gossip: GossipStatistics) -> Iterator[Metric]:

@@ -127,6 +127,11 @@ Kind = Annotated[
     Meta(description="one of auto, cpu, cuda, paced"),
     _lower,
 ]
+Live = Annotated[
+    Literal["auto", "stop", "best-effort", "zigzag", "pipeline"],
+    Meta(description="one of auto, stop, best-effort, zigzag, pipeline"),
+    _lower,
+]
 DtypeName = Annotated[
     Literal["auto", "bfloat16", "float16", "float32"],
     Meta(description="one of auto, bfloat16, float16, float32"),
@@ -207,6 +212,7 @@ class TransferConfig:
         Meta(description='a list such as [{ name = "fast", host = "10.1.0.1", rate = "100Gbit" }]'),
     ] = ()
     max_weight_rate: Rate = 0.0
+    encrypt: bool = True
     zone: Label = ""
     copies_dir: OptionalPath = ""
 
@@ -239,6 +245,7 @@ class ModelConfig:
     load_at_start: bool = True
     digest: Digest = ""
     host_copies: Copies = 1
+    live: Live = "auto"
 
     @property
     def forced_dtype(self) -> Dtype | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from blitzgw.api.models import ModelEntry, ModelTable
 from blitzgw.api.services import unix_time
@@ -33,6 +34,10 @@ log = logging.getLogger(__name__)
 
 TIDY_S = 1.0
 """Least time between two looks for what is to be dropped."""
+
+
+MAX_BATCH = 1 << 20
+"""Tokens of a step that another node's word is taken for: more than any device computes at once."""
 
 
 class Definitions:
@@ -60,6 +65,7 @@ class Definitions:
         self._known: dict[str, Known] = {}
         self._own: dict[str, Known] = {}
         self._since_s: dict[str, int] = {}
+        self._batching: dict[tuple[str, str], ModelFacts] = {}
         self._unsettled_s: dict[str, float] = {}
         self._learning: dict[tuple[str, str], Attempts] = {}
         self._told: dict[str, Definition] = {}
@@ -99,6 +105,10 @@ class Definitions:
                 weights=known.card.weights,
                 disk=bool(known.spec.path),
                 host_copies=self._models[name].config.host_copies,
+                max_num_seqs=self._models[name].config.max_num_seqs,
+                max_batched_tokens=self._models[name].config.max_batched_tokens,
+                prefix_caching=self._models[name].config.prefix_caching,
+                live=self._models[name].config.live,
             )
             for name, known in self._own.items()
         ]
@@ -119,12 +129,21 @@ class Definitions:
     def config_of(self, name: str, digest: str) -> ModelConfig:
         """Return how a model is served here: as configured if it is this node's own definition.
 
-        Of a definition of other nodes only the card is known; all else is as it is by default.
+        Of a definition of other nodes the card is known, and how the oldest of them batches; all
+        else is as it is by default.
         """
         own = self._own.get(name)
         if own is not None and own.digest == digest:
             return self._models[name].config
-        return ModelConfig(name)
+        config, told = ModelConfig(name), self._batching.get((name, digest))
+        if told is None or not 0 < told.max_num_seqs <= told.max_batched_tokens <= MAX_BATCH:
+            return config
+        return replace(
+            config,
+            max_num_seqs=told.max_num_seqs,
+            max_batched_tokens=told.max_batched_tokens,
+            prefix_caching=told.prefix_caching,
+        )
 
     def holds(self, name: str, digest: str) -> bool:
         """Tell whether a definition of a name is the one that the cluster serves."""
@@ -137,6 +156,7 @@ class Definitions:
         Returns whether `facts` has changed by it.
         """
         before, now = self.settled, self._clock.now()
+        self._batching = _batching(view)
         self.settled = self._catalogue.settle(view, now)
         for name, definition in self.settled.items():
             self._tell_rivals(definition, view)
@@ -315,3 +335,14 @@ class Definitions:
                     log.exception("definitions_not_tidied")
         finally:
             self._tidying = None
+
+
+def _batching(view: ClusterView) -> dict[tuple[str, str], ModelFacts]:
+    """Return the oldest living node's facts of each definition, by name and digest."""
+    told = [
+        (facts.since_s, node.boot, facts)
+        for node in view.living()
+        for facts in node.models.values()
+    ]
+    found = sorted(told, key=lambda each: each[:2], reverse=True)
+    return {(facts.name, facts.digest): facts for _, _, facts in found}

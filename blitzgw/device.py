@@ -12,17 +12,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from blitzgw.config import ModelConfig
 from blitzgw.core.clock import Clock
 from blitzgw.core.instance import DeviceSpec, InstanceState, ModelSpec
 from blitzgw.core.manifest import BlobDigest
 from blitzgw.core.messages import Hello, StepFailed
-from blitzgw.core.ports import Ingress
+from blitzgw.core.ports import Ingress, PairingPort
+from blitzgw.core.span import Span
 from blitzgw.core.step import StepResult
 from blitzgw.core.transfer import TrafficReport
+from blitzgw.devicelistener import DeviceListener
 from blitzgw.placement import Instance, LoadedModel, WorkerTerms, kv_bytes, place
+from blitzgw.scheduler.events import (
+    Event,
+    InstanceOpened,
+    InstanceReady,
+    LayersResident,
+    PairingOpened,
+    StageAssigned,
+    StageResident,
+)
 from blitzgw.scheduler.lane import InstanceStatistics
 from blitzgw.scheduler.scheduler import Scheduler
 from blitzgw.scheduler.shell import LocalInstance, SchedulerShell
@@ -31,32 +42,9 @@ from blitzgw.worker.supervisor import WorkerSupervisor
 log = logging.getLogger(__name__)
 
 
-class DeviceListener(Protocol):
-    """Who is told what becomes of a device and its instances. Called from the event loop."""
-
-    def instance_up(self, device: str, port: LocalInstance, claim: int, digest: str) -> None:
-        """An instance takes requests from now on, at a claim of its device.
-
-        `digest` is that of the definition that it was brought up for; empty: this node's own.
-        """
-
-    def instance_down(self, instance: str, reason: str, *, planned: bool = False) -> None:
-        """An instance is gone, and with it what it had; `planned`: it was not lost."""
-
-    def instance_failed(self, device: str, instance: str, model: str, reason: str) -> None:
-        """An instance of this model will not come."""
-
-    def worker_up(self, device: str) -> None:
-        """The worker is warm, and has nothing but what it finds in shared memory."""
-
-    def worker_lost(self, device: str, reason: str) -> None:
-        """The worker has died, and with it its stores and edges."""
-
-    def told(self, device: str, message: Any) -> None:
-        """The worker tells something of core/transfer.py."""
-
-    def device_changed(self) -> None:
-        """Something that the node publishes has changed."""
+STEP_BITS = 40
+"""Of the number of a step, within its scheduler: decades of steps. Results of a former one's are
+told apart by the rest."""
 
 
 class DeviceRunner:
@@ -75,6 +63,7 @@ class DeviceRunner:
         clock: Clock,
         listener: DeviceListener,
         *,
+        pairs: PairingPort,
         max_queue: int,
         terms: WorkerTerms,
     ) -> None:
@@ -84,8 +73,9 @@ class DeviceRunner:
         self.data_ports: dict[str, int] = {}
         self.traffic = TrafficReport(0.0, 0.0, 0.0)
         self.node, self.up = node, False
+        self._schedulers = 0
         self._ingress, self._clock, self._listener = ingress, clock, listener
-        self._max_queue = max_queue
+        self._pairs, self._max_queue = pairs, max_queue
         self._kv_bytes = kv_bytes(device, [m.spec for m in models])
         self.instances: dict[str, Instance] = {}
         self._ports: dict[str, LocalInstance] = {}
@@ -146,6 +136,36 @@ class DeviceRunner:
         self._listener.device_changed()
         return name
 
+    def helps(self, name: str, other: str) -> None:
+        """Note whom an instance that is loading helps; empty: nobody."""
+        instance = self.instances.get(name)
+        if instance is not None and instance.helps != other:
+            instance.helps = other
+            self._listener.device_changed()
+
+    def stage(self, name: str, span: Span | None) -> None:
+        """Have an instance that is loading be a stage of a pipeline, or none any more.
+
+        The first stage keeps requests, for which those who have them come here.
+        """
+        instance = self.instances.get(name)
+        if instance is None or not instance.assign(span):
+            return
+        if span and instance.state is InstanceState.LOADING:
+            self._open(name)
+            self._scheduler.tell(StageAssigned(name, span))
+            self._tell_stage(name, instance)
+            if span.start == 0 and name not in self._ports:
+                self._ports[name] = port = self._scheduler.port(instance.served)
+                self._listener.instance_leads(port, self.claim, instance.digest)
+        self._listener.device_changed()
+
+    def live(self, event: Event) -> None:
+        """Tell the scheduler of a pairing: that it is there, or gone, or what is said in it."""
+        if isinstance(event, PairingOpened):
+            self._open(event.here)
+        self._scheduler.tell(event)
+
     def retire(self, name: str) -> bool:
         """Let an instance take nothing new; return whether it still computes something."""
         instance = self.instances.get(name)
@@ -196,6 +216,7 @@ class DeviceRunner:
             if not instance.failure:
                 instance.state = InstanceState.LOADING
                 instance.blobs.clear()
+            instance.forget_duties()
             self._listener.instance_down(name, reason)
         for name in former.statistics().instances:
             former.remove_instance(name)  # what peers had there is reported lost
@@ -209,9 +230,13 @@ class DeviceRunner:
     def blob_resident(self, instance: str, index: int) -> None:
         """Note a blob that is in place."""
         known = self.instances.get(instance)
-        if known is not None:
-            known.blobs.add(index)
-            self._listener.device_changed()
+        if known is None:
+            return
+        known.blobs.add(index)
+        if known.opened:
+            self._scheduler.tell(LayersResident(instance, known.layers_usable))
+            self._tell_stage(instance, known)
+        self._listener.device_changed()
 
     def instance_ready(self, instance: str, duration_s: float) -> None:
         """Put an instance into service."""
@@ -220,8 +245,14 @@ class DeviceRunner:
             return  # dropped meanwhile
         ready.load_s, ready.state = duration_s, InstanceState.SERVING
         ready.blobs = set(range(ready.served.n_layers + 2))
+        self._tell_stage(instance, ready)
+        ready.opened = False
         log.info("instance_ready instance=%s load_s=%.3f", instance, duration_s)
-        self._ports[instance] = port = self._scheduler.add_instance(ready.served)
+        port = self._ports.get(instance)
+        if port is None:
+            self._ports[instance] = port = self._scheduler.add_instance(ready.served)
+        else:  # it has led a pipeline: what it keeps goes on by the same way
+            self._scheduler.tell(InstanceReady(ready.served))
         self._listener.instance_up(self.device.id, port, self.claim, ready.digest)
         self._listener.device_changed()
 
@@ -251,6 +282,28 @@ class DeviceRunner:
         log.error("step_failed instance=%s message=%s", failure.instance, failure.message)
         self._scheduler.on_step_failed(failure)
 
+    def tick(self) -> None:
+        """Let the scheduler know that time has passed; once a second."""
+        self._scheduler.tick()
+
+    def _open(self, name: str) -> None:
+        """Have the scheduler know an instance that is loading."""
+        instance = self.instances.get(name)
+        if instance is None or instance.opened or instance.state is not InstanceState.LOADING:
+            return
+        instance.opened = True
+        self._scheduler.tell(InstanceOpened(instance.served))
+        self._scheduler.tell(LayersResident(name, instance.layers_usable))
+
+    def _tell_stage(self, name: str, instance: Instance) -> None:
+        """Have the scheduler know, once, that an instance has what its stage needs."""
+        if not instance.staged and instance.stage_resident:
+            instance.staged = True
+            self._scheduler.tell(StageResident(name))
+
     def _new_scheduler(self) -> SchedulerShell:
-        scheduler = Scheduler(self._kv_bytes, max_queue=self._max_queue)
-        return SchedulerShell(scheduler, self._clock, self.supervisor, self._ingress)
+        """Return a scheduler whose steps have numbers that no earlier one's had."""
+        self._schedulers += 1
+        first = self._schedulers << STEP_BITS
+        scheduler = Scheduler(self._kv_bytes, max_queue=self._max_queue, last_step=first)
+        return SchedulerShell(scheduler, self._clock, self.supervisor, self._ingress, self._pairs)

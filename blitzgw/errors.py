@@ -14,6 +14,7 @@
         ├── TooLarge                      413
         ├── Overloaded                    429  capacity exists and is contended: try again
         ├── Unavailable                   503  no capacity now
+        │   └── Outdated                       what it was meant for is not there, or not yet
         └── GenerationFailed              500  a bounded number of attempts has failed
 
 Foreign errors (OSError, msgspec, torch) are translated at the boundary where they enter.
@@ -112,6 +113,15 @@ class Unavailable(RequestError):
     status = 503
     kind = "ServiceUnavailableError"
     code = "no_capacity"
+
+
+class Outdated(Unavailable):
+    """Meant for what an instance was before, or what it will be again: waiting for news helps.
+
+    It says nothing of capacity; a router waits for what its view comes to know.
+    """
+
+    code = "stale"
 
 
 class GenerationFailed(RequestError):

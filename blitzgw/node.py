@@ -118,6 +118,7 @@ class Node:
                 self.cluster.network.serving,
                 self.clock,
                 self,
+                pairs=self.cluster.scaling.pairings.port(device.id),
                 max_queue=config.http.max_queue,
                 terms=terms,
             )
@@ -173,7 +174,12 @@ class Node:
     def served_by(self, request_id: str) -> Served | None:
         """Tell which instance serves a request."""
         instance = self.router.instance_of(request_id)
-        return None if instance is None else Served(instance)
+        if instance is None:
+            return None
+        stages = (
+            f"{s.instance}:{s.span.start}-{s.span.stop}" for s in self.router.route_of(request_id)
+        )
+        return Served(instance, ",".join(stages))
 
     def view(self) -> ClusterView:
         """Return this node's picture of the cluster."""
@@ -188,9 +194,14 @@ class Node:
         self.cluster.local_up(port, claim, digest)
         self.cluster.scaling.instance_up(device, port.instance)
 
+    def instance_leads(self, port: LocalInstance, claim: int, digest: str) -> None:
+        """Let those in who have what an instance keeps; implements `DeviceListener`."""
+        self.cluster.local_up(port, claim, digest)
+
     def instance_down(self, instance: str, reason: str, *, planned: bool = False) -> None:
         """Route around an instance that is gone; implements `DeviceListener`."""
         self.cluster.local_down(instance, reason, planned=planned)
+        self.cluster.scaling.instance_down(instance)
 
     def instance_failed(self, device: str, instance: str, model: str, reason: str) -> None:
         """Answer those who wait for a model that is on its way nowhere any more."""
@@ -277,6 +288,8 @@ class Node:
             await self.clock.sleep(TICK_S)
             try:
                 self.router.tick()
+                for device in self.devices:
+                    device.tick()
             except Exception:  # the next one may do better, and running streams do not need it
                 log.exception("tick_failed")
 
@@ -325,8 +338,12 @@ class Node:
             scaling=self.cluster.scaling.orders,
             probing=self.cluster.scaling.probes,
         )
-        collector = ClusterCollector(self.cluster.view, self.cluster.network, self.router)
+        pairings = self.cluster.scaling.pairings
+        collector = ClusterCollector(
+            self.cluster.view, self.cluster.network, self.router, lambda: pairings.sent_bytes
+        )
         services.metrics.registry.register(collector)
+        self.cluster.scaling.metrics.register(services.metrics.registry)
         routes = frozenset(http.public_routes)
         return HttpServer(
             services,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 from blitzgw.config import Config, ModelConfig
 from blitzgw.core.instance import DeviceKind, DeviceSpec, InstanceState, ModelSpec
 from blitzgw.core.manifest import BlobDigest, Manifest
 from blitzgw.core.messages import LoadModel
 from blitzgw.core.model import TextSpec
+from blitzgw.core.span import Span
 from blitzgw.core.step import BLOCK_TOKENS, KvGeometry
 from blitzgw.core.transfer import DataNetwork
 from blitzgw.errors import BlitzError, CheckpointError
@@ -67,11 +69,49 @@ class Instance:
     load_s: float | None = None
     digest: str = ""
     """Of the definition that it was brought up for; empty: the node's own."""
+    opened: bool = False
+    """Its scheduler knows it, while it loads."""
+    helps: str = ""
+    """The instance that it works for while it loads; empty: none."""
+    stage: Span | None = None
+    """The layers that it runs for a pipeline while that loads."""
+    staged: bool = False
+    """Its scheduler knows that it has what its stage needs."""
+
+    def assign(self, stage: Span | None) -> bool:
+        """Make it a stage, or none; return whether it was not so before."""
+        if self.stage == stage:
+            return False
+        self.stage, self.staged = stage, False
+        return True
+
+    def forget_duties(self) -> None:
+        """Do nothing while it loads: its worker has begun anew."""
+        self.opened, self.helps, self.stage, self.staged = False, "", None, False
 
     @property
     def layers_resident(self) -> int:
         """How many of its decoder layers are in place."""
         return sum(1 <= index <= self.served.n_layers for index in self.blobs)
+
+    @property
+    def layers_usable(self) -> int:
+        """How many layers from the first on are in place, and the embedding."""
+        found = next(i for i in count() if i not in self.blobs or i > self.served.n_layers)
+        return max(0, found - 1)
+
+    @property
+    def stage_resident(self) -> bool:
+        """Whether it has what its stage needs: its layers, and at either end what is there."""
+        if self.stage is None:
+            return False
+        last = self.stage.stop == self.served.n_layers
+        needed = {1 + layer for layer in self.stage.layers()}
+        if self.stage.start == 0 or (last and self.load.model.shape.tied_head):
+            needed.add(0)
+        if last:
+            needed.add(1 + self.served.n_layers)
+        return needed <= self.blobs
 
 
 def load_models(config: Config) -> list[LoadedModel]:

@@ -1,14 +1,15 @@
-"""A node's devices as its steward sees them: claims, what is on them, which weights they have."""
+"""A node's devices and models as its deciders of scaling see them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from blitzgw.copyshelf import HeldWeights
-from blitzgw.core.instance import DeviceKind, InstanceState
+from blitzgw.core.instance import DeviceKind, DeviceSpec, InstanceState
 from blitzgw.core.view import HostFacts
 from blitzgw.definitions import Definitions
 from blitzgw.device import DeviceRunner
+from blitzgw.scaling.survey import ModelDefinition
 
 
 class Premises:
@@ -72,3 +73,35 @@ class Premises:
     def rates(self) -> dict[str, float]:
         """Return the rates of this node's ports, 0 where they are not known."""
         return {network.name: network.rate_bytes_per_s for network in self._host().networks}
+
+
+def definition_for_scaling(
+    definitions: Definitions, model: str, devices: Sequence[DeviceSpec] = ()
+) -> ModelDefinition | None:
+    """Return the definition that holds for a name, with its weights where they are known.
+
+    With paced `devices` hidden states and KV weigh what the first of these says.
+    """
+    settled = definitions.settled.get(model)
+    if settled is None:
+        return None
+    known = definitions.known(settled.digest)
+    if known is None:
+        return ModelDefinition(model, settled.digest, "", ())
+    sizes = tuple(blob.size_bytes for blob in known.card.blobs)
+    shape, dtype = known.card.shape, known.card.dtype
+    hidden = shape.hidden * dtype.size_bytes
+    kv_layer = shape.kv_bytes_per_token(dtype) // max(1, shape.n_layers)
+    for device in devices:
+        if device.kind is DeviceKind.PACED:
+            hidden, kv_layer = device.cost.hidden_bytes, device.cost.kv_bytes
+            break
+    return ModelDefinition(
+        model,
+        settled.digest,
+        known.card.weights,
+        sizes,
+        hidden,
+        kv_layer,
+        tied_head=shape.tied_head,
+    )

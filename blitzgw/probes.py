@@ -14,7 +14,6 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from blitzgw.core.operation import (
     EdgeOrder,
@@ -30,6 +29,7 @@ from blitzgw.core.view import ClusterView, NodeView
 from blitzgw.device import DeviceRunner
 from blitzgw.errors import InvalidRequest, Overloaded, Unavailable
 from blitzgw.probeends import MAX_PROBES, MAX_SECONDS, OPEN_S, ProbeEnds
+from blitzgw.roads import fastest_network, rates
 from blitzgw.scaling.survey import dial_address, members
 
 log = logging.getLogger(__name__)
@@ -189,21 +189,15 @@ def _listening(node: NodeView | None) -> list[str]:
 
 def _network(wish: ProbeWish, source: NodeView, target: NodeView) -> str:
     """Return the network that is meant, or the fastest that both are on; raises InvalidRequest."""
-    from_rates, to_rates = _rates(source), _rates(target)
-    common = sorted(from_rates.keys() & to_rates.keys())
-    if wish.network is None and common:
-        return max(common, key=lambda name: min(from_rates[name], to_rates[name]))
+    network = fastest_network(source, target)
+    if wish.network is None and network is not None:
+        return network
+    common = sorted(rates(source).keys() & rates(target).keys())
     if wish.network is None or wish.network not in common:
         shown = ", ".join(name or "the one without a name" for name in common)
         text = f"{wish.source} and {wish.target} share {shown or 'no network'}"
         raise InvalidRequest(text, param="network")
     return wish.network
-
-
-def _rates(node: NodeView) -> dict[str, float]:
-    """Return the rates of a node's networks by name."""
-    facts: Any = node.host_facts
-    return {} if facts is None else {n.name: n.rate_bytes_per_s for n in facts.networks}
 
 
 def _facts(asked: _Asked, network: str) -> ProbeFacts:

@@ -64,6 +64,8 @@ def device_facts(devices: Sequence[DeviceRunner], digests: dict[str, str]) -> li
                     layers_total=served.n_layers,
                     weights=instance.load.model.weights,
                     blobs=mask_of(instance.blobs) if instance.load.blobs else "0",
+                    helps=instance.helps,
+                    stage=instance.stage,
                 )
             )
     return facts

@@ -1,7 +1,8 @@
 """Which instances a node's router may choose from: its own, and those of other living nodes.
 
 An instance is in the router while its node lives and can be reached, it serves, and the definition
-of its model is the one that holds.
+of its model is the one that holds. So is one that leads a pipeline while it loads: it is not open,
+but who is told that it keeps a request goes there.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ EJECTED_PROBES = 4
 """Probe intervals until the death of a node whose link broke is suspected, and until the end of the
 suspicion has come round."""
 
+SUMMONED_S = 5.0
+"""For so long an instance is believed to serve that gossip does not call serving yet."""
+
 ADDED_AT_ONCE = 100
 """So many instances are added before other work has its turn: some milliseconds."""
 
@@ -56,11 +60,15 @@ class Routes:
         self._remotes: dict[str, dict[str, RemoteInstance]] = {}
         """Those of the routed ones that are on other nodes, by boot."""
         self._ejected: dict[str, float] = {}
+        self._summoned: dict[str, float] = {}
+        """Until when those are believed that are to serve though they seem to load."""
 
     def local_up(self, port: LocalInstance, claim: int, digest: str) -> None:
         """Serve an instance of a device of this node, at a claim of the device; then `follow`."""
         self._local[port.instance] = port
         self._network.serving.host(port, claim, digest)
+        if self._routed.get(port.instance) is port:  # it has led a pipeline, and is open now
+            self._router.instance_up(port, digest)
 
     def local_down(self, instance: str, reason: str, *, planned: bool = False) -> None:
         """Serve an instance no more; its scheduler reports what peers had there."""
@@ -87,6 +95,20 @@ class Routes:
         for boot in over:
             del self._ejected[boot]
         return bool(over)
+
+    def summon(self, instance: str, view: ClusterView) -> None:
+        """Route to an instance of another node that is about to serve, or does so already.
+
+        One that has just told this node of it: gossip takes longer.
+        """
+        for node in view.living():
+            facts = node.instances.get(instance)
+            known = facts is None or instance in self._routed or node.boot in self._ejected
+            if known or node.boot == view.local or facts is None:
+                continue
+            if facts.state in HOPEFUL and self._definitions.holds(facts.model, facts.digest):
+                self._summoned[instance] = self._clock.now() + SUMMONED_S
+                self._add(self._network.remote(node, facts), facts.digest)
 
     def follow(self, view: ClusterView, limit: int = ADDED_AT_ONCE) -> bool:
         """Give the router the instances that there are by now, and take back those that are not.
@@ -161,11 +183,18 @@ class Routes:
             if node.boot in self._ejected:
                 continue
             for instance, facts in node.instances.items():
-                usable = instance in self._local if local else facts.state in ROUTED
+                usable = instance in self._local if local else self._serves(facts)
                 holds = self._definitions.holds(facts.model, facts.digest)
                 if usable and holds and instance not in wanted:
                     wanted[instance] = (None if local else node, facts)
         return wanted
+
+    def _serves(self, facts: InstanceFacts) -> bool:
+        """Tell whether an instance of another node serves, as far as is known."""
+        if facts.state is not InstanceState.LOADING:
+            self._summoned.pop(facts.id, None)
+            return facts.state in ROUTED
+        return facts.leads or self._summoned.get(facts.id, 0.0) > self._clock.now()
 
     def _add(self, port: InstancePort, digest: str) -> None:
         self._routed[port.instance] = port

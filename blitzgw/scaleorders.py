@@ -24,7 +24,9 @@ from blitzgw.wire import decode_operations, encode_operations
 log = logging.getLogger(__name__)
 
 ANSWER_S = 5.0
-"""How long an owner may take to answer: it plans within milliseconds."""
+"""How long an owner may take to answer. An order that is only tried is answered with its plan:
+after VIEW_PATIENCE_S (scaling/claiming.py) for facts to arrive, and tens of milliseconds for the
+plan itself; the others at once. The rest is for a link to be opened."""
 
 OPERATIONS = "operations"
 """The name of the list of a node's operations among what peers can fetch."""
@@ -66,10 +68,16 @@ class ScaleOrders:
         self._network = network
 
     async def scale(
-        self, model: str, instances: int, *, dry_run: bool = False, strategy: str = ""
+        self,
+        model: str,
+        instances: int,
+        *,
+        dry_run: bool = False,
+        strategy: str = "",
+        policy: str = "",
     ) -> OperationFacts:
         """Have the model's owner begin or plan an operation; raises RequestError."""
-        order = ScaleOrder(next(self._ids), model, instances, dry_run, strategy)
+        order = ScaleOrder(next(self._ids), model, instances, dry_run, strategy, policy)
         return await self._ask(self._owner_of(model), order)
 
     async def operations(self) -> tuple[OperationFacts, ...]:
@@ -156,7 +164,7 @@ class ScaleOrders:
 def brief(facts: OperationFacts) -> OperationFacts:
     """Return an operation without what grows with its blobs: one target stands for all."""
     targets = tuple(replace(t, predicted_s=(), arrived_s=()) for t in facts.targets[:1])
-    return replace(facts, targets=targets, edges=(), reads=(), events=())
+    return replace(facts, targets=targets, edges=(), reads=(), pairs=(), events=())
 
 
 def _decoded(answer: bytes | None) -> list[OperationFacts]:

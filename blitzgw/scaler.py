@@ -13,24 +13,31 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
+from blitzgw.alarm import Alarm, Deadline
 from blitzgw.api.services import unix_time
 from blitzgw.config import Config
 from blitzgw.copyshelf import CopyShelf, Deciders
 from blitzgw.core import operation as op
 from blitzgw.core.clock import Clock
+from blitzgw.core.live import LiveMessage
 from blitzgw.core.operation import OperationFacts
 from blitzgw.core.rumours import Rumour
 from blitzgw.core.transfer import TrafficReport
 from blitzgw.core.view import ClusterView, Fact, HostFacts
 from blitzgw.definitions import Definitions
 from blitzgw.device import DeviceRunner
+from blitzgw.helping import Helping
 from blitzgw.instancing import Instancing
 from blitzgw.machine import Machine
 from blitzgw.network import Network
-from blitzgw.premises import Premises
+from blitzgw.operationlog import record, record_end
+from blitzgw.pairings import Pairings
+from blitzgw.premises import Premises, definition_for_scaling
 from blitzgw.probes import Probes
+from blitzgw.scalemetrics import ScaleMetrics
 from blitzgw.scaleorders import ScaleOrders
 from blitzgw.scaling import events as ev
 from blitzgw.scaling.copies import CopyKeeper
@@ -39,10 +46,11 @@ from blitzgw.scaling.operations import Operations
 from blitzgw.scaling.ownership import owner_of
 from blitzgw.scaling.planner.choose import choose
 from blitzgw.scaling.steward import Steward
-from blitzgw.scaling.survey import ModelDefinition
 from blitzgw.weights.hostcache import HostCopies
 
 log = logging.getLogger(__name__)
+
+LIVE = get_args(LiveMessage)
 
 TO_STEWARD = (op.Claim, op.Engage, op.Renew, op.Conclude, op.Abandon, op.Retire)
 """What owners say; all else is said to owners."""
@@ -63,12 +71,13 @@ class Scaler:
         self._me, self._view, self._machine, self._clock = me, view, machine, clock
         self._config, self._on_change = config, on_change
         self._devices: dict[str, DeviceRunner] = {}
-        self._alarm: asyncio.TimerHandle | None = None
+        self.metrics = ScaleMetrics()
+        self._alarm = Alarm(clock, config.node.dilation, self._deadlines)
         self._closed = False
 
     def join(self, network: Network, definitions: Definitions) -> None:
         """Work over this network, with these definitions."""
-        self._network, self._definitions = network, definitions
+        self._network = network
         self.copies = CopyShelf(
             self._devices, definitions, Deciders(self._steward, self._keep), self._on_change
         )
@@ -92,18 +101,30 @@ class Scaler:
         around = Surroundings(
             local, self._me.name, self._view, lambda: secrets.token_bytes(32), unix_time, choose
         )
-        self.operations = Operations(around, self._definition)
-        self.keeper = CopyKeeper(self._view, self._definition, self.steward.uses)
+        define = partial(definition_for_scaling, definitions, devices=self._config.devices)
+        self.operations = Operations(around, define)
+        self.keeper = CopyKeeper(self._view, define, self.steward.uses)
         self.orders = ScaleOrders(
             local,
             self._view,
             self._own_facts,
             lambda model: owner_of(model, self._view()),
-            self._tell,
+            self._say,
             self._clock,
         )
         self.orders.join(network)
         self.probes = Probes(self._me.name, self._view, self._devices, self._say)
+        self.helping = Helping(self._view, self._devices)
+        self.pairings = Pairings(
+            local,
+            self._me.name,
+            self._view,
+            self._devices,
+            self._say,
+            self.helping.lost,
+            encrypt=self._config.transfer.encrypt,
+        )
+        self.helping.join(self.pairings)
         self._performers = self._make_performers()
 
     def attach(self, devices: Sequence[DeviceRunner], copies: HostCopies | None) -> None:
@@ -116,14 +137,15 @@ class Scaler:
         self._me = me
         for device in self._devices:
             self.copies.worker_up(device)
-        self._arm()
+        self._alarm.arm()
 
     async def close(self) -> None:
         """End what is under way here; other nodes notice, or are told by gossip."""
         self._closed = True
         self.probes.ends.close()
-        if self._alarm is not None:
-            self._alarm.cancel()
+        self.helping.close()
+        self.pairings.close()
+        self._alarm.close()
         await self.instancing.close()
 
     def facts(self) -> list[Fact]:
@@ -145,6 +167,8 @@ class Scaler:
                 self._cancel(boot, message)
             case op.ProbeOrder() | op.ProbeDone() | op.ProbeCancel():
                 self.probes.said(boot, message)
+            case _ if isinstance(message, LIVE):
+                self.pairings.said(boot, message)
             case _ if isinstance(message, TO_STEWARD):
                 self._steward(ev.MessageCame(boot, message))
             case _:
@@ -154,6 +178,7 @@ class Scaler:
         """Have everybody know that messages may not have arrived."""
         self.orders.link_lost(boot)
         self.probes.link_lost(boot)
+        self.pairings.link_lost(boot)
         self._operate(ev.LinkLost(boot))
         self._steward(ev.LinkLost(boot))
 
@@ -162,11 +187,12 @@ class Scaler:
 
         Operations need no link kept open for them: a renewal is sent every second.
         """
-        return self.orders.count(boot) + self.probes.count(boot)
+        return self.orders.count(boot) + self.probes.count(boot) + self.pairings.count(boot)
 
     def node_died(self, boot: str) -> None:
         """Take the news that a node is dead or has left."""
         self.probes.link_lost(boot)
+        self.pairings.link_lost(boot)
         self._operate(ev.NodeDied(boot))
         self._steward(ev.NodeDied(boot))
 
@@ -174,7 +200,13 @@ class Scaler:
 
     def instance_up(self, device: str, instance: str) -> None:
         """Take the news that an instance serves."""
+        self.helping.completed(instance)
         self._steward(ev.InstanceServes(device, instance))
+
+    def instance_down(self, instance: str) -> None:
+        """Take the news that an instance is gone."""
+        self.helping.settled(instance)
+        self.pairings.instance_gone(instance)
 
     def instance_failed(self, device: str, instance: str, reason: str) -> bool:
         """Take the news that an instance will not come; return whether it has been dropped."""
@@ -188,6 +220,7 @@ class Scaler:
         """Take the news that a worker is gone with its stores and edges."""
         self.copies.worker_lost(device, reason)
         self.probes.ends.worker_lost(device)
+        self.pairings.worker_lost(device)
         self._steward(ev.WorkerLost(device, reason))
 
     def told(self, device: str, message: Any) -> None:
@@ -195,7 +228,7 @@ class Scaler:
         if isinstance(message, TrafficReport):
             self._on_change()
             return
-        if self.probes.ends.told(device, message):
+        if self.probes.ends.told(device, message) or self.pairings.told(device, message):
             return
         self.copies.told(device, message)
         self._steward(ev.WorkerSaid(device, message))
@@ -219,35 +252,14 @@ class Scaler:
                 self._performers[type(effect)](effect)
             except Exception:  # the others must not suffer; leases and time-outs undo what is amiss
                 log.exception("effect_failed kind=%s", type(effect).__name__)
-        self._arm()
+        self._alarm.arm()
 
-    def _arm(self) -> None:
-        """Have `_on_time` called when the first decider wants it."""
-        deadlines = [at_s for at_s, _ in self._deadlines() if at_s is not None]
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        if deadlines and not self._closed:
-            delay_s = max(0.0, min(deadlines) - self._clock.now()) * self._config.node.dilation
-            self._alarm = asyncio.get_running_loop().call_later(delay_s, self._on_time)
-
-    def _on_time(self) -> None:
-        self._alarm = None
-        now, event = self._clock.now(), ev.TimePassed()
-        for due_s, tell in self._deadlines():
-            if due_s is not None and due_s <= now:
-                try:
-                    tell(event)
-                except Exception:  # the other deciders' time must not stand still
-                    log.exception("time_not_told")
-        self._arm()
-
-    def _deadlines(self) -> list[tuple[float | None, Callable[[Any], None]]]:
+    def _deadlines(self) -> list[Deadline]:
         """Return when each decider wants to be told that time has passed, and how.
 
         Copies are for others: in a cluster of one none is kept.
         """
-        found: list[tuple[float | None, Callable[[Any], None]]] = [
+        found: list[Deadline] = [
             (self.operations.deadline(), self._operate),
             (self.steward.deadline(), self._steward),
         ]
@@ -259,11 +271,12 @@ class Scaler:
 
     def _make_performers(self) -> dict[type, Callable[[Any], None]]:
         return {
-            ev.Send: self._send,
-            ev.Record: self._record,
+            ev.Send: lambda effect: self._say(effect.boot, effect.message),
+            ev.Record: record,
             ev.OperationEnded: self._operation_ended,
             ev.BringUp: self.instancing.bring_up,
             ev.DropInstance: self.instancing.drop,
+            **self.helping.performers(),
             ev.RetireInstance: self.instancing.retire,
             ev.HoldWeights: self.copies.hold,
             ev.DropWeights: self.copies.drop,
@@ -272,12 +285,6 @@ class Scaler:
             ev.PublishNetworks: lambda _: self._on_change(),
             ev.ObtainCopy: self._obtain_copy,
         }
-
-    def _send(self, effect: ev.Send) -> None:
-        self._say(effect.boot, effect.message)
-
-    def _tell(self, boot: str, order: op.ScaleOrder | op.CancelOrder) -> None:
-        self._say(boot, order)
 
     def _say(self, boot: str, message: Any) -> None:
         if boot == self._me.boot:
@@ -291,20 +298,11 @@ class Scaler:
         if not self._closed:
             self.said(self._me.boot, message)
 
-    def _record(self, effect: ev.Record) -> None:
-        event = effect.event
-        log.info(
-            "operation id=%s model=%s what=%s about=%s at_s=%.3f detail=%s",
-            effect.operation, effect.model, event.what, event.about, event.at_s, event.detail,
-        )  # fmt: skip
-
     def _operation_ended(self, effect: ev.OperationEnded) -> None:
-        level = logging.INFO if effect.state == "done" else logging.WARNING
-        log.log(
-            level, "operation_ended id=%s model=%s state=%s reason=%s",
-            effect.operation, effect.model, effect.state, effect.reason,
-        )  # fmt: skip
+        record_end(effect)
         facts = self.operations.facts_of(effect.operation, self._clock.now())
+        if facts is not None and not effect.copy:
+            self.metrics.ended(facts)
         if effect.copy and facts is not None:
             reason = "" if effect.state == "done" else effect.reason or effect.state
             self._keep(ev.CopyTried(facts.weights, reason))
@@ -334,14 +332,3 @@ class Scaler:
 
     def _own_facts(self) -> list[OperationFacts]:
         return self.operations.facts(self._clock.now())
-
-    def _definition(self, model: str) -> ModelDefinition | None:
-        """Return the definition that holds for a name, with its weights where they are known."""
-        settled = self._definitions.settled.get(model)
-        if settled is None:
-            return None
-        known = self._definitions.known(settled.digest)
-        if known is None:
-            return ModelDefinition(model, settled.digest, "", ())
-        sizes = tuple(blob.size_bytes for blob in known.card.blobs)
-        return ModelDefinition(model, settled.digest, known.card.weights, sizes)

@@ -16,8 +16,8 @@ from typing import Any, get_args
 
 import msgspec
 
+from blitzgw.core import live, operation, parcels, peer, rumours, transfer, view
 from blitzgw.core import messages as m
-from blitzgw.core import operation, peer, rumours, transfer, view
 from blitzgw.core.card import ModelCard
 from blitzgw.core.finite import finite_check
 from blitzgw.core.step import Step, StepResult
@@ -86,12 +86,37 @@ MESSAGES: tuple[tuple[int, type[Any], int], ...] = (
     (54, operation.ProbeOrder, 64 * KIB),
     (55, operation.ProbeDone, 64 * KIB),
     (56, operation.ProbeCancel, 64 * KIB),
+    (57, live.Attach, 64 * KIB),
+    (58, live.Attached, 64 * KIB),
+    (59, live.Detach, 64 * KIB),
+    (60, live.Pull, 64 * KIB),
+    (61, live.Lend, 4 * MIB),
+    (62, live.Recall, 64 * KIB),
+    (63, live.Handoff, 64 * KIB),
+    (64, live.Nothing, 64 * KIB),
+    (65, live.Offer, 64 * KIB),
+    (66, live.Withdraw, 64 * KIB),
+    (67, live.Finished, 1 * MIB),
+    (68, live.Move, 4 * MIB),
+    (69, live.Room, 64 * KIB),
+    (70, live.NoRoom, 64 * KIB),
+    (71, live.Moved, 64 * KIB),
+    (72, parcels.DropParcels, 1 * MIB),
+    (73, parcels.ParcelArrived, 64 * KIB),
+    (74, parcels.ParcelsSent, 64 * KIB),
+    (75, live.StageReady, 64 * KIB),
+    (76, live.Reserve, 4 * MIB),
+    (77, live.Reserved, 64 * KIB),
+    (78, live.Pass, 64 * KIB),
+    (79, live.Sampled, 64 * KIB),
+    (80, live.Keep, 1 * MIB),
 )
 
 PEER_MESSAGES: frozenset[type[Any]] = frozenset(
     get_args(peer.PeerMessage)
     + get_args(operation.OperationMessage)
     + get_args(operation.ProbeMessage)
+    + get_args(live.LiveMessage)
 )
 """What may come over a peer link."""
 

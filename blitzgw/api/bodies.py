@@ -154,6 +154,7 @@ class ScaleBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     instances: int | None = None
     dry_run: bool | None = None
     strategy: str | None = None
+    policy: str | None = None
 
 
 class ProbeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

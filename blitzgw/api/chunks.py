@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from blitzgw.core.request import FinishReason
+from blitzgw.core.request import FinishReason, Stage
 
 DONE = b"data: [DONE]\n\n"
 
@@ -23,15 +23,22 @@ class Tally:
     prompt_tokens: int
     completion_tokens: int = 0
     cached_tokens: int = 0
+    route: tuple[Stage, ...] = ()
+    """Who ran which layers of a prompt, where not one instance ran them all."""
 
     def usage(self) -> dict[str, Any]:
         """Return the `usage` object."""
-        return {
+        usage: dict[str, Any] = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
+        if self.route:
+            usage["blitzgw_split"] = [
+                {"instance": s.instance, "layers": [s.span.start, s.span.stop]} for s in self.route
+            ]
+        return usage
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,6 @@ def _host(facts: HostFacts) -> dict[str, Any]:
         network["rate_bytes_per_s"] = network["rate_bytes_per_s"] or None
     return {
         "free_bytes": facts.free_bytes,
-        "disk_bytes_per_s": facts.disk_bytes_per_s or None,
         "zone": facts.zone or None,
         "networks": networks,
     }
@@ -201,6 +200,8 @@ def _instance(node: NodeView, facts: InstanceFacts, age_s: float) -> dict[str, A
         "layers_total": facts.layers_total,
         "weights": facts.weights or None,
         "blobs": sorted(blobs_in(facts.blobs)),
+        "helps": facts.helps or None,
+        "stage": None if facts.stage is None else [facts.stage.start, facts.stage.stop],
         **_load(load),
         "load_age_s": None if load is None else age_s,
     }

@@ -99,6 +99,8 @@ class Generation:
         if event.queued_s is not None:
             self.meter.queued_s = event.queued_s
             self._batch.count_cached(self, event.cached_tokens)
+        if event.route:
+            self._tally.route = event.route
         if self.choice.finish is not None:
             self._batch.end(self, self.choice.finish, told=event.finish is not None)
 

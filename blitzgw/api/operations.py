@@ -15,6 +15,13 @@ are counted from `started`, which is Unix time; sizes and rates are bytes and by
     strategy, epoch                 of the present plan; each new plan raises the epoch
     predicted_s                     when all targets are complete: {"complete", "first_blob",
                                     "coverage"}, the last when the targets together have the model
+    policy                          what targets do while they load: stop, best-effort, zigzag,
+                                    pipeline
+    policies                        [{"policy", "predicted_mean_s"}], where they were compared:
+                                    the mean completion of what waits at those that are helped
+    pairs                           [{"worker", "home"}]: which instance each target helps
+    pipelines                       [[{"worker", "layers"}]]: targets that serve together while they
+                                    load, each with its layers, [from, to)
     alternatives                    [{"strategy", "predicted_s"}], the quickest first
     size_bytes                      of the model
     targets                         by worker (NODE/DEVICE): {"worker", "instance", "state",
@@ -27,7 +34,7 @@ are counted from `started`, which is Unix time; sizes and rates are bytes and by
     reads                           {"worker", "tier", "blobs"}, tier host or disk
     events                          the oldest first: {"at_s", "what", "about", "detail"}
 
-In a list of operations, targets, edges, reads and events are left out.
+In a list of operations, targets, edges, reads, pairs, pipelines and events are left out.
 """
 
 from __future__ import annotations
@@ -36,7 +43,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from blitzgw.core.operation import EdgeFacts, OperationFacts, TargetFacts
+from blitzgw.core.operation import POLICY, EdgeFacts, OperationFacts, TargetFacts
 
 ENDED = frozenset({"planned", "done", "failed", "cancelled"})
 """States that no other one follows."""
@@ -54,7 +61,9 @@ def newest_first(operations: Iterable[OperationFacts]) -> list[OperationFacts]:
 
 def summary(facts: OperationFacts) -> dict[str, Any]:
     """Return an operation without its parts."""
-    alternatives = sorted(facts.alternatives.items(), key=lambda item: (item[1], item[0]))
+    predicted = sorted(facts.alternatives.items(), key=lambda item: (item[1], item[0]))
+    strategies = [(name, s) for name, s in predicted if not name.startswith(POLICY)]
+    policies = [(name.removeprefix(POLICY), s) for name, s in predicted if name.startswith(POLICY)]
     return {
         "id": facts.id,
         "kind": _kind(facts),
@@ -70,13 +79,15 @@ def summary(facts: OperationFacts) -> dict[str, Any]:
         "instances_before": facts.instances_before,
         "instances_wanted": facts.instances_wanted,
         "strategy": facts.strategy or None,
+        "policy": facts.policy or None,
         "epoch": facts.epoch,
         "predicted_s": {
             "complete": _time(facts.predicted_s),
             "first_blob": _time(facts.first_blob_s),
             "coverage": _time(facts.coverage_s),
         },
-        "alternatives": [{"strategy": name, "predicted_s": _time(s)} for name, s in alternatives],
+        "alternatives": [{"strategy": name, "predicted_s": _time(s)} for name, s in strategies],
+        "policies": [{"policy": name, "predicted_mean_s": _time(s)} for name, s in policies],
         "size_bytes": facts.size_bytes,
     }
 
@@ -90,6 +101,11 @@ def whole(facts: OperationFacts) -> dict[str, Any]:
         "edges": [_edge(edge) for edge in facts.edges],
         "reads": [
             {"worker": read.worker, "tier": read.tier, "blobs": read.blobs} for read in facts.reads
+        ],
+        "pairs": [{"worker": pair.worker, "home": pair.home} for pair in facts.pairs],
+        "pipelines": [
+            [{"worker": s.worker, "layers": [s.span.start, s.span.stop]} for s in stages]
+            for stages in facts.pipelines
         ],
         "events": [
             {

@@ -1,6 +1,7 @@
 """Scaling by hand: `POST /admin/v1/models/NAME/scale`, what became of it, and how to give it up.
 
-    POST /admin/v1/models/NAME/scale      {"instances": N, "dry_run": false, "strategy": ""}
+    POST /admin/v1/models/NAME/scale      {"instances": N, "dry_run": false, "strategy": "",
+                                           "policy": ""}
     GET  /cluster/operations              {"operations": […], "truncated": false}
     GET  /cluster/operations/ID           the operation
     POST /admin/v1/operations/ID/cancel   the operation
@@ -29,6 +30,7 @@ from blitzgw.api.models import ModelTable
 from blitzgw.api.operations import newest_first, summary, whole
 from blitzgw.api.respond import HttpError, json_bytes
 from blitzgw.api.status import ScalePort
+from blitzgw.core.live import LivePolicy
 from blitzgw.core.operation import OperationFacts
 from blitzgw.errors import InvalidRequest, UnknownModel
 
@@ -46,6 +48,9 @@ MAX_LISTED = 256
 """Operations that are listed: of more, nobody looks at the oldest."""
 
 _STRATEGY = re.compile(r"[a-z0-9-]{0,64}")
+
+POLICIES = ("auto", *(policy.value for policy in LivePolicy))
+"""What instances can be told to do while they load; `auto`: what is predicted to be best."""
 
 Handler = Callable[[Exchange], Awaitable[web.StreamResponse]]
 
@@ -107,7 +112,11 @@ class Scaling:
         if name not in (known for known, _ in self._models.names()):  # "*" stands for none here
             raise UnknownModel("the model does not exist", param="model")
         facts = await self._port.scale(  # bounded by the port
-            entry.name, _instances(body), dry_run=bool(body.dry_run), strategy=_strategy(body)
+            entry.name,
+            _instances(body),
+            dry_run=bool(body.dry_run),
+            strategy=_strategy(body),
+            policy=_policy(body),
         )
         begun = facts.state not in ("planned", "done")
         if begun:
@@ -154,3 +163,10 @@ def _strategy(body: ScaleBody) -> str:
     if not _STRATEGY.fullmatch(strategy):
         raise InvalidRequest("strategy is no name of one, such as chain", param="strategy")
     return strategy
+
+
+def _policy(body: ScaleBody) -> str:
+    policy = body.policy or ""
+    if policy and policy not in POLICIES:
+        raise InvalidRequest(f"policy must be one of {', '.join(POLICIES)}", param="policy")
+    return policy

@@ -88,9 +88,11 @@ class ScalePort(Protocol):
     """
 
     async def scale(
-        self, model: str, instances: int, *, dry_run: bool, strategy: str
+        self, model: str, instances: int, *, dry_run: bool, strategy: str, policy: str
     ) -> OperationFacts:
-        """Have so many instances of a model (its own name); an empty strategy: the quickest.
+        """Have so many instances of a model (its own name).
+
+        An empty strategy: the quickest; an empty live policy: the model's own.
 
         Returns the operation as it began, as it would be (planned), or done where nothing is to
         do. Raises RequestError.

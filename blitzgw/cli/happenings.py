@@ -15,7 +15,7 @@ from rich.text import Text
 from blitzgw.cli.follow import followed
 from blitzgw.cli.grid import guarded
 from blitzgw.cli.plans import headline
-from blitzgw.cli.waterfall import event_line, event_lines, unseen, waterfall
+from blitzgw.cli.waterfall import event_line, event_lines, settled, unseen, waterfall
 
 POLL_S = 0.5
 """How often an operation is asked about while it is followed."""
@@ -26,17 +26,25 @@ LOST_S = 30.0
 Operation = dict[str, Any]
 
 
-def print_events(operation: Operation) -> None:
-    """Print what happened. Raises BlitzError for an answer of another form."""
+def print_events(operation: Operation, *, blobs: bool = False) -> None:
+    """Print what happened, off a terminal each of the `blobs` if so wanted.
+
+    Raises BlitzError for an answer of another form.
+    """
     console = Console(highlight=False, markup=False)
     if console.is_terminal:
         console.print(_picture(operation, console.width))
         return
-    click.echo("\n".join(_lines(operation)))
+    click.echo("\n".join(_lines(operation, blobs=blobs)))
 
 
-def follow_events(again: Callable[[], Operation], first: Operation, layout: str) -> None:
-    """Show what happens until the operation has ended. Raises BlitzError."""
+def follow_events(
+    again: Callable[[], Operation], first: Operation, layout: str, *, blobs: bool = False
+) -> None:
+    """Show what happens until the operation has ended. Raises BlitzError.
+
+    In lines the blobs of a target are one, once there are no more to come, or each of the `blobs`.
+    """
     news = followed(again, first, POLL_S, LOST_S)
     console = Console(highlight=False, markup=False)
     if layout == "table" and console.is_terminal:
@@ -46,7 +54,8 @@ def follow_events(again: Callable[[], Operation], first: Operation, layout: str)
         return
     seen: set[tuple[Any, ...]] = set()
     for operation in news:
-        for event in unseen(operation["events"], seen):
+        each = blobs or layout == "json"
+        for event in unseen(operation["events"] if each else settled(operation), seen):
             click.echo(json.dumps(event) if layout == "json" else event_line(event))
         sys.stdout.flush()
 
@@ -56,5 +65,5 @@ def _picture(operation: Operation, width: int) -> RenderableType:
 
 
 @guarded
-def _lines(operation: Operation) -> list[str]:
-    return [headline(operation), *event_lines(operation)]
+def _lines(operation: Operation, *, blobs: bool) -> list[str]:
+    return [headline(operation), *event_lines(operation, blobs=blobs)]

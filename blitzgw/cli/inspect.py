@@ -91,6 +91,8 @@ def nodes(**options: Any) -> None:
 def instances(**options: Any) -> None:
     """Show the instances of models on devices, and how busy they are.
 
+    LAYERS are those that are there: an instance that loads may help another one (HELPS) with them,
+    and be a stage of a pipeline, which runs the layers from [ up to ).
     RUN and WAIT count requests, QUEUED tokens not yet computed; KV is the share in use, TOK/S the
     measured speed of prefill, STEP the time of one token, CHANGED how long ago anything did
     on that node.
@@ -141,13 +143,15 @@ def plan(operation: str | None, **options: Any) -> None:
 @inspect.command(epilog="\b\nExample:\n  blitzgw inspect events --follow\n")
 @click.argument("operation", required=False, metavar="[ID]")
 @click.option("--follow", is_flag=True, help="Show what happens as it happens, until the end.")
+@click.option("--blobs", is_flag=True, help="In lines, show one for every blob.")
 @_asking
-def events(operation: str | None, follow: bool, **options: Any) -> None:
+def events(operation: str | None, follow: bool, blobs: bool, **options: Any) -> None:
     """Show what happened in a scale operation, and when.
 
     Without an ID it is the one under way, or else the last. On a terminal it is a picture over
     time: decided, claimed, connected, first byte, each blob, complete, ready. Elsewhere it is a
-    line for each event, and so is JSON with --follow.
+    line for each event, but one for all blobs of a target, or with --blobs for each. JSON tells
+    each blob; with --follow it is a line for each event.
     """
     from blitzgw.cli.happenings import follow_events, print_events  # noqa: PLC0415
 
@@ -155,11 +159,11 @@ def events(operation: str | None, follow: bool, **options: Any) -> None:
     if follow:
         path = f"/cluster/operations/{quoted(found['id'])}"
         asker = _asker(options["url"], options["api_key"])
-        follow_events(lambda: asker.get(path), found, options["layout"])
+        follow_events(lambda: asker.get(path), found, options["layout"], blobs=blobs)
     elif options["layout"] == "json":
         print_json(found)
     else:
-        print_events(found)
+        print_events(found, blobs=blobs)
 
 
 def _operation(id_: str | None, url: str, api_key: str | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, Self, TextIO
 
@@ -92,3 +92,10 @@ def _progress(what: str, done: int, total: int) -> str:
     filled = min(BAR_CELLS, BAR_CELLS * done // total)
     bar = "█" * filled + "░" * (BAR_CELLS - filled)
     return f"{what:<12} {bar} {100 * done // total:>3} %  {size(done)} of {size(total)}"
+
+
+def helps(item: Mapping[str, Any]) -> str:
+    """Return whom an instance helps while it loads, and which layers it runs for a pipeline."""
+    stage = item.get("stage")
+    told = [str(item.get("helps") or ""), f"stage [{stage[0]}, {stage[1]})" if stage else ""]
+    return " ".join(part for part in told if part)

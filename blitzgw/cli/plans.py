@@ -20,13 +20,16 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from blitzgw.cli.grid import Column, Item, grid, guarded
-from blitzgw.cli.output import printable, rate, size
+from blitzgw.cli.output import helps, printable, rate, size
 
 FILE_COLUMNS = 100
 """Width of tables that no terminal limits."""
 
 MAX_DEPTH = 6
 """Deeper trees go on at the left: a chain of many would not fit a line."""
+
+MAX_PIPELINES = 8
+"""Are told one by one; each target's own stage stands in the tree."""
 
 Operation = Mapping[str, Any]
 
@@ -74,6 +77,9 @@ def plan(operation: Operation, width: int) -> RenderableType:
     lines: list[RenderableType] = [Text(headline(operation))]
     if predicted := _predicted(operation):
         lines.append(Text(f"predicted: {predicted}"))
+    if live := _live(operation):
+        lines.append(Text(live))
+    lines += [Text(printable(line)) for line in _pipelines(operation)]
     rows = list(_rows(operation))
     if rows:
         lines += [Text(""), grid(PLAN, rows, width)]
@@ -96,9 +102,39 @@ def _predicted(operation: Operation) -> str:
     return ", ".join(f"{what} {_seconds(s)}" for what, s in told if s is not None)
 
 
+def _live(operation: Operation) -> str:
+    """Return what instances do while they load, and what that is predicted to bring."""
+    policy = operation.get("policy")
+    if not policy:
+        return ""
+    means = {each["policy"]: each["predicted_mean_s"] for each in operation.get("policies") or ()}
+    if policy not in means:
+        return printable(f"while loading: {policy}")
+    told = [f"{policy} {_seconds(means.pop(policy))}"]
+    told += [f"{other} {_seconds(s)}" for other, s in means.items()]
+    return printable(f"while loading: {policy}; mean time of what waits: {', '.join(told)}")
+
+
+def _pipelines(operation: Operation) -> Iterator[str]:
+    """Yield who serves together while they load; of many the first ones, and how many more."""
+    pipelines = operation.get("pipelines") or ()
+    for stages in pipelines[:MAX_PIPELINES]:
+        told = (f"{s['worker']} [{s['layers'][0]}, {s['layers'][1]})" for s in stages)
+        yield f"pipeline: {' → '.join(told)}"
+    if len(pipelines) > MAX_PIPELINES:
+        yield f"and {len(pipelines) - MAX_PIPELINES} more pipelines"
+
+
 def _rows(operation: Operation) -> Iterator[dict[str, Any]]:
     """Yield the lines of the tree, then targets that get nothing: those that are let go."""
-    targets = {target["worker"]: target for target in operation["targets"]}
+    homes = {pair["worker"]: pair["home"] for pair in operation.get("pairs") or ()}
+    pipelines = operation.get("pipelines") or ()
+    layers = {stage["worker"]: stage["layers"] for stages in pipelines for stage in stages}
+    targets = {
+        worker: {**target, "helps": homes.get(worker), "stage": layers.get(worker)}
+        for target in operation["targets"]
+        for worker in [target["worker"]]
+    }
     steps = [Step(edge["source"], edge["target"], edge) for edge in operation["edges"]]
     steps += [Step(_origin(read), read["worker"], read) for read in operation["reads"]]
     outgoing: dict[str, list[Step]] = {}
@@ -191,6 +227,7 @@ def _state(row: Item) -> str:
 
 PLAN = (
     Column("FROM → TO", lambda row: str(row["tree"])),
+    Column("HELPS", lambda row: helps(row["target"]), 4),
     Column("OVER", lambda row: str(row["facts"].get("network") or ""), 2),
     Column("BLOBS", _blobs, 3, right=True),
     Column("SIZE", _size, right=True),

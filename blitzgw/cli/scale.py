@@ -20,11 +20,15 @@ Examples:
   blitzgw scale smollm2-135m 4 --dry-run     the plan and its predicted time
   blitzgw scale smollm2-135m 4 --wait        a bar for each instance
   blitzgw scale smollm2-135m 4 --strategy star --format json
+  blitzgw scale smollm2-135m 4 --live stop   new instances wait until they are complete
   blitzgw scale smollm2-135m --cancel        give up what is under way
 """
 
 MAX_INSTANCES = 4096
 """What a node accepts (api/scaling.py), which is not imported here: `--help` stays quick."""
+
+POLICIES = ("auto", "stop", "best-effort", "zigzag", "pipeline")
+"""What a node accepts (core/live.py)."""
 
 POLL_S = 0.5
 """How often an operation is asked about: soon for people, and each time all nodes are asked."""
@@ -76,6 +80,13 @@ def node_options(command: F) -> F:
 @click.option("--dry-run", is_flag=True, help="Show the plan and what it would take; do nothing.")
 @click.option("--wait", is_flag=True, help="Show the progress, and end when it has ended.")
 @click.option("--strategy", metavar="S", default="", help="Plan by this one, not by the quickest.")
+@click.option(
+    "--live",
+    "policy",
+    type=click.Choice(POLICIES),
+    help="What instances do for others while they load; auto: what is predicted to be best."
+    " Without it, what the model's configuration says.",
+)
 @click.option("--cancel", is_flag=True, help="Give up what is under way for MODEL instead.")
 @node_options
 @click.pass_context
@@ -98,6 +109,8 @@ def scale(context: click.Context, /, model: str, instances: int | None, **option
         "dry_run": options["dry_run"],
         "strategy": options["strategy"],
     }
+    if options["policy"]:
+        body["policy"] = options["policy"]
     operation = _order(asker, f"/admin/v1/models/{quoted(model)}/scale", body)
     if options["wait"]:
         operation = _wait(asker, operation, options["layout"])
@@ -107,7 +120,8 @@ def scale(context: click.Context, /, model: str, instances: int | None, **option
 
 def _check_usage(instances: int | None, options: dict[str, Any]) -> None:
     if options["cancel"]:
-        if instances is not None or options["dry_run"] or options["wait"] or options["strategy"]:
+        others = ("dry_run", "wait", "strategy", "policy")
+        if instances is not None or any(options[name] for name in others):
             raise click.UsageError("--cancel goes with MODEL alone")
     elif instances is None:
         raise click.UsageError("how many instances? blitzgw scale MODEL N")

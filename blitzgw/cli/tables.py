@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from blitzgw.cli.grid import Column, Item, cell_text, grid, guarded
-from blitzgw.cli.output import size
+from blitzgw.cli.output import helps, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -156,6 +156,7 @@ INSTANCES = (
     Column("DEVICE", _known("device"), 1),
     Column("STATE", _known("state")),
     Column("LAYERS", layers, right=True),
+    Column("HELPS", helps, 2),
     Column("RUN", _count("running"), right=True),
     Column("WAIT", _count("waiting"), right=True),
     Column("KV", _kv, 1, right=True),

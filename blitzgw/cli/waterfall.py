@@ -4,7 +4,8 @@
     node-2/cpu0  ··---=░░░░░░░▒▒▒▒▒▒▒▒▓▓▓▓▓▓▓▓█◆                1.63 s  ready
     node-3/cpu0  ··---==░░░░░░░▒▒▒▒▒▒▒▒▓▓▓▓▓▓▓▓█◆               1.66 s  ready
 
-The shades tell which part of the blobs is there. Off a terminal there is a line for each event.
+The shades tell which part of the blobs is there. Off a terminal there is a line for each event,
+but one only for all blobs of a target.
 """
 
 from __future__ import annotations
@@ -29,8 +30,14 @@ TAIL_CELLS = 22
 
 LEGEND = "· decided - claimed = connected ░▒▓ receiving █ complete ◆ ready × failed"
 
+BLOB, BLOBS = "blob", "blobs"
+"""An event of one blob; and of several together, which the node does not tell."""
+
+LAST = frozenset({"complete", "ready", "failed"})
+"""After one of these no more blobs come to a target."""
+
 ROUTINE = frozenset(
-    {"decided", "planned", "claimed", "connected", "first_byte", "blob", "complete", "ready"}
+    {"decided", "planned", "claimed", "connected", "first_byte", BLOB, BLOBS, "complete", "ready"}
 )
 """What the picture shows by itself; anything else that happened is written below it."""
 
@@ -92,11 +99,48 @@ def waterfall(operation: Operation, width: int) -> RenderableType:
     return Group(*(Text(line[:width], no_wrap=True) for line in lines))
 
 
-def event_lines(operation: Operation, leave_out: frozenset[str] = frozenset()) -> list[str]:
-    """Return a line for each event: when, what, about what, and more."""
+def event_lines(
+    operation: Operation, leave_out: frozenset[str] = frozenset(), *, blobs: bool = False
+) -> list[str]:
+    """Return a line for each event: when, what, about what, and more.
+
+    All blobs of a target share one, unless each of the `blobs` is wanted.
+    """
+    events = operation["events"] if blobs else folded(operation["events"])
+    return [event_line(event) for event in events if str(event["what"]) not in leave_out]
+
+
+def folded(events: Sequence[Event]) -> list[Event]:
+    """Return the events with one in place of all blobs of a target, where the last of them was."""
+    blobs: dict[str, list[Event]] = {}
+    for event in events:
+        if event["what"] == BLOB:
+            blobs.setdefault(str(event["about"]), []).append(event)
     return [
-        event_line(event) for event in operation["events"] if str(event["what"]) not in leave_out
+        _together(blobs[str(event["about"])]) if event["what"] == BLOB else event
+        for event in events
+        if event["what"] != BLOB or event is blobs[str(event["about"])][-1]
     ]
+
+
+def settled(operation: Operation) -> list[Event]:
+    """Return the events, folded, but for blobs of targets to which more may come."""
+    events = operation["events"]
+    over = {event["about"] for event in events if event["what"] in LAST}
+    return [
+        event
+        for event in folded(events)
+        if event["what"] not in (BLOB, BLOBS) or operation["ended"] or event["about"] in over
+    ]
+
+
+def _together(blobs: Sequence[Event]) -> Event:
+    """Return the event that stands for all blobs of a target."""
+    first, last = blobs[0], blobs[-1]
+    if len(blobs) == 1:
+        return first
+    detail = f"{len(blobs)} of them since {first['at_s']:.3f} s"
+    return {**last, "what": BLOBS, "detail": detail}
 
 
 def event_line(event: Event) -> str:

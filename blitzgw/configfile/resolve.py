@@ -12,6 +12,9 @@ from blitzgw.config import DeviceEntry, ModelConfig
 from blitzgw.configfile.tables import Mistakes, nearest
 from blitzgw.core.instance import DeviceKind, DeviceSpec, PacedCost
 
+MAX_TOKEN_BYTES = 1 << 20
+"""Of what a token of a paced device weighs on a link: the largest models have 64 KiB."""
+
 Groups = dict[str, list[DeviceSpec]]
 """Every id that a model may name, and the devices it stands for."""
 
@@ -76,6 +79,11 @@ def _check_entry(entry: DeviceEntry, key: str, mistakes: Mistakes) -> None:
     cost = (entry.cost.fixed_us, entry.cost.token_us, entry.cost.context_us)
     if not all(us >= 0 and math.isfinite(us) for us in cost):
         mistakes.add(f"{key}.cost", "a time is negative or endless; give microseconds, 0 or more")
+    for name in ("kv_bytes", "hidden_bytes"):
+        weight = getattr(entry.cost, name)
+        if not 0 <= weight <= MAX_TOKEN_BYTES:
+            text = f"{weight} is not a number of bytes, 0 to {MAX_TOKEN_BYTES}"
+            mistakes.add(f"{key}.cost.{name}", text)
     if mistakes.under(f"{key}.kind"):
         return
     if entry.index and entry.kind != "cuda":

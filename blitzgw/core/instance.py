@@ -41,12 +41,16 @@ class PacedCost:
     """The cost model of a paced device: the time of one layer of one step, in microseconds.
 
     layer_us = fixed_us + token_us × tokens + context_us × Σ over rows of the context read.
-    All zero: as fast as the machine can hash.
+    All zero: as fast as the machine can hash. `kv_bytes` and `hidden_bytes` are what a token's KV
+    in one layer, and its hidden state, weigh when they travel: those of the model that the device
+    is paced as, scaled as its weights are. Less than 8 counts as 8.
     """
 
     fixed_us: float = 0.0
     token_us: float = 0.0
     context_us: float = 0.0
+    kv_bytes: int = 0
+    hidden_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,6 @@ class LoadModel:
     (GPU), whatever `reads` says. Else `reads` are read from `model.path`; None: all of them. The
     rest arrives over edges. `blobs` are the manifest's, empty where it is not known: nothing is
     checked then, and nothing can be sent to others.
-    `keep_copy`: the memory that is filled is a host copy, which outlives the instance.
     `load` numbers the loads of a worker; what it says of one says the number too, for an instance
     may be unloaded and loaded again while news of the first time are on their way.
     """
@@ -60,7 +59,6 @@ class LoadModel:
     kv: KvGeometry
     blobs: tuple[BlobDigest, ...] = ()
     reads: tuple[int, ...] | None = None
-    keep_copy: bool = False
     load: int = 0
 
 

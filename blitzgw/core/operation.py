@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from blitzgw.core.live import LivePolicy, Pair, StagePlan
 from blitzgw.core.plan import Tier
 from blitzgw.core.transfer import TrafficClass
 
@@ -102,6 +103,11 @@ class Engage:
     seed: int = field(default=0, repr=False)
     copy: bool = False
     lease_s: float = LEASE_S
+    policy: LivePolicy = LivePolicy.STOP
+    pairs: tuple[Pair, ...] = ()
+    """Those whose worker is this node's."""
+    pipelines: tuple[tuple[StagePlan, ...], ...] = ()
+    """Those of which a stage is this node's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +215,8 @@ class ScaleOrder:
     dry_run: bool = False
     strategy: str = ""
     """Empty: the one that is predicted to be the quickest."""
+    policy: str = ""
+    """A `core.live.LivePolicy`; empty: the model's, which may leave it to the planner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +356,10 @@ class OperationEvent:
     detail: str = ""
 
 
+POLICY = "policy "
+"""Before the name of a live policy among an operation's alternatives."""
+
+
 @dataclass(frozen=True, slots=True)
 class OperationFacts:
     """A scale operation as its owner knows it.
@@ -377,8 +389,12 @@ class OperationFacts:
     targets: tuple[TargetFacts, ...] = ()
     edges: tuple[EdgeFacts, ...] = ()
     reads: tuple[ReadOrder, ...] = ()
+    policy: str = ""
+    pairs: tuple[Pair, ...] = ()
+    pipelines: tuple[tuple[StagePlan, ...], ...] = ()
     alternatives: dict[str, float] = field(default_factory=dict)
-    """What other strategies were predicted to take, in seconds."""
+    """What strategies were predicted to take, in seconds; and after POLICY a live policy's name, to
+    what that was predicted to bring the mean completion of what waits."""
     events: tuple[OperationEvent, ...] = ()
 
 

@@ -47,10 +47,15 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A request that has ended without an answer, named with the attempt that was lost."""
+    """A request that has ended without an answer, named with the attempt that was lost.
+
+    `instance` is one that keeps what was computed of it (core/live.py): submitted there, it goes on
+    without a pause. Empty: anywhere.
+    """
 
     request_id: str
     attempt: int
+    instance: str = ""
 
 
 @dataclass(frozen=True, slots=True)

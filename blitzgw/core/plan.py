@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from blitzgw.core.live import LivePolicy, Pair, StagePlan
+
 
 class Tier(StrEnum):
     """Where a worker reads blobs from that it has not got from a peer."""
@@ -51,6 +53,11 @@ class Plan:
     targets: tuple[str, ...]
     edges: tuple[Edge, ...] = ()
     reads: tuple[Read, ...] = ()
+    policy: LivePolicy = LivePolicy.STOP
+    """What targets do while they load, for the homes of `pairs`."""
+    pairs: tuple[Pair, ...] = ()
+    pipelines: tuple[tuple[StagePlan, ...], ...] = ()
+    """Receivers that serve together until they are complete; spans cover the model, in order."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from blitzgw.core.parcels import DropParcels
 from blitzgw.core.peer import Loss
 from blitzgw.core.request import GenerationRequest, TokenEvent
 from blitzgw.core.step import Step
@@ -17,6 +18,19 @@ class StepPort(Protocol):
 
     def post(self, step: Step) -> None:
         """Send a step without waiting."""
+
+    def send(self, command: DropParcels) -> None:
+        """Send what concerns parcels without waiting."""
+
+
+class PairingPort(Protocol):
+    """A scheduler's way to those that it is joined to (core/live.py)."""
+
+    def say(self, message: Any) -> None:
+        """Send a message to the other end of its pairing, if it is still there."""
+
+    def end(self, pairing: str, reason: str) -> None:
+        """End a pairing that has served its purpose."""
 
 
 class Ingress(Protocol):

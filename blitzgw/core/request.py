@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from blitzgw.core.span import Span
+
 
 class FinishReason(StrEnum):
     """Why a sequence ended. `stop` and `length` are OpenAI's; no client sees `abort`."""
@@ -76,6 +78,14 @@ class Logprobs:
     top: tuple[tuple[int, float], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A span of layers that an instance has run of a request; stages in order make a route."""
+
+    instance: str
+    span: Span
+
+
 @dataclass(slots=True)
 class TokenEvent:
     """What one step gave one request. `tokens` may be empty when only `finish` is told."""
@@ -89,3 +99,6 @@ class TokenEvent:
     """Prompt tokens that were reused from the prefix cache; set on a request's first event."""
     queued_s: float | None = None
     """Seconds from arrival at the scheduler to the first step; set on a request's first event."""
+    route: tuple[Stage, ...] = ()
+    """Who ran which layers of the prompt, where not one instance ran them all; on the first event.
+    """

@@ -50,12 +50,48 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Import:
+    """Take in, for a sequence, all parcels that have arrived by a ticket of a road.
+
+    `blocks` are appended to its block table first. KV goes there, hidden states to its frontier.
+    """
+
+    edge: str
+    ticket: int
+    seq: int
+    blocks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send parcels of a sequence's positions `[start, stop)` on a road, by a ticket of its far end.
+
+    First, where `hidden`, the hidden states of them at its frontier, which are forgotten; then the
+    KV of the layers of `span`. They are read when their turn comes, so the memory must stay until
+    `ParcelsSent`.
+    """
+
+    edge: str
+    ticket: int
+    seq: int
+    span: Span
+    start: int
+    stop: int
+    hidden: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One call of a worker, for one instance and one span of its layers.
 
     Carried out in this order: forget `drop`, give the memory of `release` (ranges of whole slots,
     as `(first block, number of blocks)`) back, learn `new`, copy the KV of `copies` (source block,
-    target block), compute `rows`, sample. The order of `rows` is the order of hidden states.
+    target block), import, append `known`, compute `rows`, sample, queue `sends`. The order of
+    `rows` is the order of hidden states.
+
+    A step that stops below the last layer leaves the hidden states of its rows with their
+    sequences: their *frontier*. A span that starts above 0 takes its rows' hidden states from
+    there; they must be at `span.start`, by a step or a parcel, and are forgotten with their use.
     """
 
     id: int
@@ -66,6 +102,10 @@ class Step:
     drop: tuple[int, ...] = ()
     copies: tuple[tuple[int, int], ...] = ()
     release: tuple[tuple[int, int], ...] = ()
+    known: tuple[tuple[int, int], ...] = ()
+    """Tokens that another worker has sampled, as (sequence, token): appended before the rows."""
+    imports: tuple[Import, ...] = ()
+    sends: tuple[Send, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +142,13 @@ class KvGeometry:
 
 @dataclass(frozen=True, slots=True)
 class SequenceKv:
-    """KV of positions `[0, n_tokens)` of one sequence for the layers of `span`, as raw bytes.
+    """KV of positions `[start, stop)` of one sequence for the layers of `span`, as raw bytes.
 
-    Layers in order; in each K then V, `[kv_heads, n_tokens, head_dim]` row major in the model's
+    Layers in order; in each K then V, `[kv_heads, stop − start, head_dim]` row major in the model's
     dtype (the paced device packs its own entries instead).
     """
 
     span: Span
-    n_tokens: int
-    data: bytes = field(repr=False)
+    start: int
+    stop: int
+    data: bytes | memoryview = field(repr=False)

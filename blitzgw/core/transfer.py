@@ -119,13 +119,15 @@ class HoldCopy:
     """Keep the weights of a model in shared memory: a store without an engine.
 
     What is there already of the file is checked and kept. `reads` are read from disk, the rest
-    comes over edges. `CopyHeld` follows when all of it is there and checked, or `CopyFailed`.
+    comes over edges. `CopyHeld` follows when all of it is there and checked, or `CopyFailed`; both
+    say the number of the latest order. `load` counts on with the numbers of `LoadModel`.
     """
 
     weights: str
     model: ModelSpec
     blobs: tuple[BlobDigest, ...]
     reads: tuple[int, ...]
+    load: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,38 +179,46 @@ class EdgeClosed:
 
 @dataclass(frozen=True, slots=True)
 class BlobChecked:
-    """Blob `index` of the store of `weights` is complete and has the digest of the manifest."""
+    """Blob `index` of the store of `weights` is complete and has the digest of the manifest.
+
+    `load` is the number of the `LoadModel` or `HoldCopy` that the store was made for: weights may
+    be let go and asked for again while news of the former store are on their way.
+    """
 
     weights: str
     index: int
+    load: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class BlobDamaged:
     """Blob `index` was complete and was not what the manifest says; it has been emptied.
 
-    `source` is the edge that brought it, empty where it was read here.
+    `source` is the edge that brought it, empty where it was read here; `load` as in `BlobChecked`.
     """
 
     weights: str
     index: int
     source: str = ""
+    load: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class CopyHeld:
-    """A host copy is complete."""
+    """A host copy is complete. `load` is the number of its `HoldCopy`."""
 
     weights: str
     size_bytes: int
+    load: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class CopyFailed:
-    """A host copy could not be made; nothing of it is left."""
+    """A host copy could not be made; nothing of it is left. `load` as in `CopyHeld`."""
 
     weights: str
     message: str
+    load: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from blitzgw.core.instance import DeviceKind, InstanceState, Role
 from blitzgw.core.rumours import Status
+from blitzgw.core.span import Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +65,10 @@ class NetworkFacts:
 class HostFacts:
     """A node's machine. `free_bytes` is what a host copy could take, in coarse steps.
 
-    `disk_bytes_per_s` is what reading checkpoints gave, 0 before the first. `zone` says which
-    nodes are near; "" is none.
+    `zone` says which nodes are near; "" is none.
     """
 
     free_bytes: int
-    disk_bytes_per_s: float = 0.0
     zone: str = ""
     networks: tuple[NetworkFacts, ...] = ()
 
@@ -106,6 +105,12 @@ class ModelFacts:
     weights: str = ""
     disk: bool = False
     host_copies: int = 0
+    max_num_seqs: int = 0
+    max_batched_tokens: int = 0
+    prefix_caching: bool = True
+    """How its instances batch, also on nodes that do not define it; 0: as by default."""
+    live: str = "auto"
+    """What its loading instances do: a `core.live.LivePolicy`, or `auto`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +130,15 @@ class InstanceFacts:
     """The root of the manifest of its weights."""
     blobs: str = "0"
     """The blobs that it can give to others: bit i of the hexadecimal number is blob i."""
+    helps: str = ""
+    """The instance that it works for while it loads."""
+    stage: Span | None = None
+    """The layers that it runs for a pipeline while that loads; the first stage leads it."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is the first stage of a pipeline, which keeps requests while it loads."""
+        return self.stage is not None and self.stage.start == 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,12 @@ class Sampled:
 
 
 class SpanEngine(Protocol[Hidden, Logits]):
-    """One instance's weights and KV on one device."""
+    """One instance's weights and KV on one device.
+
+    One thread calls it, but for `blob_buffer`, `blob_arrived` and the two exports, which any thread
+    may call meanwhile. Hidden states are sliced as `hidden[start:stop]`, which may share memory;
+    nothing here writes to hidden states that it was given or has returned.
+    """
 
     def blob_buffer(self, index: int) -> memoryview:
         """Return the writable bytes where blob `index` belongs (layout: `core/layout.py`).
@@ -62,7 +67,10 @@ class SpanEngine(Protocol[Hidden, Logits]):
         """
 
     def blob_arrived(self, index: int) -> None:
-        """Make the blob's tensors usable; its bytes are complete and do not change any more."""
+        """Make the blob's tensors usable; its bytes are complete and do not change any more.
+
+        May be called on any thread: a step that begins after it has returned finds them.
+        """
 
     def forward(self, rows: Sequence[RowInput], span: Span, hidden: Hidden | None) -> Hidden:
         """Run the layers of `span`, writing and reading KV through the rows' block tables.
@@ -85,14 +93,31 @@ class SpanEngine(Protocol[Hidden, Logits]):
     def release(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Return the memory of whole slots, `(first block, number of blocks)`; contents vanish."""
 
-    def export_kv(self, table: Sequence[int], n_tokens: int, span: Span) -> SequenceKv:
-        """Return the KV of positions `[0, n_tokens)` for the layers of `span`."""
+    def export_kv(self, table: Sequence[int], start: int, stop: int, span: Span) -> SequenceKv:
+        """Return the KV of positions `[start, stop)` for the layers of `span`, in its own buffer.
+
+        Any thread may call it while others' positions are computed: what it reads must have been
+        computed by a step that is over, and its blocks must not be given away before it returns.
+        Raises ValueError for positions that the table does not have.
+        """
 
     def import_kv(self, table: Sequence[int], kv: SequenceKv) -> None:
-        """Write KV that another engine exported into this one's blocks."""
+        """Write KV that another engine exported into this one's blocks.
 
-    def export_hidden(self, hidden: Hidden) -> bytes:
-        """Return hidden states as raw bytes, row major, in the model's dtype."""
+        Raises ValueError, and writes nothing, where it does not fit.
+        """
 
-    def import_hidden(self, data: bytes) -> Hidden:
-        """Return the hidden states that another engine exported."""
+    def export_hidden(self, hidden: Hidden) -> memoryview:
+        """Return hidden states as raw bytes, row major, in the model's dtype.
+
+        They may be the memory of `hidden`. Any thread may call it.
+        """
+
+    def import_hidden(self, data: bytes | memoryview) -> Hidden:
+        """Return the hidden states that another engine exported, which may be the memory of `data`.
+
+        Raises ValueError for bytes that are not whole hidden states.
+        """
+
+    def join_hidden(self, parts: Sequence[Hidden]) -> Hidden:
+        """Return hidden states one after another; one part or more."""

@@ -18,6 +18,7 @@ from blitzgw.core.span import Span
 from blitzgw.core.step import BLOCK_TOKENS, KvGeometry, SequenceKv
 from blitzgw.engine.attention import Extent
 from blitzgw.engine.base import RowInput, Sampled
+from blitzgw.engine.hostcopy import HostCopies, bytes_of, tensor_of
 from blitzgw.engine.kv import KvArena
 from blitzgw.engine.memory import TORCH_DTYPES, WeightSlab
 from blitzgw.engine.native import build, layer
@@ -83,6 +84,7 @@ class TorchEngine:
         layouts = blob_layouts(self._shape, spec.dtype)
         self._slab = WeightSlab(layouts, spec.dtype, self._device, memory)
         self._kv = KvArena(self._shape, spec.dtype, kv, self._device)
+        self._copies = HostCopies(self._device)
         self._kernels = choose_kernels(spec, self._device)
         positions = min(spec.max_model_len, kv.slot_tokens)
         cos, sin = rope_table(self._shape.rope, self._shape.head_dim, positions)
@@ -94,6 +96,10 @@ class TorchEngine:
     def blob_buffer(self, index: int) -> memoryview:
         """Return the writable host bytes where blob `index` belongs, or its bytes once there."""
         return self._slab.buffer(index)
+
+    def blob_memory(self, index: int) -> torch.Tensor:
+        """Return the bytes of a blob on the device, where they may be written instead."""
+        return self._slab.on_device(index)
 
     def blob_arrived(self, index: int) -> None:
         """Bind the tensors of a complete blob."""
@@ -175,24 +181,29 @@ class TorchEngine:
         """Return the memory of whole slots."""
         self._kv.release(ranges)
 
-    def export_kv(self, table: Sequence[int], n_tokens: int, span: Span) -> SequenceKv:
-        """Return the KV of positions `[0, n_tokens)` for the layers of `span`."""
-        return self._kv.export(table, n_tokens, span)
+    def export_kv(self, table: Sequence[int], start: int, stop: int, span: Span) -> SequenceKv:
+        """Return a copy of the KV of positions `[start, stop)`; see `SpanEngine.export_kv`."""
+        return self._kv.export(table, start, stop, span)
 
     def import_kv(self, table: Sequence[int], kv: SequenceKv) -> None:
         """Write KV that another engine exported."""
         self._kv.import_(table, kv)
 
-    def export_hidden(self, hidden: torch.Tensor) -> bytes:
-        """Return hidden states as raw bytes."""
-        return hidden.contiguous().view(torch.uint8).cpu().numpy().tobytes()
+    def export_hidden(self, hidden: torch.Tensor) -> memoryview:
+        """Return hidden states as raw bytes; on a CPU of contiguous ones their own memory."""
+        if hidden.is_cuda:
+            return self._copies.take(hidden)
+        return bytes_of(hidden.contiguous())
 
-    def import_hidden(self, data: bytes) -> torch.Tensor:
+    def import_hidden(self, data: bytes | memoryview) -> torch.Tensor:
         """Return hidden states `[T, E]`. Raises ValueError on a partial line."""
-        flat = torch.frombuffer(bytearray(data), dtype=self._dtype)
-        if flat.numel() % self._shape.hidden:
+        if len(data) % (self._shape.hidden * self._dtype.itemsize):
             raise ValueError(f"{len(data)} bytes are no whole hidden states")
-        return flat.view(-1, self._shape.hidden).to(self._device)
+        return tensor_of(data, self._dtype).view(-1, self._shape.hidden).to(self._device)
+
+    def join_hidden(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return hidden states one after another."""
+        return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class _Order:

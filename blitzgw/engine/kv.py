@@ -13,6 +13,7 @@ import torch
 from blitzgw.core.model import Dtype, ModelShape
 from blitzgw.core.span import Span
 from blitzgw.core.step import BLOCK_TOKENS, KvGeometry, SequenceKv
+from blitzgw.engine.hostcopy import HostCopies, tensor_of
 from blitzgw.engine.memory import PAGE, TORCH_DTYPES, anonymous_map
 
 
@@ -34,6 +35,7 @@ class KvArena:
             flat = torch.empty(count, dtype=TORCH_DTYPES[dtype], device=device)
         self._slot_bytes = count * dtype.size_bytes // geometry.slots
         self._data = flat.view(size)
+        self._copies = HostCopies(device)
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return K and V of a layer, each `[S, K, P, D]`."""
@@ -71,23 +73,26 @@ class KvArena:
             if stop > start:
                 self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
-    def export(self, table: Sequence[int], n_tokens: int, span: Span) -> SequenceKv:
-        """Return the KV of positions `[0, n_tokens)` of a sequence for the layers of `span`."""
-        part = self._data[self.slot_of(table), span.start : span.stop, :, :, :n_tokens]
-        data = part.contiguous().view(torch.uint8).cpu().numpy().tobytes()
-        return SequenceKv(span, n_tokens, data)
+    def export(self, table: Sequence[int], start: int, stop: int, span: Span) -> SequenceKv:
+        """Return a copy of the KV of positions `[start, stop)` for the layers of `span`."""
+        data = self._copies.take(self._part(table, start, stop, span))
+        return SequenceKv(span, start, stop, data)
 
     def import_(self, table: Sequence[int], kv: SequenceKv) -> None:
         """Write exported KV into a sequence's blocks. Raises ValueError on a size mismatch."""
-        if kv.n_tokens > len(table) * BLOCK_TOKENS:
-            raise ValueError(f"KV of {kv.n_tokens} tokens in {len(table)} blocks")
-        span = kv.span
-        target = self._data[self.slot_of(table), span.start : span.stop, :, :, : kv.n_tokens]
+        target = self._part(table, kv.start, kv.stop, kv.span)
         if len(kv.data) != target.numel() * target.element_size():
             raise ValueError(f"KV of {len(kv.data)} bytes does not fit {tuple(target.shape)}")
-        if kv.data:
-            source = torch.frombuffer(bytearray(kv.data), dtype=target.dtype)
-            target.copy_(source.view(target.shape))
+        if len(kv.data):
+            target.copy_(tensor_of(kv.data, target.dtype).view(target.shape))
+
+    def _part(self, table: Sequence[int], start: int, stop: int, span: Span) -> torch.Tensor:
+        """Return `[layers, 2, K, stop − start, D]` of a sequence; a view."""
+        if not 0 <= start <= stop <= len(table) * BLOCK_TOKENS:
+            raise ValueError(f"KV of positions [{start}, {stop}) in {len(table)} blocks")
+        if span.stop > self._data.shape[1]:
+            raise ValueError(f"KV of layers {span} for a model of {self._data.shape[1]}")
+        return self._data[self.slot_of(table), span.start : span.stop, :, :, start:stop]
 
 
 def _runs(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:

@@ -75,11 +75,19 @@ class WeightSlab:
         """Return the writable host bytes of a blob: where it is to arrive, or what it is."""
         return self._host.buffer(index)
 
+    def on_device(self, index: int) -> torch.Tensor:
+        """Return the bytes of a blob on the device. Who writes them itself leaves `buffer` alone.
+
+        They are there for as long as the tensor.
+        """
+        return self._blobs[index]
+
     def tensors(self, index: int) -> dict[str, torch.Tensor]:
         """Return a blob's tensors as views, after bringing it to the device where it is not."""
         if not isinstance(self._host, HostSlab):
             arrived = self._host.arrived(index)
-            self._blobs[index].copy_(torch.frombuffer(arrived, dtype=torch.uint8))
+            if arrived is not None:
+                self._blobs[index].copy_(torch.frombuffer(arrived, dtype=torch.uint8))
         blob = self._blobs[index]
         return {
             slot.name: blob[slot.offset : slot.offset + slot.size_bytes]
@@ -113,14 +121,18 @@ class _Staging:
                 piece = self._new(index)
             return piece.data
 
-    def arrived(self, index: int) -> memoryview:
-        """Return the piece of a blob that goes to the device now, and let go of it."""
-        piece = self.buffer(index)
+    def arrived(self, index: int) -> memoryview | None:
+        """Return the piece of a blob that goes to the device now, and let go of it.
+
+        None where nobody has asked for one: its bytes are on the device already.
+        """
         with self._lock:
             self._arrived.add(index)
-            if index in self._arriving:
-                self._read[index] = self._arriving.pop(index)
-        return piece
+            piece = self._arriving.pop(index, None)
+            if piece is None:
+                return None
+            self._read[index] = piece
+            return piece.data
 
     def _new(self, index: int) -> Bytes:
         source = self._on_device[index]

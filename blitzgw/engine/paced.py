@@ -37,7 +37,8 @@ from blitzgw.core.span import Span
 from blitzgw.core.step import KvGeometry, SequenceKv
 from blitzgw.engine.base import RowInput, Sampled
 from blitzgw.engine.noise import U64, mix, mix_array, noise_key
-from blitzgw.engine.paced_kv import TRAVELLING, PacedKv, Reading
+from blitzgw.engine.paced_kv import PacedKv, Reading
+from blitzgw.engine.payload import pack, unpack
 from blitzgw.engine.slab import HostSlab
 
 _PHI = np.uint64(0x9E3779B97F4A7C15)
@@ -66,7 +67,7 @@ class PacedEngine:
         layouts = blob_layouts(spec.shape, spec.dtype)
         self._slab = HostSlab(layouts, memory)
         self._digests: list[np.uint64 | None] = [None] * len(layouts)
-        self._kv = PacedKv(spec.shape.n_layers, kv)
+        self._kv = PacedKv(spec.shape.n_layers, kv, cost.kv_bytes)
         self._eos = sorted({eos for eos in spec.eos_ids if 0 <= eos < spec.shape.vocab})
         if len(self._eos) >= spec.shape.vocab:
             raise ValueError("every token of the vocabulary ends a sequence")
@@ -128,21 +129,25 @@ class PacedEngine:
         """Zero the KV of `(first block, number of blocks)`, so that a later reader errs visibly."""
         self._kv.release(ranges)
 
-    def export_kv(self, table: Sequence[int], n_tokens: int, span: Span) -> SequenceKv:
-        """Return the KV of positions `[0, n_tokens)`, 8 bytes for each of them and each layer."""
-        return self._kv.export(table, n_tokens, span)
+    def export_kv(self, table: Sequence[int], start: int, stop: int, span: Span) -> SequenceKv:
+        """Return the KV of positions `[start, stop)`: `cost.kv_bytes` for each of every layer."""
+        return self._kv.export(table, start, stop, span)
 
     def import_kv(self, table: Sequence[int], kv: SequenceKv) -> None:
         """Write KV that another engine exported. Raises ValueError if it does not fit."""
         self._kv.import_(table, kv)
 
-    def export_hidden(self, hidden: U64) -> bytes:
-        """Return hidden states as raw bytes, 8 a token."""
-        return hidden.astype(TRAVELLING).tobytes()
+    def export_hidden(self, hidden: U64) -> memoryview:
+        """Return hidden states as a payload, `cost.hidden_bytes` a token."""
+        return pack(hidden, self._cost.hidden_bytes)
 
-    def import_hidden(self, data: bytes) -> U64:
-        """Return the hidden states that another engine exported."""
-        return np.frombuffer(data, TRAVELLING).astype(np.uint64)
+    def import_hidden(self, data: bytes | memoryview) -> U64:
+        """Return the hidden states that another engine exported. Raises ValueError for others."""
+        return unpack(data, self._cost.hidden_bytes)
+
+    def join_hidden(self, parts: Sequence[U64]) -> U64:
+        """Return hidden states one after another."""
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def step_s(self, rows: Sequence[RowInput], span: Span) -> float:
         """Return the seconds that the cost model gives `rows` for `span`; see `forward`."""

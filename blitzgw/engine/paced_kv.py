@@ -17,12 +17,10 @@ from blitzgw.core.span import Span
 from blitzgw.core.step import BLOCK_TOKENS, KvGeometry, SequenceKv
 from blitzgw.engine.base import RowInput
 from blitzgw.engine.noise import U64
+from blitzgw.engine.payload import pack, unpack
 from blitzgw.engine.slab import anonymous_map
 
 I64 = NDArray[np.int64]
-
-TRAVELLING = np.dtype("<u8")
-"""A KV entry or hidden state as raw bytes: 8, little endian."""
 
 
 class PacedKv:
@@ -30,9 +28,11 @@ class PacedKv:
 
     The kernel gives zeroed pages on first touch, so slots that nobody used cost no memory. numpy's
     own arrays would be of huge pages: the first token would zero 2 MiB for every layer.
+    `entry_bytes` is what an entry weighs when it travels (payload.py).
     """
 
-    def __init__(self, n_layers: int, kv: KvGeometry) -> None:
+    def __init__(self, n_layers: int, kv: KvGeometry, entry_bytes: int = 0) -> None:
+        self._entry_bytes = entry_bytes
         shape = (n_layers, kv.slots * kv.blocks_per_slot, BLOCK_TOKENS)
         pages = anonymous_map(8 * math.prod(shape))
         self.arena: U64 = np.frombuffer(pages, np.uint64, math.prod(shape)).reshape(shape)
@@ -49,18 +49,18 @@ class PacedKv:
             self._check(np.array([first, first + count - 1]))
             self.arena[:, first : first + count] = 0
 
-    def export(self, table: Sequence[int], n_tokens: int, span: Span) -> SequenceKv:
-        """Return the entries of positions `[0, n_tokens)`: `[layer, position]`, 8 bytes each."""
-        block_T, offset_T = self._places(table, n_tokens)
+    def export(self, table: Sequence[int], start: int, stop: int, span: Span) -> SequenceKv:
+        """Return the entries of positions `[start, stop)` as a payload of `[layer, position]`."""
+        block_T, offset_T = self._places(table, start, stop)
         entries = self.arena[span.start : span.stop, block_T, offset_T]
-        return SequenceKv(span, n_tokens, entries.astype(TRAVELLING).tobytes())
+        return SequenceKv(span, start, stop, pack(entries, self._entry_bytes))
 
     def import_(self, table: Sequence[int], kv: SequenceKv) -> None:
         """Write entries that another device exported. Raises ValueError if they do not fit."""
         if kv.span.stop > len(self.arena):
             raise ValueError(f"KV of layers {kv.span} for a model of {len(self.arena)}")
-        entries = np.frombuffer(kv.data, TRAVELLING).reshape(len(kv.span), kv.n_tokens)
-        block_T, offset_T = self._places(table, kv.n_tokens)
+        block_T, offset_T = self._places(table, kv.start, kv.stop)
+        entries = unpack(kv.data, self._entry_bytes).reshape(len(kv.span), kv.stop - kv.start)
         self.arena[kv.span.start : kv.span.stop, block_T, offset_T] = entries
 
     def blocks_of(self, rows: Sequence[RowInput], used_R: I64) -> I64:
@@ -71,11 +71,13 @@ class PacedKv:
             raise ValueError("a row reaches beyond the block table of its sequence")
         return self._check(block_B)
 
-    def _places(self, table: Sequence[int], n_tokens: int) -> tuple[I64, I64]:
-        used = -(-n_tokens // BLOCK_TOKENS)
+    def _places(self, table: Sequence[int], start: int, stop: int) -> tuple[I64, I64]:
+        used = -(-stop // BLOCK_TOKENS)
+        if not 0 <= start <= stop:
+            raise ValueError(f"positions [{start}, {stop})")
         if len(table) < used:
-            raise ValueError(f"{n_tokens} tokens need {used} blocks, the table has {len(table)}")
-        position_T = np.arange(n_tokens)
+            raise ValueError(f"{stop} tokens need {used} blocks, the table has {len(table)}")
+        position_T = np.arange(start, stop)
         block_B = self._check(np.array(table[:used], np.int64))
         return block_B[position_T // BLOCK_TOKENS], position_T % BLOCK_TOKENS
 

@@ -16,6 +16,7 @@ from blitzgw.core.view import InstanceFacts, LoadFacts, NodeView
 from blitzgw.errors import (
     GenerationFailed,
     InvalidRequest,
+    Outdated,
     Overloaded,
     ProtocolError,
     RequestError,
@@ -51,6 +52,7 @@ _ERRORS: dict[str, type[RequestError]] = {
         TooLarge,
         Overloaded,
         Unavailable,
+        Outdated,
         GenerationFailed,
     )
 }

@@ -10,24 +10,13 @@ from blitzgw.core.clock import Clock
 from blitzgw.core.peer import Abort, Declined, Loss, Lost, Submit, Tokens
 from blitzgw.core.ports import Ingress, InstancePort
 from blitzgw.core.request import GenerationRequest, TokenEvent
-from blitzgw.errors import InvalidRequest, RequestError, Unavailable
+from blitzgw.errors import InvalidRequest, Outdated, RequestError, Unavailable
 from blitzgw.gossip.links import Links
 
 log = logging.getLogger(__name__)
 
-STALE = "stale"
-"""`Declined.code` of a request for a claim or a definition, or with an attempt, that has been left
-behind."""
-
-
 MAX_TEXT = 2000
 """Characters of a reason or an error's message that a peer is told: more is no explanation."""
-
-
-class _Stale(Unavailable):
-    """For what was here before: the router of the ingress tries again."""
-
-    code = STALE
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,12 +180,12 @@ class Serving:
             raise Unavailable("the node is draining")
         hosted = self._hosted.get(message.instance)
         if hosted is None:
-            raise Unavailable(f"instance {message.instance} is not here")
+            raise Outdated(f"instance {message.instance} is not here")
         if hosted.claim != message.claim:
-            raise _Stale(f"instance {message.instance} is at claim {hosted.claim} of its device")
+            raise Outdated(f"instance {message.instance} is at claim {hosted.claim} of its device")
         digest = message.request.digest
         if digest and hosted.digest and digest != hosted.digest:
-            raise _Stale(f"instance {message.instance} serves definition {hosted.digest:.12}")
+            raise Outdated(f"instance {message.instance} serves definition {hosted.digest:.12}")
         return hosted
 
     def _make_way(self, boot: str, request: GenerationRequest) -> None:
@@ -207,7 +196,7 @@ class Serving:
         if former.boot != boot:
             raise InvalidRequest(f"request {request.id} is already being answered")
         if former.attempt >= request.attempt:
-            raise _Stale(f"attempt {former.attempt} of request {request.id} is here")
+            raise Outdated(f"attempt {former.attempt} of request {request.id} is here")
         self._forget(former)
         self._abort(former)
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol, get_args
 
+from blitzgw.core.live import LiveMessage
 from blitzgw.core.operation import OperationMessage, ProbeMessage
 from blitzgw.core.peer import (
     Abort,
@@ -28,10 +29,10 @@ OnLoad = Callable[[str, LoadReport], None]
 
 
 class OperationsPort(Protocol):
-    """Who takes part in scale operations, and has them with peers."""
+    """Who takes part in scale operations and pairings, and has them with peers."""
 
     def said(self, boot: str, message: Any) -> None:
-        """A peer has said something of core/operation.py."""
+        """A peer has said something of core/operation.py or core/live.py."""
 
     def link_lost(self, boot: str, reason: str) -> None:
         """The link to a peer broke: answers that are awaited from it do not come."""
@@ -46,7 +47,7 @@ class Switchboard:
     def __init__(self, on_load: OnLoad, operations: OperationsPort) -> None:
         self._operations = operations
         self._takers: dict[type[Any], Callable[[str, Any], None]] = {LoadReport: on_load}
-        said = get_args(OperationMessage) + get_args(ProbeMessage)
+        said = get_args(OperationMessage) + get_args(ProbeMessage) + get_args(LiveMessage)
         self._takers |= dict.fromkeys(said, operations.said)
 
     def join(

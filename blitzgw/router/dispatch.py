@@ -60,13 +60,17 @@ class Dispatcher:
             self.forget(entry.request.id)
             raise
 
-    def _place(self, entry: Entry, *, patient: bool = False) -> bool:
+    def _place(self, entry: Entry, first: str = "", *, patient: bool = False) -> bool:
         """Submit to the best instance that takes it; False where none does in this round.
 
         True, too, where it has come to an end meanwhile. Who is `patient` leaves those alone that
         have declined a moment ago. Raises RequestError where the request is at fault.
         """
         request = entry.resubmission()
+        seat = self.fleet.get(first)
+        wanted = seat is not None and seat.serves(entry.request.digest)
+        if wanted and seat is not None and self._submit(entry, request, seat):
+            return True
         candidates = self._candidates(entry, patient=patient)
         return any(self._submit(entry, request, seat) for seat in candidates)
 
@@ -119,15 +123,18 @@ class Dispatcher:
             self.placing.placed(entry, seat)
         return True
 
-    def place_again(self, entry: Entry) -> None:
-        """Find another place for a request that an instance has given back."""
+    def place_again(self, entry: Entry, first: str = "") -> None:
+        """Find another place for a request that an instance has given back.
+
+        The instance `first`, if it is there, is asked before all others.
+        """
         entry.attempt += 1
         entry.instance, entry.alive = "", False
         if self.is_outdated(entry):
             self.fail_outdated(entry)
             return
         try:
-            placed = self._place(entry, patient=entry.held_since is not None)
+            placed = self._place(entry, first, patient=entry.held_since is not None)
         except RequestError as error:
             self.fail(entry, error)
             return
@@ -148,15 +155,17 @@ class Dispatcher:
         self._wait(entry)
 
     def _set_aside(self, entry: Entry) -> None:
-        """Hold a request that has been somewhere, unless it is new and everybody has refused it."""
-        model, refusal = entry.request.model, entry.round.refusal
+        """Hold a request that has been somewhere; a new one as if it came now."""
+        model = entry.request.model
         if model in self._given_up:
             self.fail(entry, unavailable(self._given_up[model]))
-        elif entry.admitted or refusal is None:
+        elif entry.admitted:
             self._wait(entry)
         else:
-            self.counts.refused += 1
-            self.fail(entry, bounded(refusal))
+            try:
+                self._hold(entry)
+            except RequestError as refusal:
+                self.fail(entry, refusal)
 
     def _wait(self, entry: Entry) -> None:
         """Hold a request. That it has been declined meanwhile does not renew its patience."""

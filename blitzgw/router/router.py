@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 from blitzgw.core.clock import Clock
 from blitzgw.core.peer import Loss
 from blitzgw.core.ports import InstancePort, TokenSink
-from blitzgw.core.request import GenerationRequest, TokenEvent
+from blitzgw.core.request import GenerationRequest, Stage, TokenEvent
 from blitzgw.core.view import RequestFacts
 from blitzgw.errors import GenerationFailed, InvalidRequest, RequestError
 from blitzgw.router.choice import Dice
@@ -71,6 +72,11 @@ class Router:
         self._fleet = self._dispatcher.fleet
         self._waiting = self._dispatcher.waiting
         self._counts = self._dispatcher.counts
+        self._splits = Counter[str]()
+        self._migrations = Counter[tuple[str, str]]()
+
+        self.summon: Callable[[str], None] = lambda _: None
+        """Brings an instance up that another one says has something of ours, if it can be."""
 
     # What the API asks.
 
@@ -78,6 +84,11 @@ class Router:
         """Return the instance that serves a request; None while it is held or unknown."""
         entry = self._log.get(request_id)
         return entry.instance if entry is not None and entry.instance else None
+
+    def route_of(self, request_id: str) -> tuple[Stage, ...]:
+        """Return who ran which layers of a prompt, where not one instance ran them all."""
+        entry = self._log.get(request_id)
+        return () if entry is None else entry.route
 
     def held(self, model: str) -> int:
         """Return how many requests for a model wait for an instance."""
@@ -111,6 +122,9 @@ class Router:
                 event.cached_tokens = 0  # of a prompt that the client did not send
                 event.queued_s = None
             entry.alive = True
+            if event.route:
+                entry.route = event.route
+                self._splits[entry.request.model] += 1
             entry.tokens += event.tokens
             entry.sink.push(event)
             if event.finish is not None:
@@ -120,18 +134,23 @@ class Router:
         """Take back requests that ended at their instance without an answer.
 
         A `planned` loss is nobody's failure: only the others are limited by `max_attempts`. What is
-        reported here was at a worker, which is to blame for it.
+        reported here was at a worker, which is to blame for it. Where an instance keeps what was
+        computed, it is asked first, and summoned if it is not known yet.
         """
         for loss in losses:
             entry = self._present(loss.request_id, loss.attempt)
             if entry is not None:
-                self._lost(entry, reason, planned=planned and entry.moves < MAX_MOVES)
+                kept = loss.instance if planned else ""
+                if kept and self._fleet.get(kept) is None:
+                    self.summon(kept)
+                self._lost(entry, reason, kept, planned=planned and entry.moves < MAX_MOVES)
 
     def on_declined(self, request_id: str, attempt: int, error: RequestError) -> None:
         """Take back a request that its instance does not want after all: ask the next one.
 
         When nobody wants it, a new request gets the kindest refusal; one that had been admitted
-        waits. An error that is the request's own fault ends it.
+        waits, and so does a new one where all that was asked is not there any more. An error that
+        is the request's own fault ends it.
         """
         entry = self._present(request_id, attempt)
         if entry is None:
@@ -222,6 +241,8 @@ class Router:
             prefixes=self._dispatcher.placing.prefixes,
             sessions=self._dispatcher.placing.sessions,
             counts=self._counts.copy(),
+            splits=self._splits.copy(),
+            migrations=self._migrations.copy(),
         )
 
     def check_integrity(self) -> None:
@@ -232,11 +253,12 @@ class Router:
             assert entry.failures < self._max_attempts
             assert entry.moves <= MAX_MOVES
 
-    def _lost(self, entry: Entry, reason: str, *, planned: bool) -> None:
+    def _lost(self, entry: Entry, reason: str, kept: str, *, planned: bool) -> None:
         entry.admitted, entry.held_since = True, None
         if planned:
             entry.moves += 1
             self._counts.moved += 1
+            self._migrations[entry.request.model, "kv" if kept else "recompute"] += 1
             entry.round = Round(tried={entry.instance})
             log.info("request_moves id=%s reason=%s", entry.request.id, reason)
         else:
@@ -247,7 +269,7 @@ class Router:
             template = "request_lost id=%s failures=%d reason=%s"
             log.warning(template, entry.request.id, entry.failures, reason)
         if entry.failures < self._max_attempts:
-            self._dispatcher.place_again(entry)
+            self._dispatcher.place_again(entry, first=kept)
             return
         text = f"generation was tried {entry.failures} times, and its worker failed each time"
         self._dispatcher.fail(entry, GenerationFailed(text))

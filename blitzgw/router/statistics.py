@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 
@@ -28,7 +29,11 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class RouterStatistics:
-    """Figures of a router: requests `active`, those of them `held` by model, and what it knows."""
+    """Figures of a router: requests `active`, those of them `held` by model, and what it knows.
+
+    `splits` counts, by model, requests whose prompt was computed by more than one instance;
+    `migrations` those that were moved, by model and how: with their `kv`, or to `recompute` it.
+    """
 
     active: int
     held: dict[str, int]
@@ -36,3 +41,5 @@ class RouterStatistics:
     prefixes: int
     sessions: int
     counts: Counts
+    splits: Counter[str]
+    migrations: Counter[tuple[str, str]]

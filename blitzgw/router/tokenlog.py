@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from blitzgw.core.ports import TokenSink
-from blitzgw.core.request import GenerationRequest
+from blitzgw.core.request import GenerationRequest, Stage
 from blitzgw.core.view import RequestFacts
+from blitzgw.errors import Outdated
 from blitzgw.router.refusal import Refusal, kinder
 
 
@@ -22,9 +23,10 @@ class Round:
     declines: int = 0
 
     def refused(self, instance: str, refusal: Refusal) -> None:
-        """Note an instance's refusal."""
+        """Note an instance's refusal; one that is not there is as if nobody knew of it."""
         self.tried.add(instance)
-        self.refusal = kinder(self.refusal, refusal)
+        if not isinstance(refusal, Outdated):
+            self.refusal = kinder(self.refusal, refusal)
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +52,8 @@ class Entry:
     alive: bool = False
     failed: set[str] = field(default_factory=set)
     instance: str = ""
+    route: tuple[Stage, ...] = ()
+    """Who ran which layers of the prompt, where not one instance ran them all."""
     admitted: bool = False
     held_since: float | None = None
     round: Round = field(default_factory=Round)

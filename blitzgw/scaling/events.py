@@ -22,6 +22,12 @@ from blitzgw.core.transfer import (
     OpenReceive,
     OpenSend,
 )
+from blitzgw.scaling.duties import (
+    PairInstance,
+    StageInstance,
+    UnpairInstance,
+    UnstageInstance,
+)
 
 # Events.
 
@@ -253,6 +259,10 @@ StewardEffect = (
     Send
     | BringUp
     | DropInstance
+    | PairInstance
+    | UnpairInstance
+    | StageInstance
+    | UnstageInstance
     | RetireInstance
     | HoldWeights
     | DropWeights

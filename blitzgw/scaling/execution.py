@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from blitzgw.core.operation import EdgeFacts, EdgeNews, Engage, ReadOrder
+from blitzgw.core.live import LivePolicy, Pair, StagePlan
+from blitzgw.core.operation import POLICY, EdgeFacts, EdgeNews, Engage, ReadOrder
 from blitzgw.core.plan import Links, Task, node_of
 from blitzgw.core.view import ClusterView
 from blitzgw.scaling.operation import Surroundings
 from blitzgw.scaling.orders import edge_orders, promised, read_orders
+from blitzgw.scaling.pairing import Pairing
 from blitzgw.scaling.planner.base import PlanError
 from blitzgw.scaling.sourcing import Sourcing
 from blitzgw.scaling.survey import ModelDefinition, links_of, members
@@ -20,6 +23,10 @@ from blitzgw.scaling.targets import EdgeBook
 
 if TYPE_CHECKING:
     from blitzgw.scaling.planner.choose import Choice
+
+
+K_WAY = "binomial"
+"""The strategy by which groups of targets begin with different parts of the model."""
 
 
 class Execution:
@@ -33,11 +40,13 @@ class Execution:
         *,
         strategy: str,
         copy: bool,
+        policy: str = "",
     ) -> None:
         self._operation, self._definition, self._around = operation, definition, around
         self._strategy, self._copy = strategy, copy
         self._seed = int.from_bytes(around.secret()[:8], "little")
         self.sourcing = Sourcing(definition)
+        self.pairing = Pairing(definition, policy)
         self.choice: Choice | None = None
         self.epoch = 0
         self.edges: dict[str, EdgeBook] = {}
@@ -67,7 +76,7 @@ class Execution:
     ) -> Choice:
         """Choose a plan from what is known now. Raises PlanError and ValueError."""
         task, links = self._problem(lacking, held, given_up)
-        self.choice = self._choose(task, links)
+        self.choice = self._paired(self._choose(task, links, held), links, held)
         return self.choice
 
     def order(
@@ -85,7 +94,7 @@ class Execution:
         """
         self.epoch += 1
         task, links = self._problem(lacking, held, given_up)
-        choice = self._choose(task, links)
+        choice = self._paired(self._choose(task, links, held), links, held)
         orders = edge_orders(
             choice.plan,
             links,
@@ -96,6 +105,7 @@ class Execution:
             former=[book.order for book in self.open_edges()],
             held=held,
         )
+        self.pairing.settle()
         sizes, former = self._definition.blob_bytes, self.edges
         self.choice, self.reads, self.edges = choice, read_orders(choice.plan), {}
         for order in orders:
@@ -113,8 +123,11 @@ class Execution:
         own = promised(book.order for book in self.open_edges())
         return self.sourcing.task(view, lacking, held, given_up), links_of(view, own)
 
-    def _choose(self, task: Task, links: Links) -> Choice:
+    def _choose(self, task: Task, links: Links, targets: Collection[str]) -> Choice:
         """Keep to the strategy that was asked for while it applies to what is left."""
+        piped = self._choose_pipelines(task, links, targets)
+        if piped is not None:
+            return piped
         try:
             return self._around.choose(task, links, self._strategy)
         except PlanError:
@@ -122,11 +135,36 @@ class Execution:
                 raise
             return self._around.choose(task, links, "")
 
+    def _choose_pipelines(
+        self, task: Task, links: Links, targets: Collection[str]
+    ) -> Choice | None:
+        """Return a plan by which targets have the model together early, where that is wanted."""
+        around, pairing = self._around, self.pairing
+        if self._copy or self._strategy or not pairing.wants_pipelines(around.view(), targets):
+            return None
+        try:
+            choice = around.choose(task, links, K_WAY)
+        except PlanError:
+            return None
+        return choice if pairing.pipelined(choice.plan, choice.prediction, targets) else None
+
+    def _paired(self, choice: Choice, links: Links, targets: Collection[str]) -> Choice:
+        """Say whom the targets help meanwhile; a host copy helps nobody."""
+        if self._copy:
+            return choice
+        view = self._around.view()
+        plan = self.pairing.pair(choice.plan, choice.prediction, links, view, targets)
+        means = {POLICY + name: s for name, s in self.pairing.decision.means.items()}
+        return replace(choice, plan=plan, alternatives={**choice.alternatives, **means})
+
     def _tell(self, names: Mapping[str, str]) -> list[tuple[str, Engage]]:
         """Return the orders of this epoch; `names` of nodes by process."""
         edges = [book.order for book in self.edges.values()]
         parts = {node_of(worker) for edge in edges for worker in (edge.source, edge.target)}
         parts |= {node_of(read.worker) for read in self.reads}
+        policy, pairs, pipelines = self.help()
+        parts |= {node_of(pair.worker) for pair in pairs}
+        parts |= {node_of(stage.worker) for stages in pipelines for stage in stages}
         taking_part = {boot for boot, name in names.items() if name in parts}
         told = sorted(taking_part | set(self.engaged))
         self._orders = {
@@ -140,11 +178,25 @@ class Execution:
                 reads=tuple(r for r in self.reads if _at(r.worker, node=names.get(boot))),
                 seed=self._seed,
                 copy=self._copy,
+                policy=policy,
+                pairs=tuple(p for p in pairs if _at(p.worker, node=names.get(boot))),
+                pipelines=tuple(
+                    stages
+                    for stages in pipelines
+                    if _at(*(stage.worker for stage in stages), node=names.get(boot))
+                ),
             )
             for boot in told
         }
         self.engaged = dict.fromkeys(told, False)
         return list(self._orders.items())
+
+    def help(self) -> tuple[LivePolicy, tuple[Pair, ...], tuple[tuple[StagePlan, ...], ...]]:
+        """Return by which policy targets help, whom, and which serve together."""
+        if self.choice is None:
+            return LivePolicy.STOP, (), ()
+        plan = self.choice.plan
+        return plan.policy, plan.pairs, plan.pipelines
 
     def unconfirmed(self, boot: str) -> Engage | None:
         """Return what a process was told in this epoch and has not answered yet."""
@@ -153,7 +205,7 @@ class Execution:
     def confirm(self, boot: str) -> None:
         """Note that a process does what it was told; one that was told to let go is rid of it."""
         order = self._orders.get(boot)
-        if order is not None and (order.edges or order.reads):
+        if order is not None and (order.edges or order.reads or order.pairs or order.pipelines):
             self.engaged[boot] = True
         else:
             self.engaged.pop(boot, None)

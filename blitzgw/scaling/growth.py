@@ -132,6 +132,7 @@ class Growth(Claiming):
             self._renew_at = now + RENEW_S
             for boot in sorted(self._renewed()):
                 self._send(boot, Renew(self.id))
+            self._mind_helpers(now)
         if self.state == "transferring" and now >= self._progress_at + STALL_S:
             self._give_up_rest(f"nothing has moved for {STALL_S:.0f} s", now)
         if self.state == "transferring":

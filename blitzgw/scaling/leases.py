@@ -10,8 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from blitzgw.core.finite import is_rate
+from blitzgw.core.live import LivePolicy
 from blitzgw.core.operation import EdgeOrder
 from blitzgw.core.plan import node_of
+from blitzgw.core.span import Span
 
 SLACK = 1.001
 """Of a port's rate may be promised: rounding is no reason to refuse."""
@@ -29,6 +31,10 @@ class Lease:
     former: int
     claim: int
     ready: bool = False
+    helps: tuple[str, LivePolicy] | None = None
+    """The instance that it is to help while it loads, and how."""
+    stage: tuple[Span, str] | None = None
+    """The span that it runs for a pipeline, and the instance of the stage behind it."""
     blobs: set[tuple[str, int]] = field(default_factory=set)
 
 

@@ -28,6 +28,7 @@ from blitzgw.scaling.events import (
 from blitzgw.scaling.growth import Growth
 from blitzgw.scaling.hindsight import Hindsight
 from blitzgw.scaling.operation import Operation, Surroundings
+from blitzgw.scaling.policy import objection
 from blitzgw.scaling.retreat import Retreat
 from blitzgw.scaling.survey import ModelDefinition, instances_of
 
@@ -148,6 +149,9 @@ class Operations:
         if not definition.weights or not definition.blob_bytes:
             text = f"the weights of {order.model!r} are not known yet: it is still being read"
             return [_refuse(event, "no_capacity", text)]
+        code, text = objection(order.policy, definition, self._around.view())
+        if code:
+            return [_refuse(event, code, text)]
         running = self.running(order.model)
         if running is not None and not order.dry_run:
             return [self._answer_running(event, self._running[running], now)]
@@ -179,8 +183,8 @@ class Operations:
 
     def _answer_running(self, event: OrderGiven, running: Operation, now: float) -> OperationEffect:
         order = event.order
-        strategy = running.strategy if isinstance(running, Growth) else ""
-        if running.wanted == order.instances and strategy == order.strategy:
+        how = (running.strategy, running.policy) if isinstance(running, Growth) else ("", "")
+        if running.wanted == order.instances and how == (order.strategy, order.policy):
             return Send(event.boot, ScaleAnswer(order.id, running.facts(now)))
         text = (
             f"operation {running.id} is scaling {order.model!r} to {running.wanted} instances;"
@@ -200,6 +204,7 @@ class Operations:
                 self._around,
                 now,
                 strategy=order.strategy,
+                policy=order.policy,
                 dry=order.dry_run,
             )
         leaving = victims(present, n_present - order.instances)

@@ -101,6 +101,7 @@ class Reception(Transfer):
         for index in message.blobs:
             if 0 <= index < n_blobs and index not in target.arrived:
                 self._arrive(target, index, now)
+        self._note_helping(now)
         if len(target.arrived) == n_blobs:
             self._note_complete(target, now)
 

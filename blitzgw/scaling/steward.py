@@ -32,6 +32,7 @@ from blitzgw.core.operation import (
 )
 from blitzgw.core.plan import node_of
 from blitzgw.scaling.admission import Admission
+from blitzgw.scaling.assignments import assignments
 from blitzgw.scaling.endings import Endings
 from blitzgw.scaling.engagement import Engagement, Premises
 from blitzgw.scaling.events import (
@@ -119,10 +120,6 @@ class Steward:
     def reserved(self) -> dict[str, tuple[float, float]]:
         """Return what is promised of this node's ports: (tx, rx) bytes/s by network."""
         return self._ports.totals()
-
-    def leased(self, device: str) -> bool:
-        """Whether an operation has claimed a device and is not concluded."""
-        return any(device in held.leases for held in self._engaged.values())
 
     def uses(self, device: str, weights: str) -> bool:
         """Whether an operation fills a device's store of some weights, or sends from it."""
@@ -217,6 +214,7 @@ class Steward:
         for edge in fresh:
             effects += held.open(edge)
         self._ports.promise(fresh)
+        effects += assignments(held, message)
         for device in sorted(held.leases):
             effects += held.news(device)  # what was there before the weights had a name
         return effects

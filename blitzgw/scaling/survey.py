@@ -27,9 +27,6 @@ from blitzgw.scaling.ownership import draining
 RATE_BYTES_PER_S = 1.25e9
 """Of a port whose rate nobody knows: 10 Gbit/s, so that plans and predictions have a number."""
 
-DISK_BYTES_PER_S = 1e9
-"""Of a disk that has not been read yet: a slow SSD."""
-
 HOST_BYTES_PER_S = 8e9
 """From host memory into a worker: one thread's copy."""
 
@@ -64,12 +61,24 @@ COUNTED = (InstanceState.SERVING, InstanceState.LOADING)
 
 @dataclass(frozen=True, slots=True)
 class ModelDefinition:
-    """A model as scaling needs it: its card's digest, its manifest's root, its blobs' sizes."""
+    """A model as scaling needs it: its card's digest, its manifest's root, its blobs' sizes.
+
+    `hidden_bytes` and `kv_layer_bytes` are what a token's hidden state, and its KV in one layer,
+    weigh on a link; 0 where that is not known. With a `tied_head` the head needs the embedding.
+    """
 
     name: str
     digest: str
     weights: str
     blob_bytes: tuple[int, ...]
+    hidden_bytes: int = 0
+    kv_layer_bytes: int = 0
+    tied_head: bool = False
+
+    @property
+    def n_layers(self) -> int:
+        """How many decoder layers it has: a blob each, between the embedding's and the head's."""
+        return max(0, len(self.blob_bytes) - 2)
 
     @property
     def size_bytes(self) -> int:
@@ -208,14 +217,11 @@ def links_of(
     promised = own or {}
     nodes = members(view)
     hosts = {name: node.host_facts for name, node in nodes.items() if node.host_facts is not None}
-    return Links(
+    return Links(  # disks: nobody measures them, the planner assumes what most give
         ports={
             (name, network.name): _port(network, promised.get((name, network.name), (0.0, 0.0)))
             for name, host in hosts.items()
             for network in host.networks
-        },
-        disks={
-            name: _told(host.disk_bytes_per_s, DISK_BYTES_PER_S) for name, host in hosts.items()
         },
         hosts=dict.fromkeys(hosts, HOST_BYTES_PER_S),
         zones={name: host.zone for name, host in hosts.items()},

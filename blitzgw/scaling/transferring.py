@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+from blitzgw.core.live import StagePlan
 from blitzgw.core.operation import RENEW_S, OperationFacts, Renew
 from blitzgw.core.plan import node_of
 from blitzgw.scaling.execution import Execution
@@ -31,6 +32,11 @@ MAX_EPOCHS = 16
 """Plans of one operation: more trouble than that does not end by planning."""
 
 
+HELP_EPOCHS = MAX_EPOCHS // 2
+"""Plans after which none is made for the sake of helpers alone: they can do without a home, and an
+operation must not fail because homes come and go."""
+
+
 class Transfer(Operation):
     """Plans and engages nodes. Their news: `Reception`. Targets and the end: `Growth`."""
 
@@ -44,14 +50,18 @@ class Transfer(Operation):
         now: float,
         *,
         strategy: str = "",
+        policy: str = "",
         dry: bool = False,
         copy_worker: str = "",
     ) -> None:
         super().__init__(name, definition, wanted, before, around, now)
-        self.strategy, self.copy = strategy, bool(copy_worker)
+        self.strategy, self.policy, self.copy = strategy, policy, bool(copy_worker)
         self._execution = Execution(
-            name, definition, around, strategy=strategy, copy=bool(copy_worker)
+            name, definition, around, strategy=strategy, copy=bool(copy_worker), policy=policy
         )
+        self._policy_told = ""
+        self._pipelines_told: set[tuple[StagePlan, ...]] = set()
+        self._helping: set[str] = set()
         self._dry, self._copy_worker = dry, copy_worker
         self._targets: dict[str, Target] = {}
         self._planned_s = 0.0
@@ -147,6 +157,39 @@ class Transfer(Operation):
             if arrivals is not None and not target.gone:
                 target.predicted = tuple(self._planned_s + at for at in arrivals)
         self._note(now, what, "", f"{choice.plan.strategy}, {choice.prediction.complete_s:.3f} s")
+        self._note_policy(now)
+
+    def _note_policy(self, now: float) -> None:
+        told = self._execution.pairing.decision.text()
+        if not self.copy and told != self._policy_told:
+            self._policy_told = told
+            self._note(now, "policy", "", told)
+        for pipeline in self._execution.pairing.pipelines:
+            if pipeline.stages not in self._pipelines_told:
+                self._pipelines_told.add(pipeline.stages)
+                ready_s = self._planned_s + pipeline.ready_s
+                about = pipeline.stages[0].worker
+                self._note(now, "pipeline", about, f"{pipeline}, predicted {ready_s:.3f} s")
+
+    def _mind_helpers(self, now: float) -> None:
+        """Plan anew where a home has gone: its helpers need another."""
+        self._note_helping(now)
+        execution = self._execution
+        if execution.epoch >= HELP_EPOCHS or not self._lacking():
+            return
+        if execution.pairing.outlived(self._around.view()):
+            self._trouble(now)
+
+    def _note_helping(self, now: float) -> None:
+        """Note which targets have begun to help, by their own nodes' facts."""
+        if self._execution.help()[1] and len(self._helping) < len(self._targets):
+            nodes = self._around.view().nodes
+            for target in self._targets.values():
+                node = nodes.get(target.boot)
+                facts = node.instances.get(target.instance) if node is not None else None
+                if facts is not None and facts.helps and target.worker not in self._helping:
+                    self._helping.add(target.worker)
+                    self._note(now, "helping", target.worker, facts.helps)
 
     def _trouble(self, now: float) -> None:
         if self._replan_at is None and self.state == "transferring":
@@ -190,7 +233,8 @@ class Transfer(Operation):
         for book in lost:
             order = book.order
             self._note(now, "lost", f"{order.source} → {order.target}", f"{node} has died")
-        if lost:
+        unhelped = self._execution.pairing.died(boot) and self._execution.epoch < HELP_EPOCHS
+        if lost or unhelped:
             self._trouble(now)
 
     def _name_of(self, boot: str) -> str:

@@ -1,7 +1,8 @@
 """The phases of an operation with their times, as `inspect events` shows them.
 
 decided → planned → claimed → connected → first_byte → blob (one for each) → complete → ready →
-done; in between replanned, lost, refused, damaged, failed, cancelled.
+done; in between policy (what targets do while they load), pipeline (some are to serve together, by
+then), helping (a target has begun to help), replanned, lost, refused, damaged, failed, cancelled.
 """
 
 from __future__ import annotations

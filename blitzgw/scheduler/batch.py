@@ -3,40 +3,57 @@
 from __future__ import annotations
 
 from blitzgw.core.request import GenerationRequest
-from blitzgw.core.step import NewSequence, Row, Step
+from blitzgw.core.span import Span
+from blitzgw.core.step import Import, NewSequence, Row, Send, Step
 from blitzgw.scheduler.lane import Lane, PostedStep
+from blitzgw.scheduler.live.records import Course, Loan, Passage
 from blitzgw.scheduler.sequence import Sequence
 from blitzgw.scheduler.slots import Allocation
 
 
 class Batch:
-    """The next step of a lane. `room` is the number of tokens that it can still take."""
+    """The next step of a lane, over all layers or a span of them.
+
+    `room` is the number of tokens that it can still take, `work` its prefill in tokens × layers.
+    `sends` go when its rows have been
+    computed.
+    """
 
     __slots__ = (
         "_chunks",
         "_copies",
         "_decode_rows",
+        "_imported",
+        "_imports",
         "_lane",
         "_new",
         "_prefill_tokens",
         "_rows",
         "_samplers",
         "room",
+        "sends",
+        "span",
+        "work",
     )
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Lane, span: Span | None = None) -> None:
         self._lane = lane
+        self.span = span or lane.span
         self._rows: list[Row] = []
         self._samplers: list[Sequence] = []
         self._chunks: list[tuple[Sequence, int, int]] = []
         self._new: list[NewSequence] = []
         self._copies: list[tuple[int, int]] = []
         self._prefill_tokens = 0
+        self.work = 0
         self._decode_rows = 0
+        self._imports: list[Import] = []
+        self._imported: list[tuple[Loan | Passage, int, int]] = []
+        self.sends: list[Send] = []
         self.room = lane.instance.max_batched_tokens
 
     def __bool__(self) -> bool:
-        return bool(self._rows)
+        return bool(self._rows or self._imports)
 
     def decode(self) -> None:
         """Add a row for every decoding sequence that may have another token.
@@ -69,6 +86,82 @@ class Batch:
 
     def admit(self, seq: Sequence, allocation: Allocation) -> None:
         """Introduce a sequence to the worker and add its first chunk."""
+        self._introduce(seq)
+        self._copies += allocation.copies
+        self._add_chunk(seq)
+
+    def advance(self, course: Course) -> None:
+        """Add rows that take a prefill through the span, all that are left of them or a chunk."""
+        seq = course.seq
+        if not course.introduced:
+            self._introduce(seq)
+            course.introduced = True
+        if course.loan is not None and course.loan.fresh:
+            self.take_in(course)
+        n_tokens, last = len(seq.tokens), self.span.stop == self._lane.instance.n_layers
+        start = course.at
+        count = min(self.room, n_tokens - start)
+        course.at = start + count
+        complete = course.at == n_tokens
+        sample = complete and last
+        self._rows.append(Row(course.number, start, count, sample, seq.new_blocks))
+        self._chunks.append((seq, course.number, course.at if last else 0))
+        seq.new_blocks = ()
+        self.room -= count
+        self._prefill_tokens += self._share(count)
+        self.work += count * len(self.span)
+        course.stop = self.span.stop
+        if complete:
+            course.layer, course.at = self.span.stop, course.start
+        if sample:
+            course.done = True
+            seq.scheduled = n_tokens
+            seq.samples_in_flight += 1
+            self._samplers.append(seq)
+
+    def take_in(self, course: Course) -> None:
+        """Import what has arrived of a sequence that the worker knows, or is told of in this step.
+
+        With the last of it the KV is whole: what is computed of the prompt may be named.
+        """
+        loan, seq = course.loan, course.seq
+        assert loan is not None
+        self._imports.append(Import(loan.side.id, loan.ticket, course.number, seq.new_blocks))
+        seq.new_blocks = ()
+        self._chunks.append((seq, course.number, 0))
+        loan.fresh = False
+        loan.importing += 1
+        computed = -1
+        if loan.is_whole:
+            computed = seq.scheduled if course.done else 0
+            course.loan = None
+        self._imported.append((loan, course.number, computed))
+
+    def receive(self, course: Course) -> None:
+        """Import what has arrived of a sequence that comes from another instance."""
+        passage, seq = course.passage, course.seq
+        assert passage is not None
+        if not course.introduced:
+            self._introduce(seq)
+            course.introduced = True
+        self._imports.append(Import(passage.edge, passage.ticket, course.number, seq.new_blocks))
+        seq.new_blocks = ()
+        self._chunks.append((seq, course.number, 0))
+        passage.fresh = False
+        passage.importing += 1
+        self._imported.append((passage, course.number, -1))
+
+    def land(self, seq: Sequence) -> None:
+        """Introduce a sequence whose KV has been taken in, and add what is left of its tokens."""
+        self._introduce(seq)
+        self._add_chunk(seq)
+
+    def _share(self, tokens: int) -> int:
+        """Return what so many tokens through the span amount to; parts add up to the whole."""
+        n_layers = self._lane.instance.n_layers
+        return tokens * self.span.stop // n_layers - tokens * self.span.start // n_layers
+
+    def _introduce(self, seq: Sequence) -> None:
         request: GenerationRequest = seq.request
         self._new.append(
             NewSequence(
@@ -79,8 +172,6 @@ class Batch:
                 request.sampling,
             )
         )
-        self._copies += allocation.copies
-        self._add_chunk(seq)
 
     def post(self, step_id: int) -> tuple[Step, PostedStep]:
         """Return the step, with all that its worker has yet to be told, and the record of it."""
@@ -88,17 +179,27 @@ class Batch:
         step = Step(
             id=step_id,
             instance=lane.instance.id,
-            span=lane.span,
+            span=self.span,
             rows=tuple(self._rows),
             new=tuple(self._new),
             drop=tuple(lane.drops),
-            copies=tuple(self._copies),
+            copies=(*lane.copies, *self._copies),
             release=lane.allocator.flush(),
+            imports=tuple(self._imports),
+            sends=tuple(self.sends),
         )
         lane.drops.clear()
+        lane.copies.clear()
         lane.posted_prefill_tokens += self._prefill_tokens
         posted = PostedStep(
-            step_id, lane, self._samplers, self._chunks, self._prefill_tokens, self._decode_rows
+            step_id,
+            lane,
+            self._samplers,
+            self._chunks,
+            self._prefill_tokens,
+            self._decode_rows,
+            self._imported,
+            self.work,
         )
         return step, posted
 
@@ -113,6 +214,7 @@ class Batch:
         seq.scheduled = end
         self.room -= count
         self._prefill_tokens += count
+        self.work += count * len(self.span)
         if complete:
             seq.samples_in_flight += 1
             self._samplers.append(seq)

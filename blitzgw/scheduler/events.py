@@ -4,9 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from blitzgw.core.live import (
+    Finished,
+    Handoff,
+    Keep,
+    Lend,
+    LivePolicy,
+    Move,
+    Moved,
+    NoRoom,
+    Nothing,
+    Offer,
+    Pass,
+    Pull,
+    Purpose,
+    Recall,
+    Reserve,
+    Reserved,
+    Room,
+    Sampled,
+    StageReady,
+    Withdraw,
+)
 from blitzgw.core.messages import StepFailed
+from blitzgw.core.parcels import DropParcels, ParcelArrived, ParcelsSent
 from blitzgw.core.peer import Loss
 from blitzgw.core.request import GenerationRequest, TokenEvent
+from blitzgw.core.span import Span
 from blitzgw.core.step import KvGeometry, Step, StepResult
 from blitzgw.errors import RequestError
 
@@ -43,6 +67,84 @@ class InstanceRemoved:
     """An instance takes no more steps. Post its UnloadModel first: its KV is given away at once."""
 
     instance: str
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceOpened:
+    """An instance has its KV memory and will have its layers: it may help, and serves nobody yet.
+
+    `InstanceReady` follows when it is complete, or `InstanceRemoved`.
+    """
+
+    instance: ServedInstance
+
+
+@dataclass(frozen=True, slots=True)
+class LayersResident:
+    """The first `layers` layers of an instance that is loading, and the embedding, may run."""
+
+    instance: str
+    layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageAssigned:
+    """An instance that is loading is a stage of a pipeline, and runs this span for it.
+
+    Its pairings of `Purpose.STAGE` join it to its neighbours: guest of the next, host of the one
+    before. The first and the last are known by their spans.
+    """
+
+    instance: str
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class StageResident:
+    """An instance has what its stage needs: its layers; the embedding or the head at either end."""
+
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
+class PairingOpened:
+    """Two instances are joined (core/live.py); `here` is the one of this worker.
+
+    `guest`: the one here has attached to the other, and its parcels go there; else they come. The
+    road's edge has the name of the pairing.
+    """
+
+    pairing: str
+    purpose: Purpose
+    here: str
+    there: str
+    guest: bool
+    policy: LivePolicy = LivePolicy.STOP
+
+
+@dataclass(frozen=True, slots=True)
+class PairingClosed:
+    """The link, the road or the other end of a pairing is gone, or it has said `Detach`."""
+
+    pairing: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MoveOut:
+    """Move running sequences to the other end of a pairing, those first that will last longest.
+
+    `count` of them at most; with `queued`, as many waiting ones are given to it as well.
+    """
+
+    pairing: str
+    count: int
+    queued: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """Time has passed: told once a second while `Scheduler.expects_ticks`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +186,32 @@ class EmitTokens:
 
 @dataclass(frozen=True, slots=True)
 class Lose:
-    """Tell the router that these requests have ended here without an answer: it may retry them."""
+    """Tell the router that these requests have ended here without an answer: it may retry them.
+
+    `planned`: they are given away, which is no failed attempt; a loss that names an instance says
+    to whom.
+    """
 
     losses: tuple[Loss, ...]
+    reason: str
+    planned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Send a message to the other end of its pairing."""
+
+    message: Said
+
+
+@dataclass(frozen=True, slots=True)
+class EndPairing:
+    """A pairing has served its purpose, or cannot: tell the other end `Detach` and close the road.
+
+    No `PairingClosed` follows.
+    """
+
+    pairing: str
     reason: str
 
 
@@ -98,7 +223,45 @@ class Refuse:
     error: RequestError
 
 
-Event = (
-    RequestArrived | RequestAborted | StepCompleted | StepFailed | InstanceReady | InstanceRemoved
+Said = (
+    Pull
+    | Lend
+    | Recall
+    | Handoff
+    | Nothing
+    | Offer
+    | Withdraw
+    | Finished
+    | Move
+    | Room
+    | NoRoom
+    | Moved
+    | StageReady
+    | Reserve
+    | Reserved
+    | Pass
+    | Sampled
+    | Keep
 )
-Effect = RunStep | EmitTokens | Lose | Refuse
+"""What deciders say to each other; `Attach`, `Attached` and `Detach` are the shells' business."""
+
+Event = (
+    RequestArrived
+    | RequestAborted
+    | StepCompleted
+    | StepFailed
+    | InstanceOpened
+    | LayersResident
+    | StageAssigned
+    | StageResident
+    | InstanceReady
+    | InstanceRemoved
+    | PairingOpened
+    | PairingClosed
+    | ParcelArrived
+    | ParcelsSent
+    | MoveOut
+    | Ticked
+    | Said
+)
+Effect = RunStep | EmitTokens | Lose | Refuse | Say | EndPairing | DropParcels

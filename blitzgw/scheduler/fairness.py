@@ -11,6 +11,7 @@ waiting, service then differs by no more than the cost of what fits into the mac
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
 INPUT_WEIGHT = 1
@@ -87,6 +88,13 @@ class FairQueue(Generic[T]):
         lines = self._levels[min(self._levels)]
         name = min(lines, key=lambda name: (self._accounts[name].charged, name))
         return next(iter(lines[name].values()))
+
+    def in_order(self) -> Iterator[T]:
+        """Yield what waits as it would be served if nobody were charged meanwhile."""
+        for priority in sorted(self._levels):
+            lines = self._levels[priority]
+            for name in sorted(lines, key=lambda name: (self._accounts[name].charged, name)):
+                yield from lines[name].values()
 
     def remove(self, item: T) -> None:
         """Take an item out, wherever it stands."""

@@ -30,7 +30,8 @@ def _check_lane(lane: Lane, requests: list[Sequence]) -> None:
     running = {id(seq) for seq in lane.running()}
     waiting = {id(seq) for seq in lane.queue.items()}
     assert len(running) == lane.n_running <= lane.max_running
-    assert lane.allocator.statistics().active_slots == lane.n_running
+    others = len(lane.sending) + len(lane.relays)
+    assert lane.allocator.statistics().active_slots == lane.n_running + others
     assert len(waiting) == len(lane.queue)
     assert lane.queue.tokens == sum(len(seq.tokens) for seq in lane.queue.items())
     assert len(running) + len(waiting) <= len(requests)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from blitzgw.core.span import Span
-from blitzgw.core.step import BLOCK_TOKENS
+from blitzgw.core.step import BLOCK_TOKENS, Send
 from blitzgw.scheduler.budget import KvBudget
 from blitzgw.scheduler.events import ServedInstance
 from blitzgw.scheduler.fairness import FairQueue
+from blitzgw.scheduler.live.records import Course, Loan, Passage
+from blitzgw.scheduler.live.relays import Relay
 from blitzgw.scheduler.rates import Pace
 from blitzgw.scheduler.sequence import Phase, Sequence
 from blitzgw.scheduler.slots import SlotAllocator, SlotStatistics, blocks_for
@@ -19,7 +21,10 @@ class PostedStep:
     """A step in flight: whom its tokens belong to, and which prefill it completes.
 
     `samplers` are in the order of the step's tokens. `chunks` holds (sequence, its number in that
-    step, tokens computed after it) for each prefill row.
+    step, tokens computed after it by all layers) for each prefill row; a row that stops below the
+    last layer, and an import, count none. `imported` are the loans of which it takes parcels in,
+    with the sequence's number, and how many of its tokens earlier steps have computed where these
+    are the last parcels, else -1. `work` is its prefill in tokens × layers.
     """
 
     id: int
@@ -28,6 +33,10 @@ class PostedStep:
     chunks: list[tuple[Sequence, int, int]]
     prefill_tokens: int
     decode_rows: int
+    imported: list[tuple[Loan | Passage, int, int]] = field(default_factory=list)
+    work: int = 0
+    relays: list[tuple[Relay, int]] = field(default_factory=list)
+    """Of a stage's step: whose rows there are, and where the token is that it samples, or -1."""
 
     def members(self) -> list[Sequence]:
         """Return the sequences that still depend on this step, each once."""
@@ -35,6 +44,37 @@ class PostedStep:
         return list(
             dict.fromkeys(seq for seq in self.samplers + current if seq.phase is not Phase.ENDED)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class LiveStatistics:
+    """What an instance does for others, or they for it (core/live.py).
+
+    `resident` layers of `layers` may run; it is `helping` instances, or `helped` by them. At its
+    home a request is `lent`, then `recalled` until its hidden states are here. At its helper it is
+    in `tasks`, then `sending`; `kept` ones wait for their ingress. The rest are counts since the
+    instance is here: of requests lent, handed back to it at a layer above 0, and given away.
+    It is ready to run the span `stage` of a pipeline, one of `stages` with those behind it, and has
+    `staged` requests there, `staged_total` since it is here.
+    """
+
+    resident: int = 0
+    layers: int = 0
+    loading: bool = False
+    helping: tuple[str, ...] = ()
+    helped: tuple[str, ...] = ()
+    lent: int = 0
+    recalled: int = 0
+    tasks: int = 0
+    sending: int = 0
+    kept: int = 0
+    lent_total: int = 0
+    split_total: int = 0
+    dealt_total: int = 0
+    stage: Span | None = None
+    stages: int = 0
+    staged: int = 0
+    staged_total: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +98,16 @@ class InstanceStatistics:
     prefill_tokens_per_s: float | None
     decode_step_s: float | None
     slots: SlotStatistics
+    live: LiveStatistics = LiveStatistics()
 
 
 class Lane:
     """One instance. `context` is the longest sequence that fits its model, a slot and the budget.
 
-    `running` maps worker numbers to sequences, `prefilling` those of them that have prompt tokens
-    left to post.
+    `decoding` and `prefilling` map worker numbers to sequences; the latter have prompt tokens left
+    to post. `courses` go through the layers in groups, `sending` are another instance's again and
+    keep their slot until they have been sent, `relays` are a pipeline's. While `loading` only the
+    first `resident` layers may run. `hosting`: helpers take from the queue.
     """
 
     def __init__(self, instance: ServedInstance, budget: KvBudget) -> None:
@@ -83,7 +126,22 @@ class Lane:
         self.queue: FairQueue[Sequence] = FairQueue()
         self.decoding: dict[int, Sequence] = {}
         self.prefilling: dict[int, Sequence] = {}
+        self.courses: dict[int, Course] = {}
+        self.sending: dict[int, Sequence] = {}
+        self.relays: dict[int, Relay] = {}
+        self.relayed_last = False
+        """Whether the last step was a pipeline's."""
+        self.staged_total = 0
         self.drops: list[int] = []
+        self.sends: list[Send] = []
+        self.copies: list[tuple[int, int]] = []
+        self.loading = False
+        self.resident = instance.n_layers
+        self.hosting = False
+        self.since_decode = 0
+        """Prefill in groups that has been posted since the last step that decodes, as `work`."""
+        self.lent_tokens = 0
+        self.lent_total = self.split_total = self.dealt_total = 0
         self.pace = Pace()
         self.posted_prefill_tokens = 0
         self.held_until = 0  # see Planner.hold
@@ -94,16 +152,22 @@ class Lane:
     @property
     def n_running(self) -> int:
         """Return the number of sequences that have a slot."""
-        return len(self.decoding) + len(self.prefilling)
+        return len(self.decoding) + len(self.prefilling) + len(self.courses)
+
+    @property
+    def is_layered(self) -> bool:
+        """Whether its steps may be of some layers only."""
+        return self.hosting or self.loading or bool(self.courses or self.relays)
 
     @property
     def has_news(self) -> bool:
         """Whether the worker could free something that it does not know of yet."""
-        return bool(self.drops) or self.allocator.has_releases
+        return bool(self.drops or self.copies or self.sends) or self.allocator.has_releases
 
     def running(self) -> list[Sequence]:
         """Return the sequences that have a slot."""
-        return [*self.decoding.values(), *self.prefilling.values()]
+        layered = [course.seq for course in self.courses.values()]
+        return [*self.decoding.values(), *self.prefilling.values(), *layered]
 
     def admission_bytes(self, seq: Sequence) -> int:
         """Return the KV bytes that a sequence is admitted with."""
@@ -116,7 +180,10 @@ class Lane:
     def take_back(self, seq: Sequence) -> None:
         """Free the slot of a running sequence; the worker is told with the next step."""
         self.allocator.free(seq.number)
-        self.drops.append(seq.number)
+        course = self.courses.pop(seq.number, None)
+        if course is None or course.introduced:
+            self.drops.append(seq.number)
+        self.sending.pop(seq.number, None)
         self.decoding.pop(seq.number, None)
         self.prefilling.pop(seq.number, None)
         seq.forget_kv()
@@ -124,9 +191,13 @@ class Lane:
     def queued_tokens(self) -> int:
         """Return the tokens that wait, or are admitted and not yet computed."""
         unposted = sum(len(seq.tokens) - seq.scheduled for seq in self.prefilling.values())
-        return self.queue.tokens + unposted + self.posted_prefill_tokens
+        for course in self.courses.values():
+            if not course.done:
+                left = self.instance.n_layers - course.layer
+                unposted += len(course.seq.tokens) * left // self.instance.n_layers
+        return self.queue.tokens + self.lent_tokens + unposted + self.posted_prefill_tokens
 
-    def statistics(self) -> InstanceStatistics:
+    def statistics(self, live: LiveStatistics | None = None) -> InstanceStatistics:
         """Return the instance's figures."""
         slots = self.allocator.statistics()
         active_bytes = slots.active_blocks * self.instance.kv.block_bytes
@@ -142,4 +213,5 @@ class Lane:
             prefill_tokens_per_s=self.pace.prefill_tokens_per_s,
             decode_step_s=self.pace.decode_step_s,
             slots=slots,
+            live=live or LiveStatistics(),
         )

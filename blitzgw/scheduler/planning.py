@@ -8,6 +8,8 @@ and by other instances no longer than it takes them to run dry (`_starved`).
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from blitzgw.core.step import BLOCK_TOKENS
 from blitzgw.scheduler.batch import Batch
 from blitzgw.scheduler.budget import KvBudget
@@ -15,7 +17,17 @@ from blitzgw.scheduler.events import Effect, RunStep
 from blitzgw.scheduler.fairness import INPUT_WEIGHT
 from blitzgw.scheduler.lane import Lane, PostedStep
 from blitzgw.scheduler.sequence import Phase, Sequence
-from blitzgw.scheduler.slots import Allocation
+from blitzgw.scheduler.slots import Allocation, blocks_for
+
+
+class Layered(Protocol):
+    """What decides for lanes whose steps may be of some layers only (live/)."""
+
+    def compose(self, lane: Lane) -> Batch:
+        """Put the next step of such a lane together; an empty one if there is nothing to do."""
+
+    def evicted(self, seq: Sequence) -> bool:
+        """Note that a sequence with a role is preempted; tell whether it does not queue here."""
 
 
 class Planner:
@@ -25,16 +37,19 @@ class Planner:
     and do not count as in flight.
     """
 
-    def __init__(self, budget: KvBudget, max_in_flight: int) -> None:
+    def __init__(self, budget: KvBudget, max_in_flight: int, last_step: int = 0) -> None:
         self.lanes: dict[str, Lane] = {}
         self.in_flight: dict[int, PostedStep] = {}
+        self.asides: dict[int, PostedStep] = {}
+        """Steps without rows that send: until they have been carried out."""
+        self.layered: Layered | None = None
+        self.max_in_flight = max_in_flight
         self._budget = budget
-        self._max_in_flight = max_in_flight
         self._turns: list[Lane] = []
         self._starved: Lane | None = None
-        self._last_step = 0
+        self._last_step = last_step
         self._last_number = 0
-        self._now = 0.0
+        self.now = 0.0
 
     def add(self, lane: Lane) -> None:
         """Take an instance in."""
@@ -47,15 +62,20 @@ class Planner:
         self._turns.remove(lane)
         for step in [step for step in self.in_flight.values() if step.lane is lane]:
             del self.in_flight[step.id]
+        for step in [step for step in self.asides.values() if step.lane is lane]:
+            del self.asides[step.id]
         if self._starved is lane:
             self._starved = None
         lane.allocator.close()
 
     def fill(self, now: float) -> list[Effect]:
         """Post steps at time `now` until enough are in flight or nothing is left to run."""
-        self._now = now
+        self.now = now
         effects: list[Effect] = []
-        while len(self.in_flight) < self._max_in_flight:
+        for lane in self._turns:
+            if lane.sends:
+                self._post_news(lane, effects)  # before rows that would only make it wait
+        while len(self.in_flight) < self.max_in_flight:
             if not self._post_next(effects):
                 for lane in self._turns:
                     if lane.has_news:
@@ -76,6 +96,54 @@ class Planner:
         """Let a preempted sequence, all of whose tokens are known, wait in front."""
         seq.move(Phase.WAITING)
         self.lanes[seq.instance].queue.push(seq, front=True)
+
+    def evict(self, seq: Sequence) -> None:
+        """Take the memory of a running sequence; it waits in front, with all its tokens."""
+        self.lanes[seq.instance].take_back(seq)
+        seq.move(Phase.PREEMPTED)
+        if seq.role is not None and self.layered is not None and self.layered.evicted(seq):
+            return
+        if not seq.samples_in_flight:
+            self.requeue(seq)
+
+    def steps_of(self, lane: Lane) -> list[PostedStep]:
+        """Return an instance's steps in flight."""
+        return [step for step in self.in_flight.values() if step.lane is lane]
+
+    def is_starved(self, lane: Lane) -> bool:
+        """Tell whether an instance waits for memory, which others leave to it."""
+        return self._starved is lane
+
+    def is_content(self, lane: Lane) -> None:
+        """Note that an instance does not wait for memory any more, or has to find out again."""
+        if self._starved is lane:
+            self._starved = None
+
+    def must_wait(self, lane: Lane) -> bool:
+        """Tell whether another instance waits for memory."""
+        starved = self._starved
+        if starved is not None and not (starved.queue or starved.hosting):
+            starved = self._starved = None
+        return starved not in (None, lane)
+
+    def allocate(
+        self, lane: Lane, seq: Sequence, *, reuse: bool = True
+    ) -> tuple[int, Allocation] | None:
+        """Reserve memory for a sequence that runs next; return its number with it.
+
+        None without memory: then others leave it to this lane. Without `reuse` nothing that is
+        there is built upon.
+        """
+        number = self._last_number + 1
+        allocation = self._allocate(lane, seq, number, reuse=reuse)
+        if allocation is None:
+            if not lane.loading:
+                self._starved = lane
+            return None
+        self._last_number = number
+        if self._starved is lane:
+            self._starved = None
+        return number, allocation
 
     def _post_next(self, effects: list[Effect]) -> bool:
         """Post a step for the next instance that has something to run."""
@@ -104,7 +172,16 @@ class Planner:
 
     def _post_news(self, lane: Lane, effects: list[Effect]) -> None:
         self._last_step += 1
-        step, _ = Batch(lane).post(self._last_step)
+        batch = Batch(lane)
+        batch.sends += lane.sends
+        lane.sends.clear()
+        step, posted = batch.post(self._last_step)
+        if step.sends:
+            posted.chunks += [
+                (lane.sending.get(send.seq) or lane.decoding[send.seq], send.seq, 0)
+                for send in step.sends
+            ]
+            self.asides[step.id] = posted
         effects.append(RunStep(step))
 
     def _compose(self, lane: Lane) -> Batch:
@@ -114,10 +191,14 @@ class Planner:
         of this step needs is not evicted any more.
         """
         self._grow(lane)
-        batch = Batch(lane)
-        batch.decode()
-        batch.prefill()
-        if lane.queue:
+        if lane.is_layered and self.layered is not None:
+            batch = self.layered.compose(lane)
+            admits = not (lane.hosting or lane.loading) and batch.span == lane.span
+        else:
+            batch, admits = Batch(lane), True
+            batch.decode()
+            batch.prefill()
+        if admits and lane.queue:
             self._admit(lane, batch)
         return batch
 
@@ -143,59 +224,86 @@ class Planner:
         worst = max(
             (seq for lane in self._turns for seq in lane.running()), key=lambda seq: seq.rank
         )
-        lane = self.lanes[worst.instance]
-        lane.take_back(worst)
-        lane.preemptions += 1
-        worst.move(Phase.PREEMPTED)
-        if not worst.samples_in_flight:
-            self.requeue(worst)
+        self.lanes[worst.instance].preemptions += 1
+        self.evict(worst)
 
     def _admit(self, lane: Lane, batch: Batch) -> None:
         """Admit waiting sequences in order while tokens, places and memory last."""
-        if self._starved is not None and not self._starved.queue:
-            self._starved = None
-        if self._starved not in (None, lane):
+        if self.must_wait(lane):
             return  # somebody waits for memory that this instance would take
         while batch.room and lane.n_running < lane.max_running:
             seq = lane.queue.peek()
             if seq is None:
                 break
-            number = self._last_number + 1
-            allocation = self._allocate(lane, seq, number)
-            if allocation is None:
-                self._starved = lane
+            admitted = self.allocate(lane, seq)
+            if admitted is None:
                 return
-            self._last_number = number
-            self._start(lane, seq, number, allocation)
+            number, allocation = admitted
+            lane.queue.remove(seq)
+            self.begin(lane, seq, number, allocation)
+            lane.prefilling[number] = seq
             batch.admit(seq, allocation)
         self._starved = None
 
-    def _allocate(self, lane: Lane, seq: Sequence, number: int) -> Allocation | None:
+    def _allocate(
+        self, lane: Lane, seq: Sequence, number: int, *, reuse: bool
+    ) -> Allocation | None:
         """Reserve memory for all known tokens, unless too little is left for those that run.
 
         What is left free is a block for every running sequence: each needs one within the next
         BLOCK_TOKENS steps, and preempting costs more than waiting. With nothing running, nothing
         is kept.
         """
-        headroom = sum(other.n_running * other.instance.kv.block_bytes for other in self._turns)
-        if lane.admission_bytes(seq) + headroom > self._budget.available_bytes:
+        if not self._has_room(lane.admission_bytes(seq)):
             return None
         return lane.allocator.begin(
-            number, seq.tokens, seq.account.name, lane.admission_tokens(seq)
+            number,
+            seq.tokens if reuse else (),
+            seq.account.name,
+            lane.admission_tokens(seq),
         )
 
-    def _start(self, lane: Lane, seq: Sequence, number: int, allocation: Allocation) -> None:
-        lane.queue.remove(seq)
+    def _has_room(self, size_bytes: int) -> bool:
+        headroom = sum(other.n_running * other.instance.kv.block_bytes for other in self._turns)
+        return size_bytes + headroom <= self._budget.available_bytes
+
+    def reserve(
+        self, lane: Lane, n_tokens: int, account: str = ""
+    ) -> tuple[int, tuple[int, ...]] | None:
+        """Give memory to what comes from elsewhere; return its number and its blocks.
+
+        None without memory, and where somebody waits for it. What is computed in it may be reused
+        by the same `account`.
+        """
+        if self.must_wait(lane) or self._starved is lane:
+            return None
+        if not self._has_room(blocks_for(n_tokens) * lane.instance.kv.block_bytes):
+            return None
+        number = self._last_number + 1
+        allocation = lane.allocator.begin(number, (), account, n_tokens)
+        if allocation is None:
+            return None
+        self._last_number = number
+        return number, allocation.blocks
+
+    def begin(self, lane: Lane, seq: Sequence, number: int, allocation: Allocation) -> None:
+        """Let a sequence run in the memory that it has been given."""
         seq.move(Phase.RUNNING)
         seq.number = number
         seq.scheduled = allocation.cached_tokens
         seq.capacity = len(allocation.blocks) * BLOCK_TOKENS
         seq.new_blocks = allocation.blocks
-        lane.prefilling[number] = seq
-        if not seq.admitted:  # who has been preempted neither pays nor counts again
+        self.account_for(lane, seq, allocation.cached_tokens)
+
+    def account_for(self, lane: Lane, seq: Sequence, cached_tokens: int) -> None:
+        """Charge a sequence that is worked on from now on, the first time that it is.
+
+        Who has been preempted or lent neither pays nor counts again.
+        """
+        if not seq.admitted:
             seq.admitted = True
-            seq.first_step_s = self._now
-            seq.cached_tokens = min(allocation.cached_tokens, seq.request.prompt_length)
+            seq.first_step_s = self.now
+            seq.cached_tokens = min(cached_tokens, seq.request.prompt_length)
             seq.account.charged += INPUT_WEIGHT * len(seq.tokens)
             lane.prefix_queries += len(seq.tokens)
-            lane.prefix_hits += allocation.cached_tokens
+            lane.prefix_hits += cached_tokens

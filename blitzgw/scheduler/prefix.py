@@ -53,6 +53,12 @@ class PrefixIndex:
         """Return the slots that hold a block."""
         return self._holders.get(name, ())
 
+    def holds_first(self, tokens: Sequence[int], parent: bytes) -> bool:
+        """Tell whether `match` would return anything."""
+        if not self._holders or len(tokens) <= BLOCK_TOKENS:
+            return False
+        return block_name(parent, tokens[:BLOCK_TOKENS]) in self._holders
+
     def match(self, tokens: Sequence[int], parent: bytes) -> list[bytes]:
         """Return the names of the longest held chain that leaves at least the last token out."""
         names: list[bytes] = []

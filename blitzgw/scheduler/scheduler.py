@@ -17,24 +17,29 @@ from blitzgw.core.peer import Loss
 from blitzgw.core.ports import Outlook
 from blitzgw.core.request import FinishReason, GenerationRequest, TokenEvent
 from blitzgw.core.step import BLOCK_TOKENS, StepResult
-from blitzgw.errors import InvalidRequest, Overloaded, RequestError, Unavailable
+from blitzgw.errors import Outdated, Overloaded
 from blitzgw.scheduler.budget import KvBudget
 from blitzgw.scheduler.events import (
     Effect,
     EmitTokens,
     Event,
+    InstanceOpened,
     InstanceReady,
     InstanceRemoved,
     Lose,
     Refuse,
     RequestAborted,
     RequestArrived,
+    ServedInstance,
     StepCompleted,
 )
 from blitzgw.scheduler.fairness import OUTPUT_WEIGHT
 from blitzgw.scheduler.integrity import check_books
 from blitzgw.scheduler.lane import InstanceStatistics, Lane, PostedStep
+from blitzgw.scheduler.live.integrity import check_live
+from blitzgw.scheduler.live.live import HOME_LAYERS, IN_FLIGHT, PATIENCE, Live
 from blitzgw.scheduler.planning import Planner
+from blitzgw.scheduler.refusals import objection_to
 from blitzgw.scheduler.sequence import Phase, Sequence
 
 MAX_IN_FLIGHT = 2
@@ -42,12 +47,6 @@ MAX_IN_FLIGHT = 2
 
 MAX_QUEUE = 1024
 """Requests waiting at an instance: seconds of prefill at any rate; more had better go elsewhere."""
-
-MAX_TOKEN_ID = 2**31 - 1
-"""What prefix names are packed from; an id beyond would fail in the middle of an admission."""
-
-RETRY_AFTER_MIN_S, RETRY_AFTER_MAX_S = 1.0, 120.0
-"""Below, clients come back before anything has changed; above, they have given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,39 +64,75 @@ class Scheduler:
     """`handle` takes an event and returns what to do, in order.
 
     `kv_bytes` is the KV memory of the worker, shared by its instances. A smaller `max_queue`
-    refuses earlier, a larger one lets clients wait longer.
+    refuses earlier, a larger one lets clients wait longer. A home posts `home_layers` layers at a
+    time: fewer let those who decode and those who are recalled wait less, more cost less overhead.
+    Those who decode there let prefill go on for `patience` times their own step: more of it makes
+    them slower and the queue shorter (live/sweep.py has the bound). A helper asks for `in_flight`
+    batches (None: for all there are): more of them let every layer find work as it comes, fewer
+    come home sooner. Steps are numbered from `last_step` on.
     """
 
     def __init__(
-        self, kv_bytes: int, *, max_in_flight: int = MAX_IN_FLIGHT, max_queue: int = MAX_QUEUE
+        self,
+        kv_bytes: int,
+        *,
+        max_in_flight: int = MAX_IN_FLIGHT,
+        last_step: int = 0,
+        max_queue: int = MAX_QUEUE,
+        home_layers: int = HOME_LAYERS,
+        patience: float = PATIENCE,
+        in_flight: int | None = IN_FLIGHT,
     ) -> None:
         self._budget = KvBudget(kv_bytes)
-        self._planner = Planner(self._budget, max_in_flight)
+        self._planner = Planner(self._budget, max_in_flight, last_step)
         self._max_queue = max_queue
         self._requests: dict[str, Sequence] = {}
         self._arrivals = 0
+        self._live = Live(
+            self._planner,
+            self._requests,
+            self._borrowed,
+            home_layers=home_layers,
+            patience=patience,
+            in_flight=in_flight,
+            end=self._end,
+        )
         self._handlers: dict[type, Callable[[Any, float], list[Effect]]] = {
             RequestArrived: self._on_arrived,
             RequestAborted: self._on_aborted,
             StepCompleted: self._on_completed,
             StepFailed: self._on_failed,
+            InstanceOpened: self._on_opened,
             InstanceReady: self._on_ready,
             InstanceRemoved: self._on_removed,
+            **self._live.handlers,
         }
+
+    @property
+    def expects_ticks(self) -> bool:
+        """Whether time decides anything: then `Ticked` is to be told once a second."""
+        return self._live.expects_ticks
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take an event at time `now` in seconds; return steps first, then what clients are told.
 
         Raises ValueError for an instance that is here already.
         """
+        self._planner.now = now
         told = self._handlers[type(event)](event, now)
-        return self._planner.fill(now) + told
+        self._live.moving.pump(now)
+        steps = self._planner.fill(now)
+        if self._live.is_busy:
+            told += self._live.conclude()
+        return steps + told
 
     def outlook(self, instance: str) -> Outlook:
         """Return how busy an instance is; one that is gone is not open."""
         lane = self._planner.lanes.get(instance)
         if lane is None:
             return Outlook(0, open=False)
+        if lane.loading:
+            return Outlook(0, open=self._live.pipelines.lead.is_open(lane), reluctant=True)
         return Outlook(lane.queued_tokens(), lane.pace.prefill_tokens_per_s)
 
     def statistics(self) -> SchedulerStatistics:
@@ -107,29 +142,36 @@ class Scheduler:
             kv_total_bytes=self._budget.total_bytes,
             kv_used_bytes=self._budget.used_bytes,
             kv_active_bytes=self._budget.active_bytes,
-            instances={name: lane.statistics() for name, lane in self._planner.lanes.items()},
+            instances={
+                name: self._live.statistics(lane) for name, lane in self._planner.lanes.items()
+            },
         )
 
     def check_integrity(self) -> None:
         """Raise AssertionError if the books contradict themselves."""
         check_books(self._budget, self._planner, self._requests)
+        check_live(self._live, self._requests)
 
     # Requests.
 
     def _on_arrived(self, event: RequestArrived, now: float) -> list[Effect]:
         request = event.request
         lane = self._planner.lanes.get(event.instance)
-        if lane is None:
-            error = Unavailable(f"instance {event.instance} is not here", retry_after_s=1.0)
+        adopted, events = self._live.adopt(event.instance, request, now)
+        if adopted:
+            return [EmitTokens(events)] if events else []
+        if lane is None or (lane.loading and not self._live.pipelines.lead.is_open(lane)):
+            where = "not here" if lane is None else "still loading"
+            error = Outdated(f"instance {event.instance} is {where}", retry_after_s=1.0)
             return [Refuse(request.id, error)]
-        objection = self._objection(lane, request)
+        objection = objection_to(request, lane, self._requests.get(request.id), self._max_queue)
         if objection is not None:
             return [Refuse(request.id, objection)]
         return self._accept(lane, request, now)
 
-    def _accept(self, lane: Lane, request: GenerationRequest, now: float) -> list[Effect]:
+    def _sequence(self, lane: Lane, request: GenerationRequest, now: float) -> Sequence:
         self._arrivals += 1
-        seq = Sequence(
+        return Sequence(
             request,
             lane.instance.id,
             account=lane.queue.account(request.tenant),
@@ -138,48 +180,45 @@ class Scheduler:
             context=lane.context,
             eos_ids=lane.instance.eos_ids,
         )
+
+    def _borrowed(self, lane: Lane, request: GenerationRequest, now: float) -> Sequence | None:
+        """Make a sequence of a request that a home lends; None where it cannot run here."""
+        seq = self._sequence(lane, request, now)
+        return seq if len(seq.tokens) < seq.limit else None
+
+    def _accept(self, lane: Lane, request: GenerationRequest, now: float) -> list[Effect]:
+        seq = self._sequence(lane, request, now)
         if len(seq.tokens) >= seq.limit:
             # a resubmission that lacked nothing but the news of its end
             done = TokenEvent(request.id, request.attempt, [], finish=FinishReason.LENGTH)
             return [EmitTokens([done])]
+        if lane.loading:
+            if self._live.pipelines.lead.accept(seq):
+                return []
+            error = Overloaded("the stages have no memory", retry_after_s=1.0)
+            return [Refuse(request.id, error)]
         self._requests[request.id] = seq
         lane.queue.push(seq)
         return []
 
-    def _objection(self, lane: Lane, request: GenerationRequest) -> RequestError | None:
-        """Return why a request cannot be taken, or None."""
-        former = self._requests.get(request.id)
-        if former is not None:
-            return _conflict(former, request)
-        if not request.tokens:
-            return InvalidRequest("the prompt is empty", param="prompt")
-        if min(request.tokens) < 0 or max(request.tokens) > MAX_TOKEN_ID:
-            return InvalidRequest(f"token ids are 0 to {MAX_TOKEN_ID}", param="prompt")
-        if request.prompt_length >= lane.context:
-            return InvalidRequest(
-                f"the prompt has {request.prompt_length} tokens; prompt and answer together may "
-                f"have {lane.context}",
-                param="prompt",
-            )
-        if len(lane.queue) >= self._max_queue + lane.max_running - lane.n_running:
-            return Overloaded(
-                f"{len(lane.queue)} requests are waiting", retry_after_s=_retry_after_s(lane)
-            )
-        return None
-
     def _on_aborted(self, event: RequestAborted, _now: float) -> list[Effect]:
         seq = self._requests.get(event.request_id)
-        if seq is not None and seq.attempt == event.attempt:
+        if seq is not None and seq.attempt == event.attempt and seq.id not in self._live.kept:
             self._end(seq)
+        self._live.aborted(event.request_id, event.attempt)
         return []
 
     def _end(self, seq: Sequence) -> None:
         """Let go of a sequence in whatever phase it is; its results in flight will be ignored."""
+        if seq.role is not None and self._live.let_go(seq):
+            return
         lane = self._planner.lanes[seq.instance]
         if seq.phase is Phase.RUNNING:
             lane.take_back(seq)
         elif seq.phase is Phase.WAITING:
             lane.queue.remove(seq)
+        elif seq.phase is Phase.STAGED:
+            self._live.pipelines.lead.let_go(seq)
         seq.move(Phase.ENDED)
         del self._requests[seq.id]
 
@@ -187,15 +226,23 @@ class Scheduler:
 
     def _on_completed(self, event: StepCompleted, _now: float) -> list[Effect]:
         posted = self._planner.in_flight.pop(event.result.step, None)
-        if posted is None:
-            return []  # one that only freed memory, or of an instance that is gone
+        if posted is None:  # one without rows, or of an instance that is gone
+            self._planner.asides.pop(event.result.step, None)
+            return []
         lane = posted.lane
         lane.posted_prefill_tokens -= posted.prefill_tokens
+        if posted.relays:
+            self._live.pipelines.stages.carried_out(posted, event.result)
+            return []
         lane.pace.observe(posted.prefill_tokens, posted.decode_rows, event.result.duration_s)
+        if posted.imported:
+            self._live.completed(posted)
         for seq, number, end in posted.chunks:
             if seq.number == number:
                 lane.allocator.commit(number, seq.tokens, end)
         events = self._collect(posted, event.result)
+        if self._live.kept:
+            events = self._live.kept.hold(events)
         return [EmitTokens(events)] if events else []
 
     def _collect(self, posted: PostedStep, result: StepResult) -> list[TokenEvent]:
@@ -221,6 +268,7 @@ class Scheduler:
             if seq.first_step_s is not None:
                 event.cached_tokens = seq.cached_tokens
                 event.queued_s, seq.first_step_s = seq.first_step_s - seq.arrived_s, None
+                event.route = seq.route
             events.append(event)
             if seq.phase is running and not n_computed % BLOCK_TOKENS:
                 posted.lane.allocator.commit(seq.number, tokens, n_computed)
@@ -234,12 +282,15 @@ class Scheduler:
         return events
 
     def _on_failed(self, event: StepFailed, _now: float) -> list[Effect]:
-        posted = self._planner.in_flight.pop(event.step, None)
+        aside = self._planner.asides.pop(event.step, None)
+        posted = self._planner.in_flight.pop(event.step, aside)
         if posted is None:
             return []
         posted.lane.posted_prefill_tokens -= posted.prefill_tokens
         self._planner.hold(posted.lane)
-        return self._lose(posted.members(), event.message)
+        self._live.completed(posted, failed=True)
+        lost = [seq for seq in posted.members() if not self._live.failed(seq)]
+        return self._lose(lost, event.message)
 
     def _lose(self, sequences: list[Sequence], reason: str) -> list[Effect]:
         for seq in sequences:
@@ -249,36 +300,32 @@ class Scheduler:
 
     # Instances.
 
-    def _on_ready(self, event: InstanceReady, _now: float) -> list[Effect]:
-        if event.instance.id in self._planner.lanes:
-            raise ValueError(f"instance {event.instance.id} is here already")
-        self._planner.add(Lane(event.instance, self._budget))
+    def _on_ready(self, event: InstanceReady, now: float) -> list[Effect]:
+        lane = self._planner.lanes.get(event.instance.id)
+        if lane is not None and lane.loading:
+            self._live.ready(lane, now)
+        else:
+            self._add(event.instance)
         return []
+
+    def _on_opened(self, event: InstanceOpened, _now: float) -> list[Effect]:
+        lane = self._add(event.instance)
+        lane.loading, lane.resident = True, 0
+        return []
+
+    def _add(self, instance: ServedInstance) -> Lane:
+        if instance.id in self._planner.lanes:
+            raise ValueError(f"instance {instance.id} is here already")
+        lane = Lane(instance, self._budget)
+        self._planner.add(lane)
+        return lane
 
     def _on_removed(self, event: InstanceRemoved, _now: float) -> list[Effect]:
         lane = self._planner.lanes.get(event.instance)
         if lane is None:
             return []
+        self._live.removed(lane)
         held = [seq for seq in self._requests.values() if seq.instance == event.instance]
         lost = self._lose(held, f"instance {event.instance} was removed")
         self._planner.remove(lane)
         return lost
-
-
-def _conflict(former: Sequence, request: GenerationRequest) -> RequestError:
-    """Return why a request whose id is here already is not taken.
-
-    Whoever has given an attempt up has aborted it: one that is still here is somebody's, perhaps
-    another node's, who would never hear of its end.
-    """
-    if former.attempt >= request.attempt:
-        return InvalidRequest(f"request {request.id} is already being answered")
-    text = f"attempt {former.attempt} of request {request.id} is here"
-    return Unavailable(text, retry_after_s=RETRY_AFTER_MIN_S)
-
-
-def _retry_after_s(lane: Lane) -> float:
-    """Return when the queue will have been worked off at the measured rate, within bounds."""
-    rate = lane.pace.prefill_tokens_per_s
-    backlog_s = lane.queue.tokens / rate if rate else 0.0
-    return min(max(backlog_s, RETRY_AFTER_MIN_S), RETRY_AFTER_MAX_S)

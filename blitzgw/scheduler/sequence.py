@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from blitzgw.core.request import FinishReason, GenerationRequest
+from blitzgw.core.request import FinishReason, GenerationRequest, Stage
 from blitzgw.scheduler.fairness import Account
 
 
@@ -14,6 +14,9 @@ class Phase(Enum):
     WAITING = auto()
     RUNNING = auto()
     PREEMPTED = auto()
+    LENT = auto()
+    SENDING = auto()
+    STAGED = auto()
     ENDED = auto()
 
 
@@ -21,12 +24,25 @@ class Phase(Enum):
 # again with all its tokens; while a step in flight still samples for it, it is `preempted`: that
 # token is valid (the KV it was computed from was still in place when the step ran) and must be
 # known before the sequence is computed anew. Whatever is not ended can be aborted or lost.
+# Between two instances (live/): at its home a sequence is `lent` while a helper may work on it, and
+# running from its recall on. At a helper it is `lent` before it has memory there, running while
+# layers are computed, and `sending` once it is its home's again and its KV is still being read.
+# It is `staged` at the lead of a pipeline, whose stages compute it together.
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    Phase.WAITING: frozenset({Phase.RUNNING, Phase.ENDED}),
-    Phase.RUNNING: frozenset({Phase.PREEMPTED, Phase.ENDED}),
-    Phase.PREEMPTED: frozenset({Phase.WAITING, Phase.ENDED}),
+    Phase.WAITING: frozenset({Phase.RUNNING, Phase.LENT, Phase.STAGED, Phase.ENDED}),
+    Phase.RUNNING: frozenset({Phase.PREEMPTED, Phase.SENDING, Phase.ENDED}),
+    Phase.PREEMPTED: frozenset({Phase.WAITING, Phase.LENT, Phase.ENDED}),
+    Phase.LENT: frozenset({Phase.WAITING, Phase.RUNNING, Phase.STAGED, Phase.ENDED}),
+    Phase.SENDING: frozenset({Phase.ENDED}),
+    Phase.STAGED: frozenset({Phase.WAITING, Phase.ENDED}),
     Phase.ENDED: frozenset(),
 }
+
+
+class Role:
+    """What a sequence is between two instances (live/records.py)."""
+
+    __slots__ = ()
 
 
 class Sequence:
@@ -36,7 +52,8 @@ class Sequence:
     Of `tokens`, the positions `[0, scheduled)` are computed or posted; `samples_in_flight` more
     tokens will follow from posted rows. KV blocks cover `[0, capacity)`; those in `new_blocks` the
     worker has not been told of. The sequence ends for length at `limit` tokens. `cached_tokens`
-    is what the next event still has to tell.
+    is what the next event still has to tell, and so is `route`. `role` is None for a sequence that
+    is this instance's alone; one that `stays` is not lent (any more).
     """
 
     __slots__ = (
@@ -57,8 +74,11 @@ class Sequence:
         "phase",
         "priority",
         "request",
+        "role",
+        "route",
         "samples_in_flight",
         "scheduled",
+        "stays",
         "stop_ids",
         "tokens",
     )
@@ -98,6 +118,9 @@ class Sequence:
         self.cached_tokens = 0
         self.first_step_s: float | None = None
         self.admitted = False
+        self.role: Role | None = None
+        self.route: tuple[Stage, ...] = ()
+        self.stays = False
 
     @property
     def rank(self) -> tuple[int, int]:

@@ -8,12 +8,14 @@ from typing import Any
 
 from blitzgw.core.clock import Clock
 from blitzgw.core.messages import StepFailed
-from blitzgw.core.ports import Ingress, Outlook, StepPort
+from blitzgw.core.parcels import DropParcels
+from blitzgw.core.ports import Ingress, Outlook, PairingPort, StepPort
 from blitzgw.core.request import GenerationRequest
 from blitzgw.core.step import StepResult
 from blitzgw.scheduler.events import (
     Effect,
     EmitTokens,
+    EndPairing,
     Event,
     InstanceReady,
     InstanceRemoved,
@@ -22,8 +24,10 @@ from blitzgw.scheduler.events import (
     RequestAborted,
     RequestArrived,
     RunStep,
+    Say,
     ServedInstance,
     StepCompleted,
+    Ticked,
 )
 from blitzgw.scheduler.scheduler import Scheduler, SchedulerStatistics
 
@@ -36,17 +40,25 @@ class SchedulerShell:
     """
 
     def __init__(
-        self, scheduler: Scheduler, clock: Clock, steps: StepPort, ingress: Ingress
+        self,
+        scheduler: Scheduler,
+        clock: Clock,
+        steps: StepPort,
+        ingress: Ingress,
+        pairs: PairingPort,
     ) -> None:
         self._scheduler = scheduler
         self._clock = clock
         self._steps = steps
-        self._ingress = ingress
+        self._ingress, self._pairs = ingress, pairs
         self._performers: dict[type, Callable[[Any], None]] = {
             RunStep: self._run_step,
             EmitTokens: self._emit_tokens,
             Lose: self._lose,
             Refuse: self._refuse,
+            Say: self._say,
+            EndPairing: self._end_pairing,
+            DropParcels: self._steps.send,
         }
 
     def add_instance(self, instance: ServedInstance) -> LocalInstance:
@@ -55,6 +67,10 @@ class SchedulerShell:
         Raises ValueError for an id that is here already.
         """
         self._tell(InstanceReady(instance))
+        return self.port(instance)
+
+    def port(self, instance: ServedInstance) -> LocalInstance:
+        """Return a way to an instance that is known here, complete or not."""
         return LocalInstance(self, instance)
 
     def remove_instance(self, instance: str) -> None:
@@ -80,6 +96,15 @@ class SchedulerShell:
         """Take the worker's report that a step raised."""
         self._tell(failed)
 
+    def tell(self, event: Event) -> None:
+        """Take what concerns pairings and instances that are loading (scheduler/events.py)."""
+        self._tell(event)
+
+    def tick(self) -> None:
+        """Let time pass; called once a second."""
+        if self._scheduler.expects_ticks:
+            self._tell(Ticked())
+
     def outlook(self, instance: str) -> Outlook:
         """Return how busy an instance is; one that is gone is not open."""
         return self._scheduler.outlook(instance)
@@ -100,7 +125,13 @@ class SchedulerShell:
         self._ingress.on_tokens(effect.events)
 
     def _lose(self, effect: Lose) -> None:
-        self._ingress.on_lost(effect.losses, effect.reason)
+        self._ingress.on_lost(effect.losses, effect.reason, planned=effect.planned)
+
+    def _say(self, effect: Say) -> None:
+        self._pairs.say(effect.message)
+
+    def _end_pairing(self, effect: EndPairing) -> None:
+        self._pairs.end(effect.pairing, effect.reason)
 
     def _refuse(self, effect: Refuse) -> None:
         raise effect.error

@@ -42,9 +42,22 @@ class SlotStatistics:
 
 
 class _Slot:
-    """`names[:published]` are held for sure; names beyond are known but not yet computed."""
+    """`names[:published]` are held for sure; names beyond are known but not yet computed.
 
-    __slots__ = ("account", "index", "names", "owner", "parent", "published", "stamp", "used")
+    While `withheld` nothing is published: some layers' KV has yet to arrive.
+    """
+
+    __slots__ = (
+        "account",
+        "index",
+        "names",
+        "owner",
+        "parent",
+        "published",
+        "stamp",
+        "used",
+        "withheld",
+    )
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -55,6 +68,7 @@ class _Slot:
         self.names: list[bytes] = []
         self.published = 0
         self.stamp = 0
+        self.withheld = False
 
 
 _STAMP = attrgetter("stamp")
@@ -122,6 +136,8 @@ class SlotAllocator:
         if not self.prefix_caching:
             return
         slot = self._owned[seq]
+        if slot.withheld:
+            return
         names = slot.names
         full = computed // BLOCK_TOKENS
         for i in range(len(names), full):
@@ -132,11 +148,20 @@ class SlotAllocator:
             self._index.add(names[i], slot.index)
         slot.published = max(slot.published, full)
 
+    def withhold(self, seq: int, *, withheld: bool = True) -> None:
+        """Publish nothing of a sequence, whatever is committed, until told otherwise."""
+        self._owned[seq].withheld = withheld
+
+    def has_prefix(self, tokens: Sequence[int], salt: str) -> bool:
+        """Tell whether `begin` would find at least one block."""
+        return self.prefix_caching and self._index.holds_first(tokens, root(salt))
+
     def free(self, seq: int) -> None:
         """Take a slot back; what it holds can be reused until it is evicted or overwritten."""
         slot = self._owned.pop(seq)
         slot.owner = None
         slot.used = 0
+        slot.withheld = False
         del slot.names[slot.published :]
         slot.stamp = self._budget.next_stamp() if slot.published else 0
         self._budget.active_bytes -= slot.account * self.geometry.block_bytes

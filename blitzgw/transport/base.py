@@ -78,6 +78,10 @@ class RecordKind(IntEnum):
     """The edge cannot go on; why, in UTF-8."""
     BYPASS = 6
     """What the ends of a bypass say to set it up; the body is the bypass's own."""
+    PARCEL = 7
+    """The head of a parcel, on a road; its pieces follow (parcel.py)."""
+    TAKEN = 8
+    """How much of a road's window has been taken (u64) since the last word of it."""
 
 
 class Way(IntEnum):
@@ -130,9 +134,6 @@ class Bypass(Protocol):
         Raises ChannelLost where a piece before it has not arrived.
         """
 
-    def stage(self, blob: int, offset: int, stop: int) -> None:
-        """Make bytes that are to go inline be in the store's view."""
-
     def send(self, piece: Piece) -> None:
         """Send a payload whose head has been sent; raises ChannelLost, also for one before it."""
 
@@ -170,8 +171,8 @@ class Channel(Protocol):
     def send(self, record: Record) -> None:
         """Send a record."""
 
-    def send_piece(self, piece: Piece, payload: memoryview) -> None:
-        """Send a piece, chunk by chunk as its class of traffic may."""
+    def send_piece(self, piece: Piece, payload: memoryview, before: Record | None = None) -> None:
+        """Send a piece, chunk by chunk as its class of traffic may; with it a record before it."""
 
     def send_bypassed(self, piece: Piece) -> None:
         """Send the head of a piece, and its payload by the channel's bypass."""

@@ -62,10 +62,11 @@ class SealedChannel:
         """Send a record."""
         self._wire.write([self._session.seal(encode_record(record))])
 
-    def send_piece(self, piece: Piece, payload: memoryview) -> None:
-        """Send a piece, chunk by chunk as its class of traffic may."""
+    def send_piece(self, piece: Piece, payload: memoryview, before: Record | None = None) -> None:
+        """Send a piece, chunk by chunk as its class of traffic may; with it a record before it."""
         way = Way.SEALED if self._encrypt else Way.INLINE
-        head = self._session.seal(encode_piece(piece, way))
+        head = b"" if before is None else self._session.seal(encode_record(before))
+        head += self._session.seal(encode_piece(piece, way))
         with self._lane.message():
             if way is Way.SEALED:
                 for start in range(0, len(payload), SEALED_BYTES):

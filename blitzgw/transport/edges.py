@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
+from blitzgw.core.parcels import PARCELS
 from blitzgw.core.transfer import (
     BlobStore,
     DataNetwork,
@@ -23,13 +25,15 @@ from blitzgw.core.transfer import (
     TrafficClass,
     TrafficReport,
 )
-from blitzgw.crypto.edges import edge_name
 from blitzgw.errors import ProtocolError
 from blitzgw.transport.base import Bypasses
 from blitzgw.transport.digests import PieceDigests
 from blitzgw.transport.ends import EdgeEnd, FindStore
 from blitzgw.transport.governor import Cap, Governor
 from blitzgw.transport.listener import Listener
+from blitzgw.transport.parcel import Outgoing, RoadEnded, Sent, TakeParcel
+from blitzgw.transport.parcel_receiver import RoadReceiver
+from blitzgw.transport.parcel_sender import RoadSender
 from blitzgw.transport.probe import probe_store
 from blitzgw.transport.receiver import Receiver
 from blitzgw.transport.sender import Sender
@@ -53,6 +57,9 @@ class Edges:
     raise, nor wait for edges.
     `bypasses` offer payloads another way, and belong to the caller. Raises OSError where a
     network's address cannot be listened on.
+    An edge of `core.parcels.PARCELS` is a road: `parcels` takes what arrives, and may wait for
+    room until `road_ended` (parcel.py); without it there is none. A road's connection is not
+    dialled again.
     """
 
     def __init__(
@@ -63,12 +70,15 @@ class Edges:
         *,
         weight_bytes_per_s: float = 0.0,
         bypasses: Bypasses | None = None,
+        parcels: TakeParcel | None = None,
+        road_ended: RoadEnded | None = None,
     ) -> None:
         self._stores, self._tell, self._bypasses = stores, tell, bypasses
+        self._parcels, self._road_ended = parcels, road_ended
         self._lock = threading.Lock()
         self._ends: dict[tuple[type[EdgeEnd], str], EdgeEnd] = {}
         self._threads: set[threading.Thread] = set()
-        self._names: dict[bytes, Sender] = {}
+        self._names: dict[bytes, Sender | RoadSender] = {}
         self._digests: dict[tuple[str, int], _SharedDigests] = {}
         self._cap = Cap(weight_bytes_per_s)
         self._governors = {network.name: Governor(self._cap) for network in networks}
@@ -83,6 +93,10 @@ class Edges:
 
     def open_send(self, message: OpenSend) -> None:
         """Expect the receiver of an edge, and stream to it what it lacks."""
+        if message.edge.weights == PARCELS:
+            road = OpenSend(replace(message.edge, lane=TrafficClass.KV))
+            self._open(RoadSender, road.edge, lambda _: RoadSender(road, self._tell))
+            return
         self._open(
             Sender,
             message.edge,
@@ -94,6 +108,9 @@ class Edges:
     def open_receive(self, message: OpenReceive) -> None:
         """Dial the sender of an edge, and take what the store lacks."""
         governor = self._governor(message.edge.network)
+        if message.edge.weights == PARCELS:
+            self._open(RoadReceiver, message.edge, lambda _: self._road_receiver(message, governor))
+            return
         self._open(
             Receiver,
             message.edge,
@@ -101,6 +118,27 @@ class Edges:
                 message, self._find(message.edge, False), d, self._tell, governor, self._bypasses
             ),
         )
+
+    def send_parcels(self, edge: str, outgoing: Sequence[Outgoing], sent: Sent) -> None:
+        """Send parcels on a road when their turn comes: hidden states before KV, else in order.
+
+        `sent` is called once, on any thread (this one, where nothing can be sent): when the last
+        of them has been written, or with the reason when they cannot be, or no more. It must not
+        raise. It is not called where all that is left of them is dropped.
+        """
+        with self._lock:
+            road = self._ends.get((RoadSender, edge))
+        if not isinstance(road, RoadSender):
+            sent(0, 0.0, "there is no such road")
+            return
+        road.send(outgoing, sent)
+
+    def drop_parcels(self, edge: str, tickets: Collection[int]) -> None:
+        """Forget what is still to be sent by these tickets; a parcel that has begun is finished."""
+        with self._lock:
+            road = self._ends.get((RoadSender, edge))
+        if isinstance(road, RoadSender):
+            road.drop(tickets)
 
     def close(self, edge: str) -> None:
         """End an edge; nothing happens where it is not known."""
@@ -134,6 +172,12 @@ class Edges:
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in threads)
+
+    def _road_receiver(self, message: OpenReceive, governor: Governor) -> RoadReceiver:
+        if self._parcels is None:
+            raise ProtocolError("nobody takes parcels here")
+        road = replace(message, edge=replace(message.edge, lane=TrafficClass.KV))
+        return RoadReceiver(road, self._tell, governor, self._parcels, self._road_ended)
 
     def _governor(self, network: str) -> Governor:
         """Return a network's governor; of one that we do not listen on, one of its own."""
@@ -180,7 +224,7 @@ class Edges:
             self._release_digests(terms)
             return None
         self._ends[key] = end
-        if isinstance(end, Sender):
+        if isinstance(end, Sender | RoadSender):
             self._names[end.gate.name] = end
         return end
 
@@ -189,8 +233,8 @@ class Edges:
         with self._lock:
             end = self._ends.pop(key)
             self._release_digests(end.terms)
-            if key[0] is Sender:
-                self._names.pop(edge_name(key[1]), None)
+            if isinstance(end, Sender | RoadSender):
+                self._names.pop(end.gate.name, None)
 
     def _release_digests(self, terms: EdgeTerms) -> None:
         shared = self._digests[terms.weights, terms.seed]

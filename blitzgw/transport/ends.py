@@ -11,7 +11,7 @@ from typing import Final
 
 from blitzgw.core.transfer import BlobStore, EdgeClosed, EdgeProgress, EdgeTerms, StoreClosed
 from blitzgw.errors import ProtocolError
-from blitzgw.transport.base import Channel, ChannelLost
+from blitzgw.transport.base import STALL_S, Channel, ChannelLost
 from blitzgw.transport.digests import PieceDigests
 
 log = logging.getLogger(__name__)
@@ -35,11 +35,11 @@ class EdgeFailed(Exception):
 class EdgeEnd(ABC):
     """One end of an edge. `start` it once; `close` ends it, from any thread."""
 
-    def __init__(
-        self, terms: EdgeTerms, stores: FindStore, digests: PieceDigests, tell: Tell
-    ) -> None:
-        self.terms = terms
-        self._stores, self._digests, self._tell = stores, digests, tell
+    path_s = STALL_S
+    """How long the network may leave bytes of the edge unacknowledged."""
+
+    def __init__(self, terms: EdgeTerms, tell: Tell) -> None:
+        self.terms, self._tell = terms, tell
         self._closed = threading.Event()
         self._channel: Channel | None = None
         self._lock = threading.Lock()
@@ -73,6 +73,7 @@ class EdgeEnd(ABC):
         finally:
             self._let_go()
             ended()
+            self._finish(reason)
             self._say_closed(reason)
 
     def _reason(self) -> str:
@@ -109,15 +110,8 @@ class EdgeEnd(ABC):
             self._first_at = time.monotonic()
         self._payload_bytes += n_bytes
 
-    def _store(self) -> BlobStore:
-        """Return the store of the edge's weights, and wait a little for it."""
-        deadline = time.monotonic() + STORE_WAIT_S
-        while True:
-            store = self._stores(self.terms.weights)
-            if store is not None:
-                return store
-            if time.monotonic() > deadline or self._closed.wait(_POLL_S):
-                raise EdgeFailed("there is no store of these weights")
+    def _finish(self, reason: str) -> None:  # noqa: B027
+        """Do what is to be done before the last word; must not raise."""
 
     def _hold(self, channel: Channel) -> None:
         """Make a connection the present one; raises EdgeFailed where the edge is closed."""
@@ -137,3 +131,23 @@ class EdgeEnd(ABC):
             channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
+
+
+class StoreEnd(EdgeEnd):
+    """One end of an edge between stores."""
+
+    def __init__(
+        self, terms: EdgeTerms, stores: FindStore, digests: PieceDigests, tell: Tell
+    ) -> None:
+        super().__init__(terms, tell)
+        self._stores, self._digests = stores, digests
+
+    def _store(self) -> BlobStore:
+        """Return the store of the edge's weights, and wait a little for it."""
+        deadline = time.monotonic() + STORE_WAIT_S
+        while True:
+            store = self._stores(self.terms.weights)
+            if store is not None:
+                return store
+            if time.monotonic() > deadline or self._closed.wait(_POLL_S):
+                raise EdgeFailed("there is no store of these weights")

@@ -100,7 +100,7 @@ class Governor:
     def chunk_bytes(self, lane: Lane) -> int:
         """Return how much a lane may write in its next turn."""
         if lane.kind is not TrafficClass.WEIGHTS:
-            return CHUNK_BYTES
+            return CHUNK_BYTES if self._writing[TrafficClass.ACTIVATIONS] else lane.pace_bytes
         return self._cap.chunk_bytes if self._urgent or self._cap.rate else lane.pace_bytes
 
     @property

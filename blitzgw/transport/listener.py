@@ -19,6 +19,7 @@ from blitzgw.core.transfer import DataNetwork
 from blitzgw.crypto.edges import EDGE_HELLO_BYTES, name_in
 from blitzgw.errors import ProtocolError
 from blitzgw.transport.governor import Governor
+from blitzgw.transport.parcel_sender import RoadSender
 from blitzgw.transport.sender import Sender
 from blitzgw.transport.tcp import HELLO_S, TcpWire
 
@@ -41,7 +42,7 @@ class Listener:
         self,
         networks: Sequence[DataNetwork],
         governors: dict[str, Governor],
-        find: Callable[[bytes], Sender | None],
+        find: Callable[[bytes], Sender | RoadSender | None],
     ) -> None:
         self._governors, self._find = governors, find
         self._selector = selectors.DefaultSelector()
@@ -141,7 +142,7 @@ class Listener:
         self._selector.unregister(sock)
         del self._strangers[sock]
         lane = self._governors[stranger.network].lane(sender.terms.lane)
-        sender.offer(TcpWire(sock), session, lane)
+        sender.offer(TcpWire(sock, path_s=sender.path_s), session, lane)
 
     def _forget_late(self) -> None:
         now = time.monotonic()

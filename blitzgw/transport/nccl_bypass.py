@@ -113,10 +113,6 @@ class NcclBypass:
             return None
         return Piece(blob, offset, stop - offset, self._store.lane_sum(blob, offset, stop))
 
-    def stage(self, blob: int, offset: int, stop: int) -> None:
-        """Bring bytes that are to go inline to the host."""
-        self._store.stage(blob, offset, stop)
-
     def send(self, piece: Piece) -> None:
         """Launch a piece whose head has been sent; raises ChannelLost, also for one before it."""
         self._launch(piece)

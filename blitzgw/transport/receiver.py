@@ -29,7 +29,7 @@ from blitzgw.transport.base import (
 )
 from blitzgw.transport.channel import SealedChannel
 from blitzgw.transport.digests import PieceDigests
-from blitzgw.transport.ends import MAX_LOSSES, EdgeEnd, EdgeFailed, FindStore, Tell
+from blitzgw.transport.ends import MAX_LOSSES, EdgeFailed, FindStore, StoreEnd, Tell
 from blitzgw.transport.governor import Governor
 from blitzgw.transport.tcp import TcpWire, dial
 
@@ -64,7 +64,7 @@ _POLL_S: Final = 0.1
 _BACKOFF_S: Final = (0.01, 0.02, 0.04, 0.08, 0.15)
 
 
-class Receiver(EdgeEnd):
+class Receiver(StoreEnd):
     """The receiving end of one edge."""
 
     def __init__(

@@ -28,8 +28,9 @@ from blitzgw.transport.base import (
 )
 from blitzgw.transport.channel import SealedChannel
 from blitzgw.transport.digests import PieceDigests, piece_stop
-from blitzgw.transport.ends import MAX_LOSSES, EdgeEnd, EdgeFailed, FindStore, Tell
+from blitzgw.transport.ends import MAX_LOSSES, EdgeFailed, FindStore, StoreEnd, Tell
 from blitzgw.transport.governor import Cap, Lane
+from blitzgw.transport.nccl_device import DeviceStore
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ _POLL_S: Final = 0.1
 _Offer = tuple[Wire, Session, Lane]
 
 
-class Sender(EdgeEnd):
+class Sender(StoreEnd):
     """The sending end of one edge. The listener asks `gate` and brings connections by `offer`."""
 
     def __init__(
@@ -61,6 +62,8 @@ class Sender(EdgeEnd):
         super().__init__(message.edge, stores, digests, tell)
         self._bypasses = None if message.edge.encrypt else bypasses
         self._bypass: Bypass | None = None
+        self._device: DeviceStore | None = None
+        """The store, where it is on a GPU."""
         self.gate = EdgeGate(message.edge.id, message.edge.key)
         self._offers: queue.SimpleQueue[_Offer] = queue.SimpleQueue()
         self._lane: Lane | None = None
@@ -86,6 +89,7 @@ class Sender(EdgeEnd):
     def _work(self) -> None:
         try:
             store = self._store()
+            self._device = store if isinstance(store, DeviceStore) else None
             while not self._one_connection(store):
                 pass
         finally:
@@ -191,10 +195,15 @@ class Sender(EdgeEnd):
                 channel.send_bypassed(bypassed)
                 return
             # A cap is kept chunk by chunk: a whole piece at once would be a burst, or too late.
-            self._bypass.stage(blob, offset, stop)
-        with store.view(blob)[offset:stop] as payload:
+        with self._on_host(store, blob, offset, stop) as payload:
             piece = self._digests.piece(blob, offset, payload, afresh=self._connections > 1)
             channel.send_piece(piece, payload)
+
+    def _on_host(self, store: BlobStore, blob: int, offset: int, stop: int) -> memoryview:
+        """Return resident bytes; from a GPU, whether or not there is a bypass, they are brought."""
+        if self._device is not None:
+            return self._device.stage(blob, offset, stop)
+        return store.view(blob)[offset:stop]
 
     def _listen(self, channel: Channel, timeout_s: float) -> bool:
         """Hear what the receiver says, and keep it patient; return whether it has everything.

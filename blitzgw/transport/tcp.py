@@ -32,10 +32,12 @@ HELLO_S = 2.0
 class TcpWire:
     """A base.Wire over a connected socket, which is its own from here on."""
 
-    def __init__(self, sock: socket.socket, stall_s: float = STALL_S) -> None:
+    def __init__(
+        self, sock: socket.socket, stall_s: float = STALL_S, path_s: float | None = None
+    ) -> None:
         self._sock = sock
         self._stall_s = stall_s
-        tune(sock, stall_s)
+        tune(sock, stall_s, stall_s if path_s is None else path_s)
 
     def write(self, parts: Sequence[bytes | memoryview]) -> None:
         """Write all of it: bounded by the patience for each byte, not for the whole."""
@@ -96,15 +98,18 @@ class TcpWire:
         return ChannelLost(f"the connection is lost: {error.strerror or error}")
 
 
-def tune(sock: socket.socket, stall_s: float) -> None:
-    """Make a socket blocking and set its options; those that this kernel lacks are left."""
+def tune(sock: socket.socket, stall_s: float, path_s: float) -> None:
+    """Make a socket blocking and set its options; those that this kernel lacks are left.
+
+    `stall_s` bounds each call, `path_s` how long bytes may go unacknowledged.
+    """
     sock.setblocking(True)
     _prefer_cubic(sock)
     timeout = _timeval(stall_s)
     for level, option, value in (
         (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
         (socket.IPPROTO_TCP, _option("TCP_NOTSENT_LOWAT", 25), NOTSENT_LOWAT_BYTES),
-        (socket.IPPROTO_TCP, _option("TCP_USER_TIMEOUT", 18), int(stall_s * 1000)),
+        (socket.IPPROTO_TCP, _option("TCP_USER_TIMEOUT", 18), int(path_s * 1000)),
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
         (socket.IPPROTO_TCP, _option("TCP_KEEPIDLE", 4), max(1, int(stall_s / 2))),
         (socket.IPPROTO_TCP, _option("TCP_KEEPINTVL", 5), 1),

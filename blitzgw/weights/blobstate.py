@@ -18,7 +18,8 @@ class BlobState:
     """One blob, under the store's lock. `changed` is of its own: nobody wakes for another's bytes.
 
     `round` counts how often it was emptied; a hash of an older round is worthless. `filler` is who
-    alone may write to it and move its prefix, None for nobody.
+    alone may write to it and move its prefix, None for nobody. `gated`: a quicker sum of it decides
+    whether it is `checked`, before its hash does; `proven`: by its hash.
     """
 
     digest: BlobDigest
@@ -26,6 +27,8 @@ class BlobState:
     hashed: int = 0
     round: int = 0
     checked: bool = False
+    gated: bool = False
+    proven: bool = False
     trusted: bool = False
     source: str = ""
     filler: str | None = None
@@ -41,6 +44,20 @@ class BlobState:
         """Whether there is enough to hash."""
         return self.is_whole or self.resident - self.hashed >= HASH_BYTES
 
+    @property
+    def awaits_gate(self) -> bool:
+        """Whether all of it is there, and its quicker sum is to be taken."""
+        return self.is_whole and self.gated and not self.checked
+
+    def empty(self) -> None:
+        """Forget all bytes, and what was known of them."""
+        self.resident = self.hashed = 0
+        self.round += 1
+        self.source = ""
+        self.checked = self.gated = self.proven = False
+        if self.changed is not None:
+            self.changed.notify_all()
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -51,4 +68,6 @@ class Turn:
     start: int
     stop: int
     is_last: bool
-    trusted: bool
+    trusted: bool = False
+    is_gate: bool = False
+    """Not to hash, but to take the quicker sum of all of it."""

@@ -11,27 +11,22 @@ from blake3 import blake3
 @dataclass(frozen=True, slots=True)
 class _Growing:
     round: int
-    view: memoryview
     hasher: blake3 = field(default_factory=blake3)
 
 
 class GrowingHashes:
-    """One hash for each blob that is under way, over what `view(index)` gives.
+    """One hash for each blob that is under way, over what `read(index, start, stop)` gives."""
 
-    A view is asked for once and kept until the blob is forgotten: where weights lie on a GPU, it
-    is a copy.
-    """
-
-    def __init__(self, view: Callable[[int], memoryview]) -> None:
-        self._view = view
+    def __init__(self, read: Callable[[int, int, int], memoryview]) -> None:
+        self._read = read
         self._under_way: dict[int, _Growing] = {}
 
     def add(self, index: int, round_: int, start: int, stop: int) -> None:
         """Hash `[start, stop)` of a blob: what follows the bytes before, or begins a new round."""
         growing = self._under_way.get(index)
         if growing is None or growing.round != round_:
-            growing = self._under_way[index] = _Growing(round_, self._view(index))
-        growing.hasher.update(growing.view[start:stop])  # without the GIL
+            growing = self._under_way[index] = _Growing(round_)
+        growing.hasher.update(self._read(index, start, stop))  # without the GIL
 
     def digest(self, index: int) -> bytes:
         """Return the hash of what was added of a blob."""

@@ -79,11 +79,3 @@ def resolve_model(
         return ResolvedModel(spec, text, manifest)
     finally:
         checkpoint.close()
-
-
-def model_spec(
-    name: str, path: str | Path, dtype: Dtype | None, max_model_len: int | None
-) -> tuple[ModelSpec, TextSpec]:
-    """Return what a worker and what the API need to know of a model, as `resolve_model` does."""
-    resolved = resolve_model(name, path, dtype, max_model_len)
-    return resolved.spec, resolved.text

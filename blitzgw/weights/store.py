@@ -11,6 +11,7 @@ when its last byte is. Only it says that a blob is right.
 
 from __future__ import annotations
 
+import hmac
 import logging
 import threading
 import time
@@ -18,8 +19,11 @@ from collections.abc import Callable, Sequence
 
 from blitzgw.core.manifest import BlobDigest
 from blitzgw.core.transfer import StoreClosed
+from blitzgw.weights.agenda import Agenda
 from blitzgw.weights.blobstate import HASH_BYTES, BlobState, Turn
 from blitzgw.weights.hashes import GrowingHashes
+
+__all__ = ["HASH_BYTES", "WeightStore"]
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +53,9 @@ class WeightStore:
         self._buffer = buffer
         self._on_checked, self._on_damaged = on_checked, on_damaged
         self._lock = threading.Lock()
-        self._due: dict[int, None] = {}  # an ordered set: at most one entry for each blob
+        self._agenda = Agenda(self._blobs)
         self._has_work = threading.Condition(self._lock)
         self._idle = True
-        self._n_checked = 0
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"check-{weights[:8]}", daemon=True)
         self._thread.start()
@@ -71,7 +74,12 @@ class WeightStore:
     @property
     def is_complete(self) -> bool:
         """Whether all blobs are checked."""
-        return self._n_checked == len(self._blobs)
+        return self._agenda.n_checked == len(self._blobs)
+
+    def is_proven(self, index: int) -> bool:
+        """Whether a blob's own digest has been taken, not only the sum that it was announced by."""
+        blob = self._blobs[index]
+        return blob.checked and (blob.proven or not blob.gated)
 
     def size_bytes(self, index: int) -> int:
         """Return the size of a blob."""
@@ -131,8 +139,7 @@ class WeightStore:
                 return False
             blob.filler = source
             if anew and blob.resident:
-                self._due.pop(index, None)
-                self._empty(blob)
+                self._agenda.empty(index)
             return True
 
     def end(self, index: int, source: str = "") -> None:
@@ -150,12 +157,7 @@ class WeightStore:
         """
         blob = self._blobs[index]
         with self._lock:
-            self._check_filler(index, blob, source)
-            if start != blob.resident or not start < stop <= blob.digest.size_bytes:
-                raise ValueError(
-                    f"[{start}, {stop}) of blob {index}: {blob.resident} of "
-                    f"{blob.digest.size_bytes} bytes are resident"
-                )
+            self._check_move(index, start, stop, source)
             self._move(index, blob, stop, source)
 
     def filled(self, index: int, source: str = "", *, checked: bool = False) -> None:
@@ -166,9 +168,7 @@ class WeightStore:
         """
         blob = self._blobs[index]
         with self._lock:
-            self._check_filler(index, blob, source)
-            if blob.resident:
-                raise ValueError(f"blob {index} was not begun anew")
+            self._check_filled(index, source)
             blob.trusted = checked
             self._move(index, blob, blob.digest.size_bytes, source)
 
@@ -179,8 +179,9 @@ class WeightStore:
         """
         with self._lock:
             self._closed = True
-            self._buffer = self._no_buffer  # what it belongs to may go
-            self._due.clear()
+            self._buffer = _no_buffer  # what it belongs to may go, and who listens
+            self._on_checked, self._on_damaged = lambda _: None, lambda *_: None
+            self._agenda.clear()
             self._has_work.notify()
             for blob in self._blobs:
                 if blob.changed is not None:
@@ -195,6 +196,22 @@ class WeightStore:
         if self._closed:
             raise StoreClosed(self._weights)
 
+    def _check_move(self, index: int, start: int, stop: int, source: str) -> None:
+        """Raise what `advance` raises."""
+        blob = self._blobs[index]
+        self._check_filler(index, blob, source)
+        if start != blob.resident or not start < stop <= blob.digest.size_bytes:
+            raise ValueError(
+                f"[{start}, {stop}) of blob {index}: {blob.resident} of "
+                f"{blob.digest.size_bytes} bytes are resident"
+            )
+
+    def _check_filled(self, index: int, source: str) -> None:
+        """Raise what `filled` raises."""
+        self._check_filler(index, self._blobs[index], source)
+        if self._blobs[index].resident:
+            raise ValueError(f"blob {index} was not begun anew")
+
     def _check_filler(self, index: int, blob: BlobState, source: str) -> None:
         self._check_open()
         if blob.filler != source:
@@ -206,76 +223,53 @@ class WeightStore:
             blob.filler = None
         if blob.changed is not None:
             blob.changed.notify_all()
-        if blob.is_due:
-            self._due[index] = None
-            if self._idle:
-                self._idle = False
-                self._has_work.notify()
-
-    def _no_buffer(self, index: int) -> memoryview:
-        raise StoreClosed(f"{self._weights}: blob {index}")
+        if self._agenda.note(index) and self._idle:
+            self._idle = False
+            self._has_work.notify()
 
     def _run(self) -> None:
-        hashes = GrowingHashes(self.view)
+        hashes = GrowingHashes(self._read_back)
         while (turn := self._next()) is not None:
             try:
-                digest = self._hash(hashes, turn)
+                is_right = self._look(hashes, turn)
             except StoreClosed:
                 return
             except Exception:  # of the buffer's owner; the blob cannot be vouched for
                 log.exception("blob_not_hashed weights=%s blob=%d", self._weights, turn.index)
-                digest = b""
-            if digest is not None:
+                is_right = False
+            if is_right is not None and not turn.is_gate:
                 hashes.forget(turn.index)
-            self._settle(turn, digest)
+            self._settle(turn, is_right)
 
     def _next(self) -> Turn | None:
-        """Return a turn at the blob that has been due for longest; None after `close`."""
+        """Return what is to be looked at next; None after `close`."""
         with self._lock:
-            while not self._due and not self._closed:
+            while not self._agenda and not self._closed:
                 self._idle = True
-                self._has_work.wait()  # until there is something to hash, or `close`
+                self._has_work.wait()  # until there is something to look at, or `close`
             self._idle = False
-            if self._closed:
-                return None
-            index = next(iter(self._due))
-            blob = self._blobs[index]
-            size, start = blob.digest.size_bytes, blob.hashed
-            stop = size if blob.trusted else min(blob.resident, start + HASH_BYTES)
-            return Turn(index, blob.round, start, stop, stop == size, blob.trusted)
+            return None if self._closed else self._agenda.next()
 
-    def _hash(self, hashes: GrowingHashes, turn: Turn) -> bytes | None:
-        """Hash a turn's bytes. Return None, but the blob's digest after the last."""
+    def _look(self, hashes: GrowingHashes, turn: Turn) -> bool | None:
+        """Say whether a blob is right; None where there is more of it to hash."""
+        if turn.is_gate:
+            return self._passes_gate(turn.index)
         if turn.trusted:
-            return self._blobs[turn.index].digest.blake3
+            return True
         hashes.add(turn.index, turn.round, turn.start, turn.stop)
-        return hashes.digest(turn.index) if turn.is_last else None
+        if not turn.is_last:
+            return None
+        return hmac.compare_digest(hashes.digest(turn.index), self._blobs[turn.index].digest.blake3)
 
-    def _settle(self, turn: Turn, digest: bytes | None) -> None:
+    def _settle(self, turn: Turn, is_right: bool | None) -> None:
         """Note what a turn has come to, and announce a blob that is checked or damaged."""
-        blob = self._blobs[turn.index]
         with self._lock:
-            if self._closed or blob.round != turn.round:
+            if self._closed:
                 return
-            blob.hashed = turn.stop
-            if digest is not None or not blob.is_due:
-                del self._due[turn.index]
-            if digest is None:
-                return
-            source, is_right = blob.source, digest == blob.digest.blake3
-            if is_right:
-                blob.checked = True
-                self._n_checked += 1
-            else:
-                self._empty(blob)
-        self._tell(turn.index, source, is_right)
-
-    def _empty(self, blob: BlobState) -> None:
-        blob.resident = blob.hashed = 0
-        blob.round += 1
-        blob.source = ""
-        if blob.changed is not None:
-            blob.changed.notify_all()
+            source = self._blobs[turn.index].source
+            news = self._agenda.settle(turn, is_right)
+        if news is not None:
+            self._tell(turn.index, source, news)
 
     def _tell(self, index: int, source: str, is_right: bool) -> None:
         try:
@@ -285,3 +279,22 @@ class WeightStore:
                 self._on_damaged(index, source)
         except Exception:  # its owner's mistake must not stop the checks of other blobs
             log.exception("store_callback_failed weights=%s blob=%d", self._weights, index)
+
+    # For stores whose bytes lie elsewhere than in `buffer`.
+
+    def _read_back(self, index: int, start: int, stop: int) -> memoryview:
+        """Return bytes to be hashed; on the store's thread."""
+        return self.view(index)[start:stop]
+
+    def _gate_first(self, index: int) -> None:
+        """Announce a blob by `_passes_gate`, once it is whole, and hash it afterwards."""
+        with self._lock:
+            self._blobs[index].gated = True
+
+    def _passes_gate(self, index: int) -> bool:  # noqa: ARG002
+        """Say whether a whole blob has the sum of the manifest; on the store's thread."""
+        return False
+
+
+def _no_buffer(index: int) -> memoryview:
+    raise StoreClosed(f"blob {index}")

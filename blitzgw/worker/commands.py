@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
 
@@ -15,14 +16,16 @@ from blitzgw.core.messages import (
     StepFailed,
     UnloadModel,
 )
+from blitzgw.core.parcels import DropParcels
 from blitzgw.core.step import Step
-from blitzgw.errors import ProtocolError
+from blitzgw.errors import ProtocolError, WorkerLost
 from blitzgw.worker.channel import Channel
 from blitzgw.worker.devices import Device
 from blitzgw.worker.executor import Engine, Executor, InstanceExecutor, StepRefused
 from blitzgw.worker.faults import describe
 from blitzgw.worker.keeper import Keeper
 from blitzgw.worker.loader import Load, LoadHooks
+from blitzgw.worker.parcels import Inbox, Roads
 
 EXIT_INTERNAL = 70
 """An error that the process cannot live with (EX_SOFTWARE)."""
@@ -38,7 +41,6 @@ class Worker:
         self, channel: Channel, device: Device, start: Start, now: Callable[[], float]
     ) -> None:
         self._channel, self._device, self._now = channel, device, now
-        self._executor = Executor(now)
         # in C, so that the main thread wakes sooner; `post` bounds it
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._owners: dict[str, Load] = {}
@@ -53,7 +55,10 @@ class Worker:
         forget: Callable[[Load], None] = lambda load: self._jobs.put(  # noqa: E731
             partial(self._remove, load)
         )
-        self._keeper = Keeper(start, hooks, forget, now)
+        self._inbox = Inbox(self._tell, now)
+        self._keeper = Keeper(start, hooks, forget, now, self._inbox)
+        self._roads = Roads(self._inbox, self._keeper.edges, self._tell, now)
+        self._executor = Executor(now)
 
     @property
     def data_ports(self) -> dict[str, int]:
@@ -76,13 +81,22 @@ class Worker:
         if isinstance(message, Step):
             self._post(partial(self._step, message))
             return
+        if isinstance(message, DropParcels):  # in order: steps before it import and send them
+            self._post(partial(self._roads.drop, message))
+            return
         if isinstance(message, UnloadModel):
             self._post(partial(self._unload, message))
         self._keeper.post(message)
 
     def close(self) -> None:
         """Let go of what the end of the process does not; called by the reader, as the last."""
+        self._inbox.close()
         self._keeper.close()
+
+    def _tell(self, message: Any) -> None:
+        """Tell the node, on a road's thread; where it is gone, so is this process in a moment."""
+        with suppress(WorkerLost):
+            self._channel.send(message)
 
     def _post(self, job: Callable[[], None]) -> None:
         if self._jobs.qsize() >= MAX_JOBS:
@@ -113,7 +127,7 @@ class Worker:
         if not load.cancelled.is_set():
             instance, layers = load.message.instance, load.message.model.shape.n_layers
             self._owners[instance] = load
-            self._executor.instances[instance] = InstanceExecutor(engine, layers)
+            self._executor.instances[instance] = InstanceExecutor(engine, layers, self._roads)
 
     def _loaded(self, load: Load) -> None:
         if load.cancelled.is_set():
@@ -139,6 +153,8 @@ class Worker:
         if self._owners.get(instance) is load:
             del self._owners[instance]
             del self._executor.instances[instance]
+            if not self._executor.instances:
+                self._inbox.clear()
             self._device.reclaim()
 
     def _over(self, load: Load) -> None:

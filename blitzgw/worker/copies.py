@@ -41,13 +41,13 @@ class Copies:
         holding = self._holdings.get(weights)
         try:
             if holding is None:
-                holding = self._holdings.for_copy(model, message.blobs)
+                holding = self._holdings.for_copy(model, message.blobs, message.load)
                 self._filler.verify(holding)
             elif holding.copy is None:
                 self._duplicate(message, holding)
                 return
         except (HostCopyError, OSError, ValueError, MemoryError) as error:
-            self._tell(CopyFailed(weights, describe(error)))
+            self._tell(CopyFailed(weights, describe(error), message.load))
             return
         holding.users.add(COPY)
         self._held[weights] = message
@@ -81,13 +81,15 @@ class Copies:
     def completed(self, holding: Holding) -> None:
         """Tell of a copy whose blobs have all been checked; nothing of any other holding."""
         if self._holdings.is_current(holding) and COPY in holding.users and holding.is_complete:
-            self._tell(CopyHeld(holding.weights, holding.size_bytes))
+            load = self._held[holding.weights].load
+            self._tell(CopyHeld(holding.weights, holding.size_bytes, load))
 
     def failed(self, holding: Holding, why: str) -> None:
         """Give up a copy that is not whole; does nothing of any other holding."""
         if COPY in holding.users:
+            load = self._held[holding.weights].load
             self.drop(holding.weights)
-            self._tell(CopyFailed(holding.weights, why))
+            self._tell(CopyFailed(holding.weights, why, load))
 
     def spoiled(self, holding: Holding, damaged: Sequence[int]) -> None:
         """Remove a complete copy that is not what it says, so that nobody else maps it."""
@@ -97,9 +99,11 @@ class Copies:
     def _duplicate(self, message: HoldCopy, holding: Holding) -> None:
         weights = message.weights
         if weights in self._duplicates:
+            self._duplicates[weights].message = message  # what comes of it answers the latest
             return
         if weights in self._held:
-            self._tell(CopyHeld(weights, holding.size_bytes))
+            self._held[weights] = message
+            self._tell(CopyHeld(weights, holding.size_bytes, message.load))
             return
         copy = self._holdings.create_copy(holding.model, holding.blobs)
         done = lambda *args: self._post(partial(self._duplicated, *args))  # noqa: E731
@@ -107,16 +111,18 @@ class Copies:
         duplicate.start()
 
     def _duplicated(self, duplicate: Duplicate, why: str) -> None:
-        weights = duplicate.message.weights
+        message = duplicate.message
+        weights = message.weights
         if self._duplicates.get(weights) is not duplicate:
             return
         del self._duplicates[weights]
         if why:
             self._remove_file(weights)
-            self._tell(CopyFailed(weights, why))
+            self._tell(CopyFailed(weights, why, message.load))
             return
-        self._held[weights] = duplicate.message
-        self._tell(CopyHeld(weights, sum(blob.size_bytes for blob in duplicate.message.blobs)))
+        self._held[weights] = message
+        size_bytes = sum(blob.size_bytes for blob in message.blobs)
+        self._tell(CopyHeld(weights, size_bytes, message.load))
         if self._holdings.get(weights) is None:  # the instance has gone meanwhile
             self.hold(self._held.pop(weights))
 

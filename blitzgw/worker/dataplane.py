@@ -1,10 +1,16 @@
-"""How a worker meets others: its edges, and on a GPU NCCL beside TCP."""
+"""How a worker meets others: its edges, and on a GPU NCCL beside TCP.
+
+Stores whose bytes lie on the GPU (worker/device_store.py) are what NCCL serves. What was mapped
+from a host copy lies on the host and goes by TCP, also from a worker with a GPU. All of it has been
+tested with a fake NCCL; unmeasured on a GPU.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from blitzgw.core.instance import DeviceKind, DeviceSpec
@@ -13,6 +19,7 @@ from blitzgw.core.transfer import BlobStore
 from blitzgw.errors import BlitzError
 from blitzgw.transport.base import Bypasses
 from blitzgw.transport.edges import Edges
+from blitzgw.worker.parcels import Inbox
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +42,14 @@ class DataPlane:
     """The edges of a worker, and the bypasses that they use."""
 
     def __init__(
-        self, start: Start, stores: Callable[[str], BlobStore | None], tell: Callable[[Any], None]
+        self,
+        start: Start,
+        stores: Callable[[str], BlobStore | None],
+        tell: Callable[[Any], None],
+        inbox: Inbox | None = None,
     ) -> None:
         self._bypasses = _open_bypasses(start.device)
-        self.edges = _open_edges(start, stores, tell, self._bypasses)
+        self.edges = _open_edges(start, stores, tell, self._bypasses, inbox)
 
     def close(self) -> None:
         """Abort what a device does for others, so that none of it outlives the process' memory.
@@ -73,12 +84,21 @@ def _open_edges(
     stores: Callable[[str], BlobStore | None],
     tell: Callable[[Any], None],
     bypasses: Bypasses | None,
+    inbox: Inbox | None,
 ) -> Edges:
     """Listen; without a data plane where an address cannot be had: the worker can still serve."""
-    rate = start.weight_bytes_per_s
+    edges = partial(
+        Edges,
+        stores=stores,
+        tell=tell,
+        weight_bytes_per_s=start.weight_bytes_per_s,
+        bypasses=bypasses,
+        parcels=inbox.put if inbox else None,
+        road_ended=inbox.end if inbox else None,
+    )
     try:
-        return Edges(start.networks, stores, tell, weight_bytes_per_s=rate, bypasses=bypasses)
+        return edges(start.networks)
     except (BlitzError, OSError) as error:
         names = ",".join(network.name for network in start.networks)
         log.warning("no_data_plane networks=%s error=%s", names, error)
-        return Edges((), stores, tell, weight_bytes_per_s=rate, bypasses=bypasses)
+        return edges(())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hmac
 import queue
 import threading
 from collections.abc import Callable
 
 from blitzgw.core.transfer import HoldCopy, StoreClosed
 from blitzgw.errors import BlitzError
+from blitzgw.weights.digests import blake3_digest
 from blitzgw.weights.hostcopy import HostCopy
 from blitzgw.worker.faults import describe
 from blitzgw.worker.holding import Holding
@@ -61,14 +63,21 @@ class Duplicate:
             index = self._events.get()  # unbounded on purpose: peers may take their time
             if index is None:
                 return GONE
-            self._copy_blob(index)
+            if not self._copy_blob(index):
+                return f"blob {index} is not what the manifest says"
         return ""
 
-    def _copy_blob(self, index: int) -> None:
+    def _copy_blob(self, index: int) -> bool:
+        """Copy a blob; return False where it is on a GPU, was run by its sum, and is not right."""
         source, target = self._holding.store.view(index), self._copy.buffer(index)
         for start in range(0, len(source), CHUNK_BYTES):
             target[start : start + CHUNK_BYTES] = source[start : start + CHUNK_BYTES]
+        if not self._holding.store.is_proven(index):
+            digest = blake3_digest(target[: len(source)])
+            if not hmac.compare_digest(digest, self._holding.blobs[index].blake3):
+                return False
         self._copy.mark(index)
+        return True
 
 
 GONE = "the instance that it was copied from has gone"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Any, Protocol
 
+from blitzgw.core.parcels import Parcel
 from blitzgw.core.request import SamplingParams
 from blitzgw.core.span import Span
-from blitzgw.core.step import NewSequence, Row, Step, StepResult
+from blitzgw.core.step import Import, NewSequence, Row, Send, SequenceKv, Step, StepResult
 from blitzgw.engine.base import RowInput, Sampled, SequenceState, SpanEngine
+from blitzgw.transport.parcel import Outgoing
+from blitzgw.worker.frontier import Frontier, Piece
+from blitzgw.worker.outgoing import parcels_of
 
 Engine = SpanEngine[Any, Any]
 
@@ -19,50 +24,95 @@ class StepRefused(ValueError):
     """A step that cannot be meant here: the parent's mistake, or the wake of a failed step."""
 
 
+class ParcelPort(Protocol):
+    """Where parcels come from and go to (worker/parcels.py). Nothing here waits."""
+
+    def take(self, edge: str, ticket: int) -> list[tuple[Parcel, memoryview]]:
+        """Take out all that has arrived by a ticket."""
+
+    def send(self, send: Send, outgoing: Sequence[Outgoing]) -> None:
+        """Queue parcels on a road."""
+
+
+class NoParcels:
+    """No roads: nothing ever arrives, and nothing can be sent."""
+
+    def take(self, edge: str, ticket: int) -> list[tuple[Parcel, memoryview]]:  # noqa: ARG002
+        """Return nothing."""
+        return []
+
+    def send(self, send: Send, outgoing: Sequence[Outgoing]) -> None:  # noqa: ARG002
+        """Refuse: raises StepRefused."""
+        raise StepRefused(f"there is no road {send.edge}")
+
+
 class InstanceExecutor:
     """One instance: an engine and the sequences that the scheduler has told it of."""
 
-    def __init__(self, engine: Engine, n_layers: int) -> None:
+    def __init__(self, engine: Engine, n_layers: int, parcels: ParcelPort | None = None) -> None:
         self.engine = engine
         self.sequences: dict[int, SequenceState] = {}
-        self._whole = Span(0, n_layers)
+        self.frontiers: dict[int, Frontier] = {}
+        """Of sequences that are in here; a frontier without hidden states is none."""
+        self._parcels = parcels or NoParcels()
+        self._n_layers = n_layers
+        self._used = False
 
     def execute(self, step: Step) -> list[Sampled]:
         """Carry out a step in the order that `core/step.py` lays down.
 
-        Raises StepRefused for a row that cannot be meant, and whatever the engine raises. What
-        came before the rows stays done; `forget` the step's sequences then.
+        Raises StepRefused for what cannot be meant, and whatever the engine raises. What came
+        before it stays done; `forget` the step's sequences then.
         """
+        self._used = True
         for seq in step.drop:
-            self.sequences.pop(seq, None)  # a sequence of a failed step is gone already
+            self._drop(seq)  # a sequence of a failed step is gone already
         if step.release:
             self.engine.release(step.release)
         for new in step.new:
             self._learn(new)
         if step.copies:
             self.engine.copy_blocks(step.copies)
-        return self._compute([self._row(row) for row in step.rows], step.span)
+        for each in step.imports:
+            self._import(each)
+        for seq, token in step.known:
+            self._sequence(seq).tokens.append(token)
+        sampled = self._compute(step.rows, step.span)
+        for send in step.sends:
+            self._send(send)
+        return sampled
 
     def forget(self, step: Step) -> None:
         """Drop every sequence that a step names: after a failure nobody knows their state."""
-        for seq in (*(new.seq for new in step.new), *(row.seq for row in step.rows)):
-            self.sequences.pop(seq, None)
+        named: Iterator[NewSequence | Row | Import | Send] = chain(
+            step.new, step.rows, step.imports, step.sends
+        )
+        for each in named:
+            self._drop(each.seq)
+        for seq, _ in step.known:
+            self._drop(seq)
 
     def warm_up(self) -> None:
         """Run a small prefill and one decode, so that the first request meets no lazy start.
 
-        Writes to the first KV block: does nothing once a sequence exists.
+        Writes to the first KV block: does nothing once a step has been here, which may have left
+        something there.
         """
-        if self.sequences:
+        if self._used:
             return
         scratch = NewSequence(-1, (0, 1, 2, 3), 4, 0, WARM_UP_SAMPLING)
         rows = (Row(-1, 0, 4, sample=True, blocks=(0,)), Row(-1, 4, 1, sample=True))
         try:
             for i, row in enumerate(rows):
                 new = () if i else (scratch,)
-                self.execute(Step(0, "", self._whole, (row,), new=new))
+                self.execute(Step(0, "", Span(0, self._n_layers), (row,), new=new))
         finally:
             self.sequences.clear()
+            self._used = False
+
+    def _drop(self, seq: int) -> None:
+        self.sequences.pop(seq, None)
+        self.frontiers.pop(seq, None)
 
     def _learn(self, new: NewSequence) -> None:
         if new.seq in self.sequences:
@@ -71,10 +121,31 @@ class InstanceExecutor:
             list(new.tokens), new.prompt_length, new.choice, new.sampling
         )
 
-    def _row(self, row: Row) -> RowInput:
-        sequence = self.sequences.get(row.seq)
+    def _sequence(self, seq: int) -> SequenceState:
+        sequence = self.sequences.get(seq)
         if sequence is None:
-            raise StepRefused(f"unknown sequence {row.seq}")
+            raise StepRefused(f"unknown sequence {seq}")
+        return sequence
+
+    def _import(self, order: Import) -> None:
+        """Give a sequence what has arrived for it."""
+        sequence = self._sequence(order.seq)
+        sequence.table += order.blocks
+        for parcel, data in self._parcels.take(order.edge, order.ticket):
+            start, stop, layer = parcel.start, parcel.stop, parcel.span.start
+            if not parcel.is_hidden:
+                kv = SequenceKv(parcel.span, start, stop, data)
+                self.engine.import_kv(sequence.table, kv)
+                continue
+            hidden = self.engine.import_hidden(data)
+            if len(hidden) != stop - start or not 1 <= layer <= self._n_layers:
+                raise StepRefused(
+                    f"{len(hidden)} hidden states at layer {layer} for [{start}, {stop})"
+                )
+            self._put(order.seq, Piece(layer, start, stop, hidden))
+
+    def _row(self, row: Row) -> RowInput:
+        sequence = self._sequence(row.seq)
         if row.count < 1 or not 0 <= row.start <= len(sequence.tokens) - row.count:
             raise StepRefused(
                 f"positions [{row.start}, {row.start + row.count}) of sequence {row.seq}, "
@@ -83,20 +154,77 @@ class InstanceExecutor:
         sequence.table += row.blocks
         return RowInput(sequence, row.start, row.count, row.sample)
 
-    def _compute(self, rows: Sequence[RowInput], span: Span) -> list[Sampled]:
+    def _compute(self, rows: Sequence[Row], span: Span) -> list[Sampled]:
         if not rows:
             return []
-        samples = any(row.sample for row in rows)
-        if samples and span != self._whole:
-            raise StepRefused(f"layers {span} cannot sample; the model has {self._whole}")
-        hidden = self.engine.forward(rows, span, None)
-        if not samples:
+        inputs = [self._row(row) for row in rows]
+        self._check(rows, span)
+        hidden = self.engine.forward(inputs, span, self._frontier_of(rows, span))
+        self._leave(rows, span, hidden)
+        if not any(row.sample for row in rows):
             return []
-        sampled = self.engine.sample(rows, self.engine.logits(rows, hidden))
-        sampling = (row for row in rows if row.sample)
-        for row, one in zip(sampling, sampled, strict=True):
-            row.sequence.tokens.append(one.token)
+        sampled = self.engine.sample(inputs, self.engine.logits(inputs, hidden))
+        sampling = [(row.seq, each) for row, each in zip(rows, inputs, strict=True) if row.sample]
+        for (seq, each), one in zip(sampling, sampled, strict=True):
+            each.sequence.tokens.append(one.token)
+            if seq in self.frontiers:
+                self.frontiers[seq].forget_top()
         return sampled
+
+    def _check(self, rows: Sequence[Row], span: Span) -> None:
+        n_layers = self._n_layers
+        if span.stop > n_layers or not (len(span) or span.start == n_layers):
+            raise StepRefused(f"layers {span} of a model that has {n_layers}")
+        if span.stop < n_layers and any(row.sample for row in rows):
+            raise StepRefused(f"layers {span} cannot sample; the model has {n_layers}")
+
+    def _frontier_of(self, rows: Sequence[Row], span: Span) -> Any:
+        """Return the hidden states that rows have come with, in row order; None at the start."""
+        if span.start == 0:
+            return None
+        join, parts = self.engine.join_hidden, []
+        for row in rows:
+            frontier = self.frontiers.get(row.seq) or Frontier(self._n_layers)
+            try:
+                parts.append(frontier.take(span.start, row.start, row.start + row.count, join))
+            except ValueError as error:
+                raise StepRefused(f"sequence {row.seq}: {error}") from error
+        return join(parts)
+
+    def _leave(self, rows: Sequence[Row], span: Span, hidden: Any) -> None:
+        """Leave the rows' hidden states with their sequences, where layers or the head remain.
+
+        Not those of the whole model at once: it has not been cut, and nobody asks for them. But a
+        model of one layer is run at once wherever it is cut.
+        """
+        if span.start == 0 and span.stop == self._n_layers > 1:
+            return
+        offset = 0
+        for row in rows:
+            start, offset = offset, offset + row.count
+            if not row.sample:
+                piece = Piece(span.stop, row.start, row.start + row.count, hidden[start:offset])
+                self._put(row.seq, piece)
+
+    def _put(self, seq: int, piece: Piece) -> None:
+        frontier = self.frontiers.setdefault(seq, Frontier(self._n_layers))
+        try:
+            frontier.put(piece)
+        except ValueError as error:
+            raise StepRefused(f"sequence {seq}: {error}") from error
+
+    def _send(self, send: Send) -> None:
+        """Queue what a `Send` names: hidden states and block table as they are now."""
+        sequence = self._sequence(send.seq)
+        frontier = self.frontiers.get(send.seq) or Frontier(self._n_layers)
+        if send.span.stop > self._n_layers:
+            raise StepRefused(f"layers {send.span} of a model that has {self._n_layers}")
+        try:
+            pieces = frontier.give_away(send.start, send.stop) if send.hidden else []
+            outgoing = parcels_of(send, pieces, sequence.table, self.engine)
+        except ValueError as error:
+            raise StepRefused(f"sequence {send.seq}: {error}") from error
+        self._parcels.send(send, outgoing)
 
 
 class Executor:

@@ -74,7 +74,7 @@ class Filler:
         for index in damaged:
             log.warning("copy_damaged weights=%s blob=%d", holding.weights, index)
             holding.copy.unmark(index)
-            self._tell(BlobDamaged(holding.weights, index))
+            self._tell(BlobDamaged(holding.weights, index, load=holding.load))
         holding.found -= frozenset(damaged)
         if holding.mapped:  # a complete file is not written to: others may have mapped it
             self._spoiled(holding, damaged)

@@ -12,7 +12,6 @@ from blitzgw.core.manifest import BlobDigest
 from blitzgw.core.transfer import BlobChecked, BlobDamaged
 from blitzgw.errors import HostCopyError
 from blitzgw.weights.hostcopy import HostCopy
-from blitzgw.weights.store import WeightStore
 from blitzgw.worker.slab import Slab
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,8 @@ class Holding:
     the blobs that were in it and are not known to be damaged, which nobody fills before they have
     been verified; `readable` are those that may be read from disk. `damaged` is called with
     (blob, edge) on the store's thread, after the node was told; `complete` once, when all blobs
-    have been checked. Raises ValueError for a blob without bytes.
+    have been checked. `load` is the number of what it was made for, which its news say. Raises
+    ValueError for a blob without bytes.
     """
 
     def __init__(
@@ -48,7 +48,9 @@ class Holding:
         tell: Callable[[Any], None],
         damaged: Callable[[Holding, int, str], None],
         complete: Callable[[Holding], None],
+        load: int,
     ) -> None:
+        self.load = load
         self.weights, self.model, self.blobs, self.copy = model.weights, model, tuple(blobs), copy
         self.mapped = copy is not None and copy.is_complete
         self.found = frozenset[int]() if copy is None else copy.checked
@@ -59,9 +61,7 @@ class Holding:
         self._checked: dict[int, None] = {}  # an ordered set
         self._arrivals: list[Arrival] = []
         self.slab = slab
-        self.store = WeightStore(
-            model.weights, blobs, self.slab.buffer, self._blob_checked, self._blob_damaged
-        )
+        self.store = slab.store(model.weights, blobs, self._blob_checked, self._blob_damaged)
         for index in self.found:
             self.store.begin(index, FOUND)
 
@@ -77,7 +77,9 @@ class Holding:
             return len(self._checked) == len(self.blobs)
 
     def follow(self, arrival: Arrival) -> None:
-        """Call `arrival(index)` once for each checked blob: those before now here, at once.
+        """Call `arrival(index)` for each checked blob: those before now here, at once.
+
+        Once for each, and again for one that was found damaged after all and has come again.
 
         It is called on the store's thread and must not block or raise.
         """
@@ -111,7 +113,7 @@ class Holding:
                 self.copy.mark(index)
             except (HostCopyError, OSError, ValueError) as error:
                 log.warning("copy_not_marked weights=%s error=%s", self.model.weights, error)
-        self._tell(BlobChecked(self.model.weights, index))
+        self._tell(BlobChecked(self.model.weights, index, self.load))
         with self._lock:
             self._checked[index] = None
             for arrival in self._arrivals:
@@ -124,5 +126,7 @@ class Holding:
         log.warning(
             "blob_damaged weights=%s blob=%d source=%s", self.model.weights, index, source or "disk"
         )
-        self._tell(BlobDamaged(self.model.weights, index, source))
+        with self._lock:
+            self._checked.pop(index, None)  # on a GPU it may have been announced by its lane sum
+        self._tell(BlobDamaged(self.model.weights, index, source, self.load))
         self._on_damaged(self, index, source)

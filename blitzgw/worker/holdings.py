@@ -10,12 +10,12 @@ from typing import Any
 from blitzgw.core.instance import ModelSpec
 from blitzgw.core.layout import LAYOUT_VERSION, blob_layouts
 from blitzgw.core.manifest import BlobDigest, Manifest
-from blitzgw.core.transfer import BlobStore, CopyFailed
+from blitzgw.core.transfer import BlobStore
 from blitzgw.errors import HostCopyError
 from blitzgw.weights.hostcache import HostCopies
 from blitzgw.weights.hostcopy import HostCopy
 from blitzgw.worker.holding import Holding
-from blitzgw.worker.slab import EngineSlab, SharedSlab, Slab
+from blitzgw.worker.slab import SharedSlab, Slab
 
 log = logging.getLogger(__name__)
 
@@ -55,25 +55,22 @@ class Holdings:
         """Say whether a holding has not been closed."""
         return self._by_weights.get(holding.weights) is holding
 
-    def for_instance(
-        self, model: ModelSpec, blobs: Sequence[BlobDigest], *, keep_copy: bool
-    ) -> Holding:
-        """Return a new holding: a complete host copy, a new one if it is to be kept, or memory.
+    def for_instance(self, model: ModelSpec, blobs: Sequence[BlobDigest], load: int = 0) -> Holding:
+        """Return a new holding: a complete host copy, else memory of its own.
 
         Raises ValueError for blobs that do not fit the model, MemoryError.
         """
         try:
-            copy = self._copy(model, blobs, create=keep_copy)
+            copy = self._complete_copy(model, blobs)
         except (HostCopyError, OSError) as error:
             log.warning("copy_not_used weights=%s error=%s", model.weights, error)
             copy = None
-            if keep_copy:
-                self._tell(CopyFailed(model.weights, str(error)))
-        return self._add(model, blobs, copy)
+        return self._add(model, blobs, copy, load)
 
-    def for_copy(self, model: ModelSpec, blobs: Sequence[BlobDigest]) -> Holding:
+    def for_copy(self, model: ModelSpec, blobs: Sequence[BlobDigest], load: int = 0) -> Holding:
         """Return a new holding that is a host copy. Raises HostCopyError, OSError, ValueError."""
-        return self._add(model, blobs, self._copy(model, blobs, create=True))
+        copy = self._complete_copy(model, blobs) or self.create_copy(model, blobs)
+        return self._add(model, blobs, copy, load)
 
     def create_copy(self, model: ModelSpec, blobs: Sequence[BlobDigest]) -> HostCopy:
         """Return a copy to be filled, without a holding. Raises HostCopyError, OSError."""
@@ -89,22 +86,21 @@ class Holdings:
             del self._by_weights[holding.weights]
         holding.close()
 
-    def _copy(
-        self, model: ModelSpec, blobs: Sequence[BlobDigest], *, create: bool
-    ) -> HostCopy | None:
-        """Return a complete copy of these weights, else a new one if `create`."""
-        if self.copies is not None:
-            layouts = blob_layouts(model.shape, model.dtype)
-            private = not self._on_device
-            copy = self.copies.open(model.weights, layouts, tuple(blobs), private=private)
-            if copy is not None:
-                return copy
-        return self.create_copy(model, blobs) if create else None
+    def _complete_copy(self, model: ModelSpec, blobs: Sequence[BlobDigest]) -> HostCopy | None:
+        """Return a complete copy of these weights, if there is one."""
+        if self.copies is None:
+            return None
+        layouts = blob_layouts(model.shape, model.dtype)
+        private = not self._on_device
+        return self.copies.open(model.weights, layouts, tuple(blobs), private=private)
 
-    def _add(self, model: ModelSpec, blobs: Sequence[BlobDigest], copy: HostCopy | None) -> Holding:
+    def _add(
+        self, model: ModelSpec, blobs: Sequence[BlobDigest], copy: HostCopy | None, load: int
+    ) -> Holding:
+        hears = self._tell, self._damaged, self._complete
         try:
             slab = self._slab(model, blobs, copy)
-            holding = Holding(model, blobs, slab, copy, self._tell, self._damaged, self._complete)
+            holding = Holding(model, blobs, slab, copy, *hears, load)
         except BaseException:
             if copy is not None:
                 copy.close()
@@ -117,7 +113,9 @@ class Holdings:
         if [blob.size_bytes for blob in blobs] != [layout.size_bytes for layout in layouts]:
             raise ValueError("the manifest's blobs are not those of the model's shape and type")
         if copy is None and self._on_device:
-            return EngineSlab()
+            from blitzgw.worker.device_slab import DeviceSlab  # noqa: PLC0415  torch
+
+            return DeviceSlab(len(layouts))
         return SharedSlab(layouts, None if copy is None else copy.memory)
 
 

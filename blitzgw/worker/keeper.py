@@ -34,6 +34,7 @@ from blitzgw.core.transfer import (
     TrafficReport,
 )
 from blitzgw.errors import CheckpointError, ProtocolError, WorkerLost
+from blitzgw.transport.edges import Edges
 from blitzgw.weights.hostcache import HostCopies
 from blitzgw.worker.copies import Copies
 from blitzgw.worker.dataplane import DataPlane
@@ -42,6 +43,7 @@ from blitzgw.worker.filling import Filler
 from blitzgw.worker.holding import Holding
 from blitzgw.worker.holdings import Holdings, named
 from blitzgw.worker.loader import MAX_LOADS, Load, Loader, LoadHooks
+from blitzgw.worker.parcels import Inbox
 from blitzgw.worker.reads import DiskReads
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ class Keeper:
         hooks: LoadHooks,
         forget: Callable[[Load], None],
         now: Callable[[], float],
+        inbox: Inbox | None = None,
     ) -> None:
         self._send, self._forget, self._now = hooks.send, forget, now
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -91,7 +94,7 @@ class Keeper:
         self._copies = Copies(self._holdings, self._filler, post, self._tell)
         self._loader = Loader(hooks, self._reads)
         self._loads: dict[str, Load] = {}
-        self._plane = DataPlane(start, self._holdings.store, self._tell)
+        self._plane = DataPlane(start, self._holdings.store, self._tell, inbox)
         self._edges = self._plane.edges
         self._reported = TrafficReport(0.0, 0.0, 0.0)
 
@@ -99,6 +102,11 @@ class Keeper:
     def data_ports(self) -> dict[str, int]:
         """Where this worker listens for others, by the name of the network."""
         return self._edges.ports
+
+    @property
+    def edges(self) -> Edges:
+        """The edges, for what is not the keeper's: parcels."""
+        return self._edges
 
     def start(self) -> None:
         """Start the threads; they end with the process."""
@@ -174,12 +182,10 @@ class Keeper:
         holding = self._holdings.get(model.weights)
         is_new = holding is None
         if holding is None:
-            holding = self._holdings.for_instance(model, message.blobs, keep_copy=message.keep_copy)
+            holding = self._holdings.for_instance(model, message.blobs, message.load)
         load.holding = holding
         holding.users.add(message.instance)
         holding.follow(load.announce)
-        if message.keep_copy and (holding.copy is not None or not is_new):
-            self._copies.hold(HoldCopy(model.weights, model, message.blobs, ()))
         if is_new:
             self._filler.verify(holding)
         if is_new and not holding.mapped and message.reads is None and not model.path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from blitzgw.core.messages import Hello, StepFailed
+from blitzgw.core.parcels import DropParcels, ParcelArrived, ParcelsSent
 from blitzgw.core.step import StepResult
 from blitzgw.core.transfer import (
     BlobChecked,
@@ -23,13 +24,23 @@ from blitzgw.core.transfer import (
     TrafficReport,
 )
 
-TransferCommand = OpenSend | OpenReceive | CloseEdge | ReadBlobs | HoldCopy | DropCopy | CapWeights
-"""What a node tells a worker about weights, beside loading and unloading."""
+TransferCommand = (
+    OpenSend | OpenReceive | CloseEdge | ReadBlobs | HoldCopy | DropCopy | CapWeights | DropParcels
+)
+"""What a node tells a worker about weights and parcels, beside loading, unloading and steps."""
 
 TransferNews = (
-    EdgeProgress | EdgeClosed | BlobChecked | BlobDamaged | CopyHeld | CopyFailed | TrafficReport
+    EdgeProgress
+    | EdgeClosed
+    | BlobChecked
+    | BlobDamaged
+    | CopyHeld
+    | CopyFailed
+    | TrafficReport
+    | ParcelArrived
+    | ParcelsSent
 )
-"""What a worker tells its node about weights, beside the progress of its instances."""
+"""What a worker tells its node about weights and parcels, beside the progress of its instances."""
 
 
 class WorkerListener(Protocol):
@@ -60,4 +71,4 @@ class WorkerListener(Protocol):
         """A step has raised; its sequences are lost."""
 
     def told(self, message: TransferNews) -> None:
-        """The worker has news of an edge, a blob of a store, a host copy or its traffic."""
+        """The worker has news of an edge, a store's blob, a host copy, its traffic or a parcel."""

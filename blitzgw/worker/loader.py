@@ -118,7 +118,7 @@ class Loader:
             if holding is None:
                 self._reads.submit(_unchecked(load, engine))
                 return self._take_blobs(load, engine, None)
-            is_source = holding.slab.attach(engine.blob_buffer)
+            is_source = holding.slab.attach(engine)
             return self._take_blobs(load, engine, None if is_source else holding)
         except StoreClosed:  # with the last user of it, which was this
             return ""

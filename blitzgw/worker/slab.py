@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from blitzgw.core.layout import BlobLayout
+from blitzgw.core.manifest import BlobDigest
 from blitzgw.core.transfer import StoreClosed
 from blitzgw.engine.slab import HostSlab
-
-ENGINE_WAIT_S = 120.0
-"""Longest wait for the engine whose memory it is: a GPU's allocator is slow when memory is short,
-and the first engine of a process may have to compile kernels."""
-
-RECENT_BLOBS = 2
-"""Blobs of a GPU whose bytes are kept in host memory after they were looked at: an edge looks once
-for each piece, and each look would copy the blob from the device. Two edges are rarely further
-apart than one blob."""
+from blitzgw.weights.store import WeightStore
 
 
 class Slab(Protocol):
@@ -27,11 +19,17 @@ class Slab(Protocol):
     def memory(self) -> memoryview | None:
         """All of it, for an engine; None where the engine takes its own. Raises StoreClosed."""
 
-    def attach(self, buffer: Callable[[int], memoryview]) -> bool:
+    def attach(self, engine: Any) -> bool:
         """Offer an engine's own memory; return whether blobs come to that engine by themselves."""
 
-    def buffer(self, index: int) -> memoryview:
-        """Return the bytes of a blob. Raises StoreClosed after `release`."""
+    def store(
+        self,
+        weights: str,
+        blobs: Sequence[BlobDigest],
+        on_checked: Callable[[int], None],
+        on_damaged: Callable[[int, str], None],
+    ) -> WeightStore:
+        """Return the store of what lies here; see WeightStore for the rest."""
 
     def release(self) -> None:
         """Let go of the memory. May be called twice."""
@@ -52,12 +50,22 @@ class SharedSlab:
         """All of it."""
         return self._held().memory
 
-    def attach(self, buffer: Callable[[int], memoryview]) -> bool:  # noqa: ARG002
+    def attach(self, engine: Any) -> bool:  # noqa: ARG002
         """Do nothing: engines were given `memory`."""
         return True
 
+    def store(
+        self,
+        weights: str,
+        blobs: Sequence[BlobDigest],
+        on_checked: Callable[[int], None],
+        on_damaged: Callable[[int, str], None],
+    ) -> WeightStore:
+        """Return a store of what lies here."""
+        return WeightStore(weights, blobs, self.buffer, on_checked, on_damaged)
+
     def buffer(self, index: int) -> memoryview:
-        """Return the bytes of a blob."""
+        """Return the bytes of a blob. Raises StoreClosed after `release`."""
         return self._held().buffer(index)
 
     def release(self) -> None:
@@ -69,55 +77,3 @@ class SharedSlab:
         if slab is None:
             raise StoreClosed
         return slab
-
-
-class EngineSlab:
-    """The memory of a GPU's engine, which shows its blobs through host memory while it is asked.
-
-    The first engine that is attached is the one; who looks before that waits for it. Others have
-    their blobs copied.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._attached = threading.Event()
-        self._source: Callable[[int], memoryview] | None = None
-        self._recent: dict[int, memoryview] = {}  # the latest last
-        self._released = False
-
-    @property
-    def memory(self) -> None:
-        """Nothing: the engine takes its own."""
-        if self._released:
-            raise StoreClosed
-
-    def attach(self, buffer: Callable[[int], memoryview]) -> bool:
-        """Take an engine's memory unless there is one; return whether it was taken."""
-        with self._lock:
-            if self._released:
-                raise StoreClosed
-            taken = self._source is None
-            self._source = self._source or buffer
-            self._attached.set()
-            return taken
-
-    def buffer(self, index: int) -> memoryview:
-        """Return the bytes of a blob; waits for the engine, at most ENGINE_WAIT_S."""
-        self._attached.wait(ENGINE_WAIT_S)
-        with self._lock:
-            if self._source is None:
-                raise StoreClosed
-            view = self._recent.pop(index, None)
-            if view is None:
-                view = self._source(index)
-            self._recent[index] = view
-            while len(self._recent) > RECENT_BLOBS:
-                del self._recent[next(iter(self._recent))]
-            return view
-
-    def release(self) -> None:
-        """Let go of the engine; who waits for one gets StoreClosed."""
-        with self._lock:
-            self._source, self._released = None, True
-            self._recent.clear()
-            self._attached.set()

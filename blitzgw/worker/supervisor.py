@@ -11,8 +11,8 @@ same bytes would fail again, so the instance waits until somebody asks with `loa
 An instance whose blobs came from peers is read from disk the second time, or mapped from a host
 copy: the edges of the first time are gone. Where it has neither, it has failed.
 
-Loads are numbered. What a worker says of one that has been given up is not heard: the instance of
-the same name that came after it is another.
+Loads and host copies are numbered. What a worker says of one that has been given up is not heard:
+the instance of the same name, or the store of the same weights, that came after it is another.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ from blitzgw.core.messages import (
     UnloadModel,
 )
 from blitzgw.core.step import Step, StepResult
-from blitzgw.core.transfer import CapWeights, DataNetwork
+from blitzgw.core.transfer import CapWeights, CopyFailed, DataNetwork, DropCopy, HoldCopy
 from blitzgw.errors import WorkerLost
 from blitzgw.worker.handle import EXIT_GRACE_S, WorkerHandle
 from blitzgw.worker.listener import TransferCommand, TransferNews, WorkerListener
+from blitzgw.worker.stores import StoreNews, Stores
 
 FIRST_WAIT_S = 0.1
 """Wait after a first death: long enough not to spin, short enough not to be noticed."""
@@ -82,6 +83,7 @@ class WorkerSupervisor:
         self._start = Start(device, dilation, tuple(networks), copies, weight_bytes_per_s)
         self._wanted = {message.instance: _Wanted(message) for message in instances}
         self._loads = 0
+        self._stores = Stores()
         self._handle: WorkerHandle | None = None
         self._up = self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -125,8 +127,14 @@ class WorkerSupervisor:
         """
         if isinstance(command, CapWeights):
             self._start = replace(self._start, weight_bytes_per_s=command.bytes_per_s)
-        if self._up and self._handle is not None:
-            self._handle.post(command)
+        if not self._up or self._handle is None:
+            return
+        if isinstance(command, HoldCopy):
+            command = replace(command, load=self._next_load())
+            self._stores.begin(command.weights, None, command.load)
+        elif isinstance(command, DropCopy):
+            self._stores.end(command.weights, None)
+        self._handle.post(command)
 
     def load(self, message: LoadModel) -> None:
         """Want an instance, from now on and on every worker to come.
@@ -142,7 +150,9 @@ class WorkerSupervisor:
 
     def unload(self, instance: str) -> None:
         """Stop wanting an instance and forget it on the worker."""
-        if self._wanted.pop(instance, None) and self._up and self._handle is not None:
+        wanted = self._wanted.pop(instance, None)
+        if wanted is not None and self._up and self._handle is not None:
+            self._stores.end(wanted.message.model.weights, instance)
             self._handle.post(UnloadModel(instance))
 
     async def _run(self) -> None:
@@ -207,6 +217,7 @@ class WorkerSupervisor:
 
     def _on_hello(self, hello: Hello) -> None:
         self._up = True
+        self._stores.clear()  # with the worker that had them
         self._listener.worker_up(hello)
         for wanted in list(self._wanted.values()):
             if not wanted.failed:
@@ -217,10 +228,14 @@ class WorkerSupervisor:
             return
         if wanted.load:  # by a worker that has died, and with it what its peers had sent
             wanted.message = replace(wanted.message, reads=None)
-        self._loads += 1
-        wanted.load = self._loads
+        wanted.load = self._next_load()
         wanted.resident.clear()
+        self._stores.begin(wanted.message.model.weights, wanted.message.instance, wanted.load)
         self._handle.post(replace(wanted.message, load=wanted.load))
+
+    def _next_load(self) -> int:
+        self._loads += 1
+        return self._loads
 
     def _of(self, message: BlobResident | ModelLoaded | LoadFailed) -> _Wanted | None:
         """Return what news are about; None for what is not wanted any more."""
@@ -245,6 +260,7 @@ class WorkerSupervisor:
         wanted = self._of(message)
         if wanted is not None:
             wanted.failed = True
+            self._stores.end(wanted.message.model.weights, message.instance)
             self._listener.instance_failed(message.instance, message.message)
 
     def _on_result(self, message: StepResult) -> None:
@@ -254,6 +270,10 @@ class WorkerSupervisor:
         self._listener.step_failed(message)
 
     def _on_news(self, message: TransferNews) -> None:
+        if isinstance(message, StoreNews) and not self._stores.is_present(message):
+            return
+        if isinstance(message, CopyFailed):
+            self._stores.end(message.weights, None)
         self._listener.told(message)
 
 

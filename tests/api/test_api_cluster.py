@@ -23,7 +23,6 @@ ROUTES = ("/cluster/nodes", "/cluster/instances", "/cluster/models", "/cluster/r
 DEVICE = DeviceFacts("cpu0", DeviceKind.CPU, "Xeon", 1 << 30, 2, data_ports={"fast": 40001})
 HOST = HostFacts(
     8 << 30,
-    0.0,
     "rack-1",
     (NetworkFacts("fast", "10.1.0.1", 1e9, 5e8), NetworkFacts("", "10.0.0.1")),
 )
@@ -138,7 +137,6 @@ async def test_nodes_are_told_with_all_that_is_known(world, cluster):
         ],
         "host": {
             "free_bytes": 8 << 30,
-            "disk_bytes_per_s": None,
             "zone": "rack-1",
             "networks": [
                 {
@@ -209,6 +207,8 @@ async def test_instances_are_sorted_and_have_loads_where_these_are_known(world, 
         "layers_total": 30,
         "weights": "w1",
         "blobs": [1, 2],
+        "helps": None,
+        "stage": None,
         "running": 3,
         "waiting": 4,
         "queued_tokens": 500,

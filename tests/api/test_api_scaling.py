@@ -17,6 +17,8 @@ from blitzgw.api.bodies import ScaleBody
 from blitzgw.api.decode import decode
 from blitzgw.api.operations import whole
 from blitzgw.config import ClusterConfig, Config, HttpConfig
+from blitzgw.core.live import Pair, StagePlan
+from blitzgw.core.span import Span
 from blitzgw.errors import InvalidRequest, RequestError, Unavailable
 from tests.support.scalenode import ADMIN_KEY, scale_node
 from tests.support.scaling import BLOBS, SIZE_BYTES, FakeScaling, chain, from_disk
@@ -72,6 +74,12 @@ async def test_a_dry_run_and_nothing_to_do_are_no_beginnings(call, scaling):
     assert (body["predicted_s"]["complete"], body["strategy"]) == (None, None)
 
 
+@pytest.mark.parametrize("policy", ["auto", "stop", "best-effort", "zigzag", "pipeline", "", None])
+async def test_a_live_policy_is_passed_on(call, scaling, policy):
+    assert (await call("POST", SCALE, {"instances": 4, "policy": policy}))[0] == 202
+    assert scaling.policies == [policy or ""]
+
+
 @pytest.mark.parametrize(
     ("path", "model"),
     [
@@ -115,6 +123,9 @@ async def test_an_unknown_model_is_not_found_whatever_answers_to_every_name(call
         ({"instances": 4, "strategy": "x" * 65}, "strategy"),
         ({"instances": 4, "strategy": 3}, "strategy"),
         ({"instances": 4, "strategy": "spiral"}, "strategy"),
+        ({"instances": 4, "policy": "zagzig"}, "policy"),
+        ({"instances": 4, "policy": "ZIGZAG"}, "policy"),
+        ({"instances": 4, "policy": 1}, "policy"),
         ([4], None),
         (b"{", None),
         (b"", None),
@@ -359,10 +370,12 @@ def test_an_operation_is_told_with_stable_keys_and_null_for_what_is_not_known():
     told = whole(chain(at_s=2.0))
     assert list(told) == [
         "id", "kind", "model", "digest", "weights", "owner", "state", "ended", "reason", "started",
-        "elapsed_s", "instances_before", "instances_wanted", "strategy", "epoch", "predicted_s",
-        "alternatives", "size_bytes", "targets", "edges", "reads", "events",
+        "elapsed_s", "instances_before", "instances_wanted", "strategy", "policy", "epoch",
+        "predicted_s", "alternatives", "policies", "size_bytes", "targets", "edges", "reads",
+        "pairs", "pipelines", "events",
     ]  # fmt: skip
     assert (told["reason"], told["ended"]) == (None, False)
+    assert (told["policy"], told["policies"], told["pairs"]) == (None, [], [])
     assert [a["strategy"] for a in told["alternatives"]] == ["binomial", "star"]
     [first, *_] = told["targets"]
     assert (first["blobs"], first["arrived"], first["ready_s"]) == (BLOBS, 1, None)
@@ -371,6 +384,34 @@ def test_an_operation_is_told_with_stable_keys_and_null_for_what_is_not_known():
     assert told["events"][0] == {
         "at_s": 0.0, "what": "decided", "about": None, "detail": "by hand",
     }  # fmt: skip
+
+
+def test_a_live_policy_and_what_it_brings_stand_apart_from_strategies():
+    facts = chain(at_s=1.0)
+    means = {"policy zigzag": 1.4, "policy stop": 1.9}
+    told = whole(
+        replace(
+            facts,
+            policy="zigzag",
+            pairs=(Pair("node-2/cpu0", "m@node-1/cpu0"),),
+            pipelines=(
+                (StagePlan("node-2/cpu0", Span(0, 9)), StagePlan("node-3/cpu0", Span(9, 30))),
+            ),
+            alternatives={**facts.alternatives, **means},
+        )
+    )
+    assert [a["strategy"] for a in told["alternatives"]] == ["binomial", "star"]
+    assert told["policies"] == [
+        {"policy": "zigzag", "predicted_mean_s": 1.4},
+        {"policy": "stop", "predicted_mean_s": 1.9},
+    ]
+    assert told["pairs"] == [{"worker": "node-2/cpu0", "home": "m@node-1/cpu0"}]
+    assert told["pipelines"] == [
+        [
+            {"worker": "node-2/cpu0", "layers": [0, 9]},
+            {"worker": "node-3/cpu0", "layers": [9, 30]},
+        ]
+    ]
 
 
 def test_what_a_target_has_is_its_size_less_what_it_is_owed():

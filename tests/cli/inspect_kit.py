@@ -23,7 +23,6 @@ def node(name="node-1", status="alive", **more):
         "instances": 1,
         "host": {
             "free_bytes": 8 << 30,
-            "disk_bytes_per_s": None,
             "zone": None,
             "networks": [],
         },
@@ -47,6 +46,7 @@ def instance(**more):
         "layers_total": 30,
         "weights": "fedcba9876543210",
         "blobs": [*range(32)],
+        "helps": None,
         "running": 3,
         "waiting": 12,
         "queued_tokens": 4096,

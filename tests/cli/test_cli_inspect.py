@@ -70,6 +70,15 @@ def test_instances_show_load_and_a_bar_while_they_load():
     assert first.split() == ["smollm2-135m", "node-1", "cpu0", "serving", "30/30", "3", "12",
                              "42%", "16.6ms"]  # fmt: skip
     assert "███░░░░░ 12/30" in second
+    helping = loading | {"helps": "m@node-1/cpu0"}
+    head, _, second = drawn("instances", [instance(), helping], width=120)
+    assert "HELPS" in head.split()
+    assert "12/30  m@node-1/cpu0" in second
+    stage = helping | {"stage": [0, 15]}
+    _, _, second = drawn("instances", [instance(), stage], width=120)
+    assert "m@node-1/cpu0 stage [0, 15)" in second
+    older = {name: value for name, value in instance().items() if name != "helps"}
+    assert "HELPS" not in drawn("instances", [older], width=120)[0]
     wide = drawn("instances", [instance()], width=200)
     assert wide[0].split()[-5:] == ["TOK/S", "STEP", "CHANGED", "WEIGHTS", "ID"]
     assert "fedcba9876 " in wide[1]

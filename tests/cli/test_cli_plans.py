@@ -10,7 +10,9 @@ from blitzgw.api.operations import whole
 from blitzgw.cli.plans import headline, plan
 from blitzgw.cli.progress import bars
 from blitzgw.cli.waterfall import event_lines, track, waterfall
+from blitzgw.core.live import Pair, StagePlan
 from blitzgw.core.operation import EdgeFacts, OperationEvent, TargetFacts
+from blitzgw.core.span import Span
 from blitzgw.errors import BlitzError
 from tests.support.scaling import SIZE_BYTES, chain, from_disk
 
@@ -85,6 +87,36 @@ node-4/cpu0  --==░░░░░░░░░░░░░░░░░░▒▒▒
 )
 def test_pictures_at_80_columns(show, facts, picture):
     assert drawn(show, facts) == picture
+
+
+def test_who_helps_whom_is_shown_with_what_it_brings():
+    facts = chain(wanted=3, at_s=1.0)
+    pairs = tuple(Pair(target.worker, "m@node-1/cpu0") for target in facts.targets)
+    means = {"policy zigzag": 1.4, "policy stop": 1.9}
+    facts = replace(facts, policy="zigzag", pairs=pairs, alternatives=means)
+    lines = drawn(plan, facts, 120).splitlines()
+    assert lines[2] == "while loading: zigzag; mean time of what waits: zigzag 1.40 s, stop 1.90 s"
+    assert sum("m@node-1/cpu0" in line for line in lines) == 2
+    assert "instead" not in lines[-1], "policies are no strategies"
+    lines = drawn(plan, replace(facts, policy="stop", pairs=(), alternatives={})).splitlines()
+    assert lines[2] == "while loading: stop"
+
+
+def test_pipelines_are_shown_with_their_stages():
+    facts = chain(wanted=3, at_s=1.0)
+    first, second = (target.worker for target in facts.targets)
+    stages = (StagePlan(first, Span(0, 14)), StagePlan(second, Span(14, 30)))
+    pairs = (Pair(first, "m@node-1/cpu0"),)
+    facts = replace(facts, policy="pipeline", pairs=pairs, pipelines=(stages,))
+    lines = drawn(plan, facts, 120).splitlines()
+    assert lines[2:4] == [
+        "while loading: pipeline",
+        f"pipeline: {first} [0, 14) → {second} [14, 30)",
+    ]
+    assert sum("m@node-1/cpu0 stage [0, 14)" in line for line in lines) == 1
+    assert sum(" stage [14, 30)" in line for line in lines) == 1
+    many = replace(facts, pipelines=(stages,) * 20)
+    assert "and 12 more pipelines" in drawn(plan, many, 120).splitlines()
 
 
 @pytest.mark.parametrize("width", [50, 80, 120, 300])

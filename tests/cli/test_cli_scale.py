@@ -15,8 +15,10 @@ import pytest
 
 from blitzgw.cli import follow, happenings, scale
 from blitzgw.cli.main import main
+from blitzgw.core.live import LivePolicy
 from blitzgw.core.operation import OperationEvent
 from blitzgw.errors import Unavailable
+from blitzgw.scaling import policy
 from tests.cli.inspect_kit import serving
 from tests.support.scalenode import ADMIN_KEY, scale_node_beside
 from tests.support.scaling import FakeScaling, chain
@@ -103,6 +105,20 @@ def test_a_dry_run_shows_the_plan_and_does_nothing(url, scaling, capsys):
         ["└→", "node-3/cpu0", "fast"],
     ]
     assert lines[-1] == "instead: binomial 10.78 s, star 16.17 s"
+
+
+def test_a_live_policy_is_asked_for_by_name(url, scaling, capsys):
+    said(capsys, "scale", "m", "4", "--live", "best-effort")
+    said(capsys, "scale", "m", "4")
+    assert scaling.policies == ["best-effort", ""]
+    _, err = said(capsys, "scale", "m", "4", "--live", "zagzig", code=2)
+    assert "zigzag" in err
+    _, err = said(capsys, "scale", "m", "--cancel", "--live", "stop", code=2)
+    assert "--cancel goes with MODEL alone" in err
+
+
+def test_the_policies_are_those_of_nodes():
+    assert scale.POLICIES == policy.POLICIES == ("auto", *LivePolicy)
 
 
 @pytest.mark.parametrize("options", [["--dry-run"], [], ["--wait"]])
@@ -346,12 +362,19 @@ def test_a_plan_shows_how_fast_its_edges_are(url, scaling, capsys):
 
 def test_events_are_lines_off_a_terminal(url, scaling, capsys):
     scaling.known["op-1"] = chain(wanted=2, at_s=99.0)
-    lines = said(capsys, "inspect", "events").out.splitlines()
+    lines = said(capsys, "inspect", "events", "--blobs").out.splitlines()
     assert lines[0].startswith("m: 1 → 2 instances, by chain, done")
     assert lines[1] == "    0.000 s  decided  by hand"
     assert lines[3] == "    0.100 s  claimed  node-2/cpu0"
     assert sum("  blob  " in line for line in lines) == 4
     assert lines[-1] == "    5.390 s  ready  node-2/cpu0"
+    short = said(capsys, "inspect", "events").out.splitlines()
+    assert [line for line in short if "  blobs  " not in line] == [
+        line for line in lines if "  blob  " not in line
+    ]
+    [together] = [line for line in short if "  blobs  " in line]
+    assert "node-2/cpu0  4 of them since " in together
+    assert together.split()[0] == [line for line in lines if "  blob  " in line][-1].split()[0]
     told = json.loads(said(capsys, "inspect", "events", "op-1", "--format", "json").out)
     assert [event["what"] for event in told["events"]][:2] == ["decided", "planned"]
 
@@ -360,13 +383,29 @@ def test_events_are_lines_off_a_terminal(url, scaling, capsys):
 def test_followed_events_come_once_each_and_end_with_the_operation(monkeypatch, capsys, layout):
     scaling = Progressing()
     scaling.known["op-1"] = chain()
+    options = ["--blobs"] if layout == "table" else []
+    layout = "json" if layout == "json" else "table"
     with scale_node_beside(scaling) as url:
-        out, _ = said(capsys, "inspect", "events", "--follow", "--format", layout, "--url", url)
+        command = ["inspect", "events", "--follow", "--format", layout, "--url", url]
+        out, _ = said(capsys, *command, *options)
     lines = out.splitlines()
     if layout == "json":
         lines = [" ".join(str(v) for v in json.loads(line).values()) for line in lines]
     assert len(lines) == len(set(lines)) == len(chain(at_s=99.0).events)
     assert "ready" in lines[-1]
+
+
+def test_followed_blobs_are_a_line_for_each_target(monkeypatch, capsys):
+    scaling = Progressing()
+    scaling.known["op-1"] = chain()
+    with scale_node_beside(scaling) as url:
+        out, _ = said(capsys, "inspect", "events", "--follow", "--url", url)
+    lines, events = out.splitlines(), chain(at_s=99.0).events
+    workers = {event.about for event in events if event.what == "blob"}
+    assert not any("  blob  " in line for line in lines)
+    together = [line for line in lines if "  blobs  " in line]
+    assert sorted(line.split()[3] for line in together) == sorted(workers)
+    assert len(lines) - len(together) == sum(event.what != "blob" for event in events)
 
 
 def test_followed_events_are_a_picture_on_a_terminal():

@@ -12,7 +12,7 @@ import pytest
 from blitzgw.weights.info import open_checkpoint
 from tests.support import barerelay, multicast, netns
 from tests.support.benchmodel import KEPT, bench_model, size_bytes, sizes
-from tests.support.gateways import CONFIG, NETWORK, ONE_MODEL, ClusterFailed
+from tests.support.gateways import CONFIG, NETWORK, ONE_MODEL, ClusterFailed, Terms
 from tests.support.multicast import OperationFailed, Setting
 from tests.support.multicast_report import Verdict, error, plot, received, sent, table, verdicts
 from tests.support.multicast_scenarios import relay
@@ -297,7 +297,9 @@ def test_nodes_are_told_what_config_py_knows(tmp_path):
     (tmp_path / "admin.key").write_text("k" * 64)
     (tmp_path / "admin.key").chmod(0o600)
     path = bench_model(1, 8, tmp_path)
-    model = ONE_MODEL.format(name="bench", path=path, load="true", host_copies=0)
+    terms = Terms()
+    more = {"host_copies": 0, "settings": terms.settings}
+    model = ONE_MODEL.format(name="bench", path=path, load="true", **more)
     text = CONFIG.format(
         nothing="",
         name="n0",
@@ -311,6 +313,7 @@ def test_nodes_are_told_what_config_py_knows(tmp_path):
         networks=network,
         copies=tmp_path / "copies",
         models=model,
+        **terms.of_node,
     )
     (tmp_path / "n0.toml").write_text(text)
     config = load(tmp_path / "n0.toml", environment={"BLITZGW_CLUSTER_KEY": "k" * 64})

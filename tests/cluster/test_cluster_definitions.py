@@ -623,3 +623,27 @@ async def test_a_definition_survives_the_restarts_of_its_nodes_one_by_one(
     assert nodes.holds() != first
     nodes.start("one", 2048, 400)  # the rival holds by now, and goes on to
     assert nodes.holds() != first
+
+
+async def test_instances_batch_as_the_oldest_node_that_defines_the_model_says(owner, cache):
+    world = World(owner, sources=())
+    told = replace(world.facts, max_num_seqs=8, max_batched_tokens=2048, prefix_caching=False)
+    for boot, facts in ((A, told), (B, replace(told, since_s=told.since_s + 9, max_num_seqs=3))):
+        world.directory.member_changed(member(boot), 0.0)
+        world.publish(boot, facts)
+    world.definitions.settle(world.directory.view())
+    found = world.definitions.config_of(MODEL, told.digest)
+    assert (found.max_num_seqs, found.max_batched_tokens, found.prefix_caching) == (8, 2048, False)
+    await world.definitions.close()
+
+
+@pytest.mark.parametrize("batch", [(0, 512), (600, 512), (8, 1 << 40), (-1, 5)])
+async def test_a_batching_that_cannot_be_is_not_believed(owner, cache, batch):
+    world = World(owner, sources=())
+    told = replace(world.facts, max_num_seqs=batch[0], max_batched_tokens=batch[1])
+    world.directory.member_changed(member(A), 0.0)
+    world.publish(A, told)
+    world.definitions.settle(world.directory.view())
+    found = world.definitions.config_of(MODEL, told.digest)
+    assert (found.max_num_seqs, found.max_batched_tokens) == (64, 512)
+    await world.definitions.close()

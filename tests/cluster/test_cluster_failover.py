@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.support.clusters import NOTHING, cluster, cpu, paced, within
-from tests.support.nodes import completion, stream_all, until
+from tests.support.nodes import client, completion, stream, stream_all, until
 
 PROMPTS = [
     "The capital of France is",
@@ -157,6 +157,28 @@ def test_a_killed_node_is_a_pause(tmp_path, undisturbed):
         answers = asyncio.run(stream_all(url, bodies(TOKENS), kill))
         check_same(answers, undisturbed, TOKENS)
         within(6.0, lambda: "right" not in made.alive("front"), "news of the death")
+
+
+def test_the_only_worker_is_waited_for_by_requests_that_arrive_elsewhere(tmp_path):
+    """Some of them before the ingress has heard that the worker is gone."""
+    with cluster(tmp_path, front=NOTHING, only=paced(200.0)) as made:
+        made.settle(1)
+        front, only = made.nodes["front"], made.nodes["only"]
+        body = completion(PROMPTS[0], 4, ignore_eos=True, temperature=0)
+
+        async def ask(session, delay_s):
+            await asyncio.sleep(delay_s)
+            return await stream(session, front.url, body)
+
+        async def kill_and_ask():
+            os.kill(only.worker(), signal.SIGKILL)
+            async with client() as session:
+                return await asyncio.gather(*(ask(session, 0.01 * i) for i in range(60)))
+
+        for _ in range(2):
+            answers = asyncio.run(kill_and_ask())
+            assert {(answer.status, answer.error) for answer in answers} == {(200, None)}
+            assert {answer.finish for answer in answers} == {"length"}
 
 
 def test_the_real_model_goes_on_with_the_same_tokens(tmp_path):

@@ -9,11 +9,11 @@ import pytest
 
 from blitzgw.config import Config
 from blitzgw.core.clock import MonotonicClock
-from blitzgw.core.instance import DeviceKind, InstanceState
+from blitzgw.core.instance import DeviceKind, DeviceSpec, InstanceState, PacedCost
 from blitzgw.core.view import HostFacts
 from blitzgw.definitions import Definitions
 from blitzgw.placement import load_models
-from blitzgw.premises import Premises
+from blitzgw.premises import Premises, definition_for_scaling
 
 NAME = "smollm2-135m"
 
@@ -51,6 +51,26 @@ def objection(known, digest="", *, draining=False, model=NAME, **changes):
 
 def test_a_free_device_takes_what_is_known(loaded):
     assert objection(definitions(loaded)) == ""
+
+
+def test_what_a_token_weighs_on_a_link(loaded):
+    known = definitions(loaded)
+    of_cpu = definition_for_scaling(known, NAME, [DeviceSpec("cpu0", DeviceKind.CPU)])
+    shape, dtype = loaded[0].spec.shape, loaded[0].spec.dtype
+    assert of_cpu.hidden_bytes == shape.hidden * dtype.size_bytes
+    assert of_cpu.kv_layer_bytes * shape.n_layers == shape.kv_bytes_per_token(dtype)
+    cost = PacedCost(kv_bytes=96, hidden_bytes=48)
+    paced = definition_for_scaling(known, NAME, [DeviceSpec("p", DeviceKind.PACED, cost=cost)])
+    assert (paced.hidden_bytes, paced.kv_layer_bytes) == (48, 96)
+    assert definition_for_scaling(known, "nobody's", []) is None
+
+
+def test_the_configured_live_policy_is_published(loaded):
+    stopping = [replace(m, config=replace(m.config, live="stop")) for m in loaded]
+    made = Definitions(stopping, MonotonicClock(), None)
+    made.open(lambda: None)
+    assert [facts.live for facts in made.facts()] == ["stop"]
+    assert [facts.live for facts in definitions(loaded).facts()] == ["auto"]
 
 
 def test_what_is_in_the_way_is_said(loaded):

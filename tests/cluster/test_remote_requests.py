@@ -18,6 +18,7 @@ from blitzgw.core.view import InstanceFacts, LoadFacts, NodeFacts, NodeView
 from blitzgw.errors import (
     GenerationFailed,
     InvalidRequest,
+    Outdated,
     Overloaded,
     RequestError,
     TooLarge,
@@ -30,6 +31,7 @@ from blitzgw.gossip.content import ContentClient, ContentServer
 from blitzgw.gossip.remote import RemoteIngress, RemoteInstance, rebuilt
 from blitzgw.gossip.serving import Serving
 from blitzgw.gossip.switchboard import Switchboard
+from blitzgw.router.router import Router
 from blitzgw.wire import PEER_MESSAGES
 from tests.cluster.link_kit import HIGH, LOW, End, event, request, until
 
@@ -67,6 +69,20 @@ class FakeRouter:
     @property
     def events(self) -> list[TokenEvent]:
         return [e for call in self.calls for e in call]
+
+
+class Sink:
+    """Whoever waits for an answer."""
+
+    def __init__(self) -> None:
+        self.events: list[TokenEvent] = []
+        self.errors: list[RequestError] = []
+
+    def push(self, event: TokenEvent) -> None:
+        self.events.append(event)
+
+    def fail(self, error: RequestError) -> None:
+        self.errors.append(error)
 
 
 class FakePort:
@@ -202,7 +218,7 @@ async def test_a_refusal_comes_back_as_the_same_error(error, retry):
 
 def test_every_error_has_a_code_that_leads_back_to_it():
     kinds = [InvalidRequest, Unauthorized, UnknownModel, TooLarge, Overloaded, Unavailable]
-    for cls in [*kinds, GenerationFailed]:
+    for cls in [*kinds, Outdated, GenerationFailed]:
         assert type(rebuilt(Declined("r", 0, cls.code, "text"))) is cls
     assert type(rebuilt(Declined("r", 0, "news from the future", "text"))) is Unavailable
 
@@ -219,8 +235,36 @@ async def test_what_is_not_here_as_the_ingress_thinks_is_declined(spoil):
             b.serving.unhost("i")
         a.remote(b, facts).submit(request("r"))
         await until(lambda: a.router.declined)
-        assert type(a.router.declined[0][2]) is Unavailable
+        expected = Unavailable if spoil == "draining" else Outdated
+        assert type(a.router.declined[0][2]) is expected
         assert not b.port.submitted
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_a_request_waits_for_an_instance_that_is_just_beginning_anew(comes_back):
+    """The ingress has not heard yet that the only worker has died; the owner has."""
+    async with Pair() as (a, b):
+        router = Router(a.clock, max_attempts=3, hold_timeout_s=60.0, max_held=1)
+        a.ingress._router = router
+        b.serving.unhost("i")
+        router.instance_up(a.remote(b), "d")
+        sink = Sink()
+        router.generate(request("r"), sink)
+        await until(lambda: router.held("m"))
+        assert not sink.errors
+        if comes_back:
+            b.serving.host(b.port, 4, "d")
+            router.instance_down("i", "the worker has died")
+            router.instance_up(a.remote(b, replace(FACTS, claim=4)), "d")
+            await until(lambda: b.port.submitted)
+            b.serving.on_tokens([event("r", 5, attempt=1, finish=FinishReason.LENGTH)])
+            await until(lambda: sink.events)
+            assert sink.events[0].tokens == [5]
+            assert not sink.errors
+        else:
+            router.give_up("m", "it cannot be loaded")
+            assert [type(error) for error in sink.errors] == [Unavailable]
+        assert not router.requests(0.0)
 
 
 async def test_a_request_for_another_definition_is_declined():
@@ -229,7 +273,7 @@ async def test_a_request_for_another_definition_is_declined():
         port.submit(replace(request("other"), digest="e"))
         await until(lambda: a.router.declined)
         assert [(i, n) for i, n, _ in a.router.declined] == [("other", 0)]
-        assert type(a.router.declined[0][2]) is Unavailable
+        assert type(a.router.declined[0][2]) is Outdated
         for number, digest in enumerate(("d", "")):
             port.submit(replace(request(f"r{number}"), digest=digest))
         await until(lambda: len(b.port.submitted) == 2)

@@ -104,6 +104,13 @@ def test_five_mistakes_are_five_problems_with_key_and_remedy(write):
         ),
         ('[[devices]]\nkind="paced"\ncost={fixed_us=-1}', "devices[0].cost", "0 or more"),
         ('[[devices]]\nkind="paced"\ncost={token_us=nan}', "devices[0].cost", "0 or more"),
+        ('[[devices]]\nkind="paced"\ncost={kv_bytes=-1}', "devices[0].cost.kv_bytes", "0 to"),
+        (
+            '[[devices]]\nkind="paced"\ncost={hidden_bytes=2000000}',
+            "devices[0].cost.hidden_bytes",
+            "0 to 1048576",
+        ),
+        ('[[models]]\nlive="zagzig"', "models[0].live", "one of auto, stop"),
         ('[[devices]]\nkind="paced"\ncost={token=1}', "devices[0].cost.token", '"token_us"'),
         ('[[devices]]\nkind="paced"\ncost={token_us="1"}', "devices[0].cost.token_us", "a number"),
         ('[[models]]\npath="~nobody-here/x"', "models[0].path", "does not exist"),
@@ -153,7 +160,7 @@ def test_an_automatic_device_is_every_gpu_and_its_id_stands_for_all(write):
         kv_bytes = "1GiB"
         [[devices]]
         kind = "paced"
-        cost = { fixed_us = 5, token_us = 0.5 }
+        cost = { fixed_us = 5, token_us = 0.5, kv_bytes = 96, hidden_bytes = 48 }
         [[models]]
         devices = ["all", "cuda1"]
         [[models]]
@@ -168,7 +175,7 @@ def test_an_automatic_device_is_every_gpu_and_its_id_stands_for_all(write):
         ("cuda1", 1, 1 << 30),
         ("paced0", 0, 0),
     ]
-    assert config.devices[2].cost == PacedCost(5.0, 0.5, 0.0)
+    assert config.devices[2].cost == PacedCost(5.0, 0.5, 0.0, 96, 48)
     assert [m.devices for m in config.models] == [
         ("cuda0", "cuda1"),
         ("cuda1",),

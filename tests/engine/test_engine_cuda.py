@@ -46,7 +46,7 @@ def test_a_handoff_at_every_layer_is_bit_identical(dtype, tmp_path):
         here, there = first.sequence(prompt, 1), second.sequence(prompt, 2)
         rows = [RowInput(here, 0, len(prompt), True)]
         hidden = first.engine.forward(rows, Span(0, k), None)
-        kv = first.engine.export_kv(here.table, len(prompt), Span(0, k))
+        kv = first.engine.export_kv(here.table, 0, len(prompt), Span(0, k))
         second.engine.import_kv(there.table, kv)
         moved = second.engine.import_hidden(first.engine.export_hidden(hidden))
         rest = [RowInput(there, 0, len(prompt), True)]

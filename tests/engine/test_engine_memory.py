@@ -235,6 +235,19 @@ def test_a_gpu_stages_a_blob_and_copies_it_back_for_peers(far_slab):
     assert slab.buffer(1) == right
 
 
+def test_a_gpu_stages_nothing_of_a_blob_that_was_written_to_the_device(far_slab):
+    layouts, slab = far_slab()
+    right = np.random.default_rng(4).bytes(layouts[1].size_bytes)
+    on_device = slab.on_device(1)
+    on_device.copy_(torch.frombuffer(bytearray(right), dtype=torch.uint8))
+    first = layouts[1].tensors[0]
+    bound = slab.tensors(1)[first.name]
+    assert bytes(bound.view(torch.uint8).numpy()) == right[: first.size_bytes]
+    assert bound.data_ptr() == on_device.data_ptr() + first.offset
+    assert not slab._host._arriving
+    assert slab.buffer(1) == right  # and is copied back for whoever looks
+
+
 def test_a_gpu_copies_from_pinned_memory_that_is_handed_in(far_slab, monkeypatch):
     runtime = FakeRuntime()
     monkeypatch.setattr(memory_module, "_runtime", lambda: runtime)

@@ -80,7 +80,7 @@ def test_handoff_at_any_layer_with_the_kv_before_it(k, truth):
     state, other = sequence(slot=2), sequence(slot=5)
     rows = [row(state, 0)]
     hidden = one.export_hidden(one.forward(rows, front, None))
-    two.import_kv(other.table, one.export_kv(state.table, len(PROMPT), front))
+    two.import_kv(other.table, one.export_kv(state.table, 0, len(PROMPT), front))
     tokens = step_from(two, [row(other, 0)], back, two.import_hidden(hidden))
     while len(tokens) < len(truth):
         tokens += step(two, [row(other)])
@@ -158,7 +158,7 @@ def test_kv_travels_between_engines(truth):
     one, two = engine(), engine()
     state = sequence(slot=1)
     step(one, [row(state, 0)])
-    kv = one.export_kv(state.table, len(PROMPT), WHOLE)
+    kv = one.export_kv(state.table, 0, len(PROMPT), WHOLE)
     assert len(kv.data) == 8 * LAYERS * len(PROMPT)
     other = sequence(state.tokens, slot=6)
     two.import_kv(other.table, kv)

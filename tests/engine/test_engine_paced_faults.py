@@ -71,9 +71,9 @@ def test_a_wrong_walk_over_the_layers_changes_the_token(spans, truth):
 def test_one_bit_of_one_kv_entry_changes_the_token(layer, position, truth):
     made, state = prefilled()
     span = Span(layer, layer + 1)
-    data = bytearray(made.export_kv(state.table, len(PROMPT), span).data)
+    data = bytearray(made.export_kv(state.table, 0, len(PROMPT), span).data)
     data[8 * position + 3] ^= 16
-    made.import_kv(state.table, SequenceKv(span, len(PROMPT), bytes(data)))
+    made.import_kv(state.table, SequenceKv(span, 0, len(PROMPT), bytes(data)))
     assert step(made, [row(state)]) != truth[1:2]
 
 
@@ -145,7 +145,7 @@ def test_rows_that_cannot_be_meant_are_refused(start, count, table, message):
 
 def test_foreign_state_that_does_not_fit_is_refused():
     made, state = prefilled()
-    kv = made.export_kv(state.table, len(PROMPT), WHOLE)
+    kv = made.export_kv(state.table, 0, len(PROMPT), WHOLE)
     with pytest.raises(ValueError, match="hidden states"):
         made.forward([row(state)], Span(2, 3), made.import_hidden(bytes(16)))
     with pytest.raises(ValueError, match="hidden states"):
@@ -153,9 +153,9 @@ def test_foreign_state_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="need 3 blocks"):
         made.import_kv([0, 1], kv)
     with pytest.raises(ValueError, match="reshape"):
-        made.import_kv(state.table, SequenceKv(WHOLE, len(PROMPT), kv.data[:-8]))
+        made.import_kv(state.table, SequenceKv(WHOLE, 0, len(PROMPT), kv.data[:-8]))
     with pytest.raises(ValueError, match="KV of layers"):
-        made.import_kv(state.table, SequenceKv(Span(4, 6), len(PROMPT), kv.data[: 8 * 90]))
+        made.import_kv(state.table, SequenceKv(Span(4, 6), 0, len(PROMPT), kv.data[: 8 * 90]))
     with pytest.raises(ValueError, match="outside"):
         made.copy_blocks([(0, 64)])
     with pytest.raises(ValueError, match="outside"):

@@ -33,10 +33,10 @@ def reference(smollm2: Path) -> transformers.PreTrainedModel:
 def prompts() -> list[list[int]]:
     """Text for half of the lengths, any tokens for the other half."""
     from blitzgw.weights.cache import resolve
-    from blitzgw.weights.info import model_spec
+    from blitzgw.weights.info import resolve_model
 
     tokenizers = pytest.importorskip("tokenizers")
-    _, text = model_spec("m", resolve("smollm2-135m"), None, None)
+    text = resolve_model("m", resolve("smollm2-135m"), None, None).text
     tokenizer = tokenizers.Tokenizer.from_file(text.tokenizer_path)
     licence = tokenizer.encode(Path("LICENSE").read_text()).ids
     draw = random.Random(3)

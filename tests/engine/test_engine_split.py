@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def hand_over(
     k: int,
     n: int,
 ) -> None:
-    target.import_kv(to.table, source.export_kv(from_.table, n, Span(0, k)))
+    target.import_kv(to.table, source.export_kv(from_.table, 0, n, Span(0, k)))
 
 
 @pytest.mark.parametrize("dtype", [Dtype.FLOAT32, Dtype.BFLOAT16])
@@ -121,12 +122,53 @@ def test_kv_that_does_not_fit_is_refused(tiny):
     rig = Rig(tiny, Dtype.FLOAT32)
     sequence = rig.sequence(PROMPT, 0)
     rig.prefill(sequence)
-    kv = rig.engine.export_kv(sequence.table, 45, Span(0, 6))
-    with pytest.raises(ValueError, match="45 tokens in 2 blocks"):
+    kv = rig.engine.export_kv(sequence.table, 0, 45, Span(0, 6))
+    with pytest.raises(ValueError, match=r"\[0, 45\) in 2 blocks"):
         rig.engine.import_kv(sequence.table[:2], kv)
     with pytest.raises(ValueError, match="does not fit"):
-        rig.engine.import_kv(sequence.table, type(kv)(kv.span, 44, kv.data))
+        rig.engine.import_kv(sequence.table, type(kv)(kv.span, 0, 44, kv.data))
     with pytest.raises(ValueError, match="whole hidden"):
         rig.engine.import_hidden(b"\0" * 20)
     with pytest.raises(ValueError, match="run of blocks"):
-        rig.engine.export_kv([1, 2], BLOCK_TOKENS, Span(0, 6))
+        rig.engine.export_kv([1, 2], 0, BLOCK_TOKENS, Span(0, 6))
+
+
+def test_kv_is_exported_while_others_compute(tiny):
+    """Another thread reads a sequence's KV by layer and range, the same every time."""
+    rig = Rig(tiny, Dtype.BFLOAT16)
+    sequence, busy = rig.sequence(PROMPT, 0), rig.sequence(PROMPT[::-1], 1)
+    rig.prefill(sequence)
+    layers = [Span(i, i + 1) for i in range(6)]
+
+    def export() -> list[bytes]:
+        return [bytes(rig.engine.export_kv(sequence.table, 7, 40, s).data) for s in layers]
+
+    expected, seen, over = export(), [], threading.Event()
+
+    def read() -> None:
+        while not over.is_set():
+            seen.append(export() == expected)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for _ in range(20):
+        rig.engine.forward([RowInput(busy, 0, len(PROMPT), True)], rig.whole, None)
+    over.set()
+    thread.join(10)
+    assert seen
+    assert all(seen)
+
+
+def test_hidden_states_that_begin_anywhere_and_cannot_be_written_are_taken(tiny):
+    rig = Rig(tiny, Dtype.FLOAT32)
+    rows = [RowInput(rig.sequence(PROMPT, 0), 0, 9, True)]
+    hidden = rig.engine.forward(rows, Span(0, 2), None)
+    data = bytes(rig.engine.export_hidden(hidden))
+    shifted = memoryview(bytearray(b"\0" + data))[1:]
+    for given in (data, memoryview(data), shifted):
+        assert torch.equal(rig.engine.import_hidden(given), hidden)
+    parts = [hidden[:4], hidden[4:5], hidden[5:]]
+    assert torch.equal(rig.engine.join_hidden(parts), hidden)
+    assert (
+        bytes(rig.engine.export_hidden(hidden[4:5])) == data[len(data) // 9 * 4 :][: len(data) // 9]
+    )

@@ -7,6 +7,7 @@ from blitzgw.core.request import TokenEvent
 from blitzgw.errors import (
     GenerationFailed,
     InvalidRequest,
+    Outdated,
     Overloaded,
     TooLarge,
     Unavailable,
@@ -190,6 +191,57 @@ def test_a_held_request_that_is_declined_waits_on_but_no_longer(world):
     world.wait(HOLD_S / 4)
     assert [type(error) for error in sink.errors] == [Unavailable]
     assert counts(world).declined == 4
+
+
+def absent(world, name="a"):
+    """An instance whose node knows that it is not there, which this node has not heard yet."""
+    instance = world.far(name)
+    instance.refusal = Outdated(f"instance {name} is not here")
+    return instance
+
+
+def test_a_new_request_waits_for_an_instance_that_is_not_there_just_now(world):
+    a = absent(world)
+    sink = world.ask()
+    for _ in range(3):
+        arrive(world, a)
+        assert world.router.held("m") == 1
+        world.wait(COOLING_S)
+    assert counts(world).declined >= 2
+    a.inbox.clear()
+    world.down(a)
+    a = world.far("a")
+    arrive(world, a)
+    run(world, a, sink)
+    assert sink.tokens == sink.whole()
+
+
+def test_it_waits_no_longer_than_where_no_instance_is_known(world):
+    a = absent(world)
+    sink = world.ask()
+    arrive(world, a)
+    world.wait(HOLD_S / 2)
+    arrive(world, a)
+    assert not sink.ended
+    world.wait(HOLD_S)
+    assert [type(error) for error in sink.errors] == [Unavailable]
+
+
+def test_no_more_wait_for_it_than_where_no_instance_is_known(world):
+    a = absent(world)
+    sinks = [world.ask() for _ in range(MAX_HELD + 1)]
+    arrive(world, a)
+    assert [len(sink.errors) for sink in sinks] == [0] * MAX_HELD + [1]
+    assert type(sinks[-1].errors[0]) is Unavailable
+
+
+def test_who_is_not_there_does_not_hide_that_another_is_full(world):
+    a, b = absent(world), world.far("b")
+    b.refusal = Overloaded("full")
+    sink = world.ask()
+    for _ in range(2):
+        arrive(world, a, b)
+    assert [type(error) for error in sink.errors] == [Overloaded]
 
 
 def test_held_requests_leave_those_alone_that_have_declined(world):

@@ -13,6 +13,7 @@ from blitzgw.core.layout import LAYOUT_VERSION
 from blitzgw.core.operation import ScaleAnswer, ScaleOrder
 from blitzgw.core.plan import Edge, Links, Plan, Prediction, Read, Task, Tier, node_of
 from blitzgw.core.rumours import Status
+from blitzgw.core.span import Span
 from blitzgw.core.transfer import (
     BlobChecked,
     CloseEdge,
@@ -28,12 +29,14 @@ from blitzgw.core.view import (
     DeviceFacts,
     HostFacts,
     InstanceFacts,
+    LoadFacts,
     ModelFacts,
     NetworkFacts,
     NodeFacts,
     NodeView,
     mask_of,
 )
+from blitzgw.scaling.duties import PairInstance, StageInstance, UnpairInstance, UnstageInstance
 from blitzgw.scaling.events import (
     BringUp,
     CancelAsked,
@@ -114,6 +117,9 @@ class Device:
     store: set[int] = field(default_factory=set)
     copy: set[int] | None = None
     up: bool = True
+    helps: str = ""
+    stage: Span | None = None
+    load: LoadFacts | None = None
     life: int = 0
     """Raised when the worker restarts or what is on the device changes."""
 
@@ -214,6 +220,21 @@ class Node:
                 device = self.devices[effect.device]
                 if device.instance == effect.instance:
                     self.clear(device)
+            case PairInstance():
+                device = self.devices[effect.device]
+                assert device.instance == effect.instance, "paired what is not there"
+                assert device.state is InstanceState.LOADING, "a complete instance helps nobody"
+                assert effect.home != effect.instance
+                device.helps = effect.home
+            case UnpairInstance():
+                self.devices[effect.device].helps = ""
+            case StageInstance():
+                device = self.devices[effect.device]
+                assert device.instance == effect.instance, "a stage is not there"
+                assert effect.next != effect.instance
+                device.stage = effect.span
+            case UnstageInstance():
+                self.devices[effect.device].stage = None
             case RetireInstance():
                 device = self.devices[effect.device]
                 assert device.instance == effect.instance, "retired what is not there"
@@ -256,7 +277,7 @@ class Node:
         if not self.alive or device.life != life:
             return
         if device.instance and device.state is InstanceState.LOADING:
-            device.state = InstanceState.SERVING
+            device.state, device.helps = InstanceState.SERVING, ""
             self.tell_steward(InstanceServes(device.id, device.instance))
         elif not device.instance and device.copy is not None:
             self.tell_steward(WorkerSaid(device.id, CopyHeld(MODEL.weights, 550)))
@@ -269,6 +290,7 @@ class Node:
 
     def clear(self, device: Device) -> None:
         device.instance, device.state, device.store = "", InstanceState.GONE, set()
+        device.helps, device.stage = "", None
         device.claim += 1
         device.life += 1
         self.world.close_all(device, "the store is gone")
@@ -294,7 +316,8 @@ class Node:
         instances = {
             d.instance: InstanceFacts(
                 d.instance, "m", MODEL.digest, d.id, d.claim, d.state, len(d.store), 2,
-                weights=MODEL.weights, blobs=mask_of(d.store),
+                weights=MODEL.weights, blobs=mask_of(d.store), helps=d.helps,
+                stage=d.stage,
             )
             for d in self.devices.values()
             if d.instance
@@ -318,6 +341,7 @@ class Node:
             devices=devices,
             models={"m": model},
             instances=instances,
+            loads={d.instance: d.load for d in self.devices.values() if d.instance and d.load},
             copies=copies,
             host_facts=HostFacts(1 << 30, networks=networks),
         )

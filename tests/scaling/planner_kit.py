@@ -6,13 +6,20 @@ from collections.abc import Mapping, Sequence
 
 from hypothesis import strategies as st
 
-from blitzgw.core.plan import Edge, Holder, Links, Plan, Port, Task, Tier
+from blitzgw.core.plan import Edge, Holder, Links, Plan, Port, Prediction, Task, Tier
 from blitzgw.scaling.planner.base import PlanError, Unfit
 from blitzgw.scaling.planner.choose import STRATEGIES
 from blitzgw.scaling.planner.ground import Ground
+from blitzgw.scaling.planner.predict import follow
+from blitzgw.scaling.planner.simulation import Watch
 
 RATE = 50e6
 PIECE = 1 << 20
+
+
+def predict(plan: Plan, task: Task, links: Links, watch: Watch | None = None) -> Prediction:
+    """Return the prediction alone."""
+    return follow(plan, task, links, watch)[0]
 
 
 def even_links(

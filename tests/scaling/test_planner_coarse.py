@@ -15,7 +15,7 @@ from blitzgw.scaling.planner.check import faults
 from blitzgw.scaling.planner.choose import STRATEGIES, choose
 from blitzgw.scaling.planner.coarse import CELLS, LEAST_GROUPS, Grouping, coarsen, grouped
 from blitzgw.scaling.planner.ground import Ground
-from blitzgw.scaling.planner.predict import follow, predict
+from blitzgw.scaling.planner.predict import follow
 from blitzgw.scaling.planner.thin import PAIRS, thinned
 from blitzgw.scaling.planner.unfold import unfolded
 from tests.scaling.planner_kit import (
@@ -25,6 +25,7 @@ from tests.scaling.planner_kit import (
     even_links,
     even_task,
     planned,
+    predict,
     situations,
 )
 

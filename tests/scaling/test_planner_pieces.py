@@ -11,8 +11,7 @@ from blitzgw.scaling.planner.check import resident_blobs
 from blitzgw.scaling.planner.choose import STRATEGIES
 from blitzgw.scaling.planner.fairshare import fair_rates
 from blitzgw.scaling.planner.flows import Resources
-from blitzgw.scaling.planner.predict import predict
-from tests.scaling.planner_kit import RATE, all_plans, even_links, even_task
+from tests.scaling.planner_kit import RATE, all_plans, even_links, even_task, predict
 
 STEPS = 1200
 """Stretches of time that a plan is followed in."""

@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 
 from blitzgw.core.plan import Edge, Holder, Links, Plan, Port, Read, Task, Tier
-from blitzgw.scaling.planner.predict import predict
-from tests.scaling.planner_kit import PIECE, RATE, crossed, even_links, even_task, planned
+from tests.scaling.planner_kit import PIECE, RATE, crossed, even_links, even_task, planned, predict
 
 SIZE = 32 * 8 * PIECE
 ONE_S = SIZE / RATE

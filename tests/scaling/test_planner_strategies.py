@@ -11,8 +11,7 @@ from blitzgw.scaling.planner.base import PlanError, Unfit
 from blitzgw.scaling.planner.check import faults
 from blitzgw.scaling.planner.choose import STRATEGIES
 from blitzgw.scaling.planner.ground import Ground
-from blitzgw.scaling.planner.predict import predict
-from tests.scaling.planner_kit import RATE, all_plans, even_links, even_task, planned
+from tests.scaling.planner_kit import RATE, all_plans, even_links, even_task, planned, predict
 
 ALL = tuple(range(32))
 EVERY = frozenset(ALL)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blitzgw.core.live import LivePolicy, Pair
 from blitzgw.core.operation import (
     Abandon,
     BlobNews,
@@ -37,6 +38,7 @@ from blitzgw.core.transfer import (
     OpenReceive,
     OpenSend,
 )
+from blitzgw.scaling.duties import PairInstance, UnpairInstance
 from blitzgw.scaling.events import (
     UNKNOWN_EPOCH,
     BringUp,
@@ -106,6 +108,9 @@ class Rig:
         self.house, self.now = House(), 0.0
         self.steward = Steward("n", "me", self.house)
 
+    def leased(self, device):
+        return any(device in held.leases for held in self.steward._engaged.values())
+
     def tell(self, event, now=None):
         self.now = self.now if now is None else now
         effects = self.steward.handle(event, self.now)
@@ -128,8 +133,18 @@ def edge(name, source, target, rate=10.0, blobs=(0, 1)):
     return EdgeOrder(name, source, target, "net", "h", 1, blobs, b"k" * 32, rate)
 
 
-def engage(epoch, *edges, operation="op", reads=(), copy=False):
-    return Engage(operation, epoch, "m", "d", W, edges, reads, seed=5, copy=copy)
+def engage(epoch, *edges, operation="op", reads=(), copy=False, **live):
+    return Engage(operation, epoch, "m", "d", W, edges, reads, seed=5, copy=copy, **live)
+
+
+def helping(epoch, *homes, policy=LivePolicy.ZIGZAG):
+    """Let g0 help each of these, if any, and a worker of another node somebody else."""
+    pairs = (Pair("p/x", "m@q/z"), *(Pair("n/g0", home) for home in homes))
+    return engage(epoch, edge("e1", "p/x", "n/g0"), policy=policy, pairs=pairs)
+
+
+def paired(effects):
+    return [e for e in effects if isinstance(e, PairInstance | UnpairInstance)]
 
 
 def sent(effects):
@@ -155,7 +170,7 @@ def test_only_the_owner_is_heard():
     rig.brought_up()
     for message in (Abandon("op", "x"), Conclude("op"), engage(2), Renew("op")):
         assert rig.say(message, "rival") == []
-    assert rig.steward.leased("g0")
+    assert rig.leased("g0")
 
 
 @pytest.mark.parametrize("lease_s", [float("nan"), float("inf"), 1e300, -5.0, 0.0])
@@ -168,7 +183,7 @@ def test_no_lease_is_for_ever_or_over_before_it_began(lease_s):
     rig.say(Renew("op"))
     assert 0 < rig.steward.deadline() <= MAX_LEASE_S
     rig.tell(TimePassed(), MAX_LEASE_S + 1)
-    assert not rig.steward.leased("g0")
+    assert not rig.leased("g0")
 
 
 @pytest.mark.parametrize("rate", [float("nan"), float("inf"), -1.0])
@@ -193,7 +208,7 @@ def test_epochs_replace_each_other_and_old_ones_are_dropped():
     assert {e.message.edge for e in effects if isinstance(e, ToWorker)} == {"e1", "e2"}
     assert all(isinstance(e.message, CloseEdge) for e in effects if isinstance(e, ToWorker))
     assert rig.steward.reserved() == {}
-    assert rig.steward.leased("g0")
+    assert rig.leased("g0")
 
 
 def test_ports_are_not_promised_beyond_their_rate():
@@ -281,7 +296,7 @@ def test_a_lost_worker_fails_its_target_and_its_edges():
     assert TargetFailed("op", "n/g0", "killed") in messages
     assert any(isinstance(m, EdgeNews) and m.ended for m in messages)
     assert any(isinstance(e, DropInstance) for e in effects)
-    assert not rig.steward.leased("g0")
+    assert not rig.leased("g0")
 
 
 @pytest.mark.parametrize("how", ["silence", "death"])
@@ -312,7 +327,47 @@ def test_what_is_ready_stays_without_its_owner_and_drains_when_abandoned():
         effects = rig.say(message) if message else rig.tell(NodeDied("owner"))
         told = [type(e) for e in effects if isinstance(e, RetireInstance | DropInstance)]
         assert told == kinds
-        assert not rig.steward.leased("g0")
+        assert not rig.leased("g0")
+
+
+def test_a_target_helps_whom_it_is_told_to_until_it_is_complete():
+    rig = Rig()
+    rig.claim()
+    rig.claim("g1", 7)
+    first = PairInstance("g0", "m@n/g0", "m@p/x", LivePolicy.ZIGZAG)
+    assert paired(rig.say(helping(1, "m@p/x"))) == [first]
+    assert paired(rig.say(helping(1, "m@p/x"))) == [], "the same order"
+    assert paired(rig.say(helping(2, "m@p/x"))) == [], "the same pair in a new plan"
+    assert paired(rig.say(helping(3, "m@p/y"))) == [replace(first, home="m@p/y")]
+    best = PairInstance("g0", "m@n/g0", "m@p/y", LivePolicy.BEST_EFFORT)
+    assert paired(rig.say(helping(4, "m@p/y", policy=LivePolicy.BEST_EFFORT))) == [best]
+    assert paired(rig.say(helping(5))) == [UnpairInstance("g0", "m@n/g0")]
+    assert paired(rig.say(helping(6, "m@p/x"))) == [first]
+    rig.tell(InstanceServes("g0", "m@n/g0"))
+    assert paired(rig.say(helping(7, "m@p/y"))) == paired(rig.say(helping(8))) == []
+    assert paired(rig.say(Conclude("op"))) == []
+
+
+def test_a_policy_can_change_and_an_order_that_lets_go_ends_it():
+    rig = Rig()
+    rig.claim()
+    for epoch, policy in ((1, LivePolicy.STOP), (2, LivePolicy.ZIGZAG)):
+        (pair,) = paired(rig.say(helping(epoch, "m@p/x", policy=policy)))
+        assert pair == PairInstance("g0", "m@n/g0", "m@p/x", policy)
+    gone = UnpairInstance("g0", "m@n/g0")
+    assert paired(rig.say(engage(3))) == [gone]
+    rig.say(helping(4, "m@p/x"))
+    assert paired(rig.say(engage(5))) == [gone]
+    rig.say(helping(6, "m@p/x"))
+    effects = rig.say(Abandon("op", "given up"))
+    assert [type(e) for e in effects if not isinstance(e, ToWorker | PublishNetworks)] == [
+        DropInstance
+    ]
+
+
+def test_who_has_no_lease_helps_nobody():
+    rig = Rig()
+    assert paired(rig.say(helping(1, "m@p/x"))) == []
 
 
 def test_retiring_waits_for_the_end_and_minds_the_claim():
@@ -331,7 +386,7 @@ def test_a_target_that_is_given_back_is_free_at_once():
     effects = rig.say(Retire("op", "m@n/g0", 5))
     assert any(isinstance(e, DropInstance) for e in effects)
     assert sent(effects) == [Retired("op", "m@n/g0")]
-    assert not rig.steward.leased("g0")
+    assert not rig.leased("g0")
 
 
 def test_a_checkpoint_is_read_into_a_store_that_goes_with_the_operation():

@@ -26,7 +26,7 @@ class Node:
         self.errors: list[Exception] = []
         self.router = Router(self, max_attempts=3, hold_timeout_s=10.0, max_held=4)
         self.serving = Serving(self, self.router, self)
-        self.shell = SchedulerShell(Scheduler(10_000), self, self, self.serving)
+        self.shell = SchedulerShell(Scheduler(10_000), self, self, self.serving, self)
         self.port = self.shell.add_instance(served())
         self.router.instance_up(self.port)
         self.serving.host(self.port, 1)

@@ -25,7 +25,7 @@ class Everything:
         self.steps: list[Step] = []
         self.tokens: list[TokenEvent] = []
         self.lost: list[tuple[tuple[Loss, ...], str]] = []
-        self.shell = SchedulerShell(Scheduler(1000), self, self, self)
+        self.shell = SchedulerShell(Scheduler(1000), self, self, self, self)
         self.abort_on_token = False
 
     def now(self) -> float:
@@ -33,6 +33,9 @@ class Everything:
 
     async def sleep(self, duration_s: float) -> None:
         raise AssertionError("the shell never waits")
+
+    def send(self, command) -> None:
+        raise AssertionError("no parcels here")
 
     def post(self, step: Step) -> None:
         self.steps.append(step)

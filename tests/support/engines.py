@@ -16,7 +16,7 @@ from blitzgw.core.span import Span
 from blitzgw.core.step import BLOCK_TOKENS, KvGeometry
 from blitzgw.engine.base import RowInput, SequenceState
 from blitzgw.engine.decoder import TorchEngine
-from blitzgw.weights.info import model_spec, open_checkpoint
+from blitzgw.weights.info import open_checkpoint, resolve_model
 from blitzgw.weights.loader import load_blobs
 
 CPU = DeviceSpec("cpu0", DeviceKind.CPU)
@@ -36,7 +36,7 @@ class Rig:
         context: int = 512,
         device: DeviceSpec = CPU,
     ) -> None:
-        self.spec, _ = model_spec("tested", path, dtype, None)
+        self.spec = resolve_model("tested", path, dtype, None).spec
         shape = self.spec.shape
         blocks = -(-min(context, self.spec.max_model_len) // BLOCK_TOKENS)
         self.kv = KvGeometry(slots, blocks, shape.kv_bytes_per_token(dtype) * BLOCK_TOKENS)

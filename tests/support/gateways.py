@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ CONFIG = """
 name = "{name}"
 cache_dir = "{cache}"
 drain_timeout_s = 1.0
+dilation = {dilation}
 [http]
 host = "0.0.0.0"
 port = {http_port}
@@ -43,22 +44,27 @@ networks = [{networks}]
 copies_dir = "{copies}"
 [[devices]]
 id = "p0"
-kind = "paced"
-kv_bytes = "1GiB"
-cost = {{ fixed_us = 0, token_us = 0, context_us = 0 }}
+{device}
 {models}
 """
+NO_TIME = """kind = "paced"
+kv_bytes = "1GiB"
+cost = { fixed_us = 0, token_us = 0, context_us = 0 }"""
+"""A device that computes as fast as it can hash."""
+
 ONE_MODEL = """
 [[models]]
 name = "{name}"
 path = "{path}"
-max_model_len = 512
 load_at_start = {load}
 host_copies = {host_copies}
+{settings}
 """
 NETWORK = '{{ name = "{name}", host = "{host}", rate = {rate} }}'
 FAST_RATE_BYTES_PER_S = 1.25e9
 """What is said of an unshaped cable: 10 Gbit/s, about what two busy cores make of it."""
+
+TRACER = Path(__file__).with_name("live_trace.py")
 
 T = TypeVar("T")
 
@@ -68,16 +74,36 @@ class ClusterFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """How nodes compute: TOML of their device and of their model, and how slowly time passes.
+
+    What the nodes are told of links is dilated as their clock is. With `traced` they write down
+    what they compute (live_trace.py).
+    """
+
+    device: str = NO_TIME
+    settings: str = "max_model_len = 512"
+    dilation: float = 1.0
+    traced: bool = False
+
+    @property
+    def of_node(self) -> dict[str, Any]:
+        """What CONFIG asks of them."""
+        return {"device": self.device, "dilation": self.dilation}
+
+
+@dataclass(frozen=True, slots=True)
 class Roles:
     """What nodes are for: the first `sources` hold the model at the start, all have a device.
 
     The first `definers` define it at least, so that it is configured when a source is dead.
     """
 
-    model: Path
+    model: Path | str
     sources: int = 1
     host_copies: int = 0
     definers: int = 0
+    terms: Terms = field(default_factory=Terms)
 
 
 class Gateways:
@@ -106,9 +132,15 @@ class Gateways:
     def start(self, node: int) -> None:
         file = self.bed.folder / f"n{node}.toml"
         file.write_text(self.configuration(node))
-        blitzgw = Path(sys.executable).with_name("blitzgw")
-        self.bed.start(node, [str(blitzgw), "run", "--config", str(file)], self._env)
+        command = [str(Path(sys.executable).with_name("blitzgw"))]
+        if self.roles.terms.traced:
+            command = [sys.executable, "-P", str(TRACER), str(self.trace(node))]
+        self.bed.start(node, [*command, "run", "--config", str(file)], self._env)
         self.running.add(node)
+
+    def trace(self, node: int) -> Path:
+        """Where a node that is traced writes down what it computes."""
+        return self.bed.folder / f"n{node}.trace"
 
     def kill(self, node: int) -> float:
         """Kill a node and its workers, as if its machine had lost its power; return when."""
@@ -136,13 +168,14 @@ class Gateways:
 
     def configuration(self, node: int) -> str:
         """Return a node's configuration."""
-        bed = self.bed
+        bed, terms = self.bed, self.roles.terms
         seeds = [
             f'"{bed.address(other)}:{CLUSTER_PORT}"' for other in (0, 1) if other in self.nodes
         ]
         model = ""
         if node < max(self.roles.sources, self.roles.definers):
             values = {"path": self.roles.model, "host_copies": self.roles.host_copies}
+            values["settings"] = terms.settings
             load = str(node < self.roles.sources).lower()
             model = ONE_MODEL.format(name=MODEL, load=load, **values)
         fast = bed.fast_address(node)
@@ -156,10 +189,11 @@ class Gateways:
             address=bed.address(node),
             cluster_port=CLUSTER_PORT,
             seeds=", ".join(seeds),
-            rate=bed.spec.rate_mbit * 1e6 / 8,
+            rate=bed.spec.rate_mbit * 1e6 / 8 * terms.dilation,
             networks=network if fast else "",
             copies=bed.memory(node),
             models=model,
+            **terms.of_node,
         )
 
     def get(self, path: str, node: int | None = None) -> tuple[int, Any]:
@@ -241,7 +275,9 @@ class Gateways:
 
     def _forget(self, node: int) -> None:
         """Empty a machine's memory: it has lost its power."""
-        for path in self.bed.memory(node).iterdir():
+        memory = self.bed.memory(node)
+        memory.mkdir(mode=0o700, exist_ok=True)  # a node that ended well has taken it along
+        for path in memory.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
             else:

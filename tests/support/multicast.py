@@ -110,9 +110,10 @@ def scale(cluster: Cluster, setting: Setting, instances: int, strategy: str = ""
     return await_end(cluster, setting, begin(cluster, instances, strategy))
 
 
-def begin(cluster: Cluster, instances: int, strategy: str = "") -> dict[str, Any]:
+def begin(cluster: Cluster, instances: int, strategy: str = "", policy: str = "") -> dict[str, Any]:
     """Ask for so many instances; return the operation. Raises OperationFailed."""
     body = {"instances": instances} | ({"strategy": strategy} if strategy else {})
+    body |= {"policy": policy} if policy else {}
     status, facts = cluster.post(SCALE_PATH, body)
     if status not in {200, 202}:
         raise OperationFailed(

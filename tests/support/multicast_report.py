@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-from xml.sax.saxutils import escape
+
+from tests.support.svg import COLOURS, GREY, RULE, box, image, nice, polyline, text
 
 Row = Mapping[str, Any]
 
@@ -16,9 +17,7 @@ STAR_TARGETS = 8
 
 WIDTH, HEIGHT = 720, 440
 LEFT, RIGHT, TOP, BOTTOM = 64, 150, 24, 48
-COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#bf3989", "#57606a")
-GREY = "#8c959f"
-TICKS, MIN_STEP_S = 6, 1e-4
+TICKS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +100,12 @@ def plot(rows: Sequence[Row]) -> str:
     """Return an SVG image: seconds over the number of targets, a line for each strategy."""
     strategies = list(dict.fromkeys(row["strategy"] for row in rows if not row.get("scenario")))
     most_s = max([row["seconds"] for row in rows] + [row["ideal_seconds"] for row in rows])
-    step = _nice(most_s / TICKS)
+    step = nice(most_s / TICKS)
     frame = _Frame(max(row["targets"] for row in rows), step * math.ceil(most_s / step))
     parts = [*frame.axes(step, sorted({row["targets"] for row in rows}))]
     ideal_s = max(row["ideal_seconds"] for row in rows)
-    parts.append(
-        frame.line([(0, ideal_s), (frame.n, ideal_s)], "#8c959f", 'stroke-dasharray="5 4"')
-    )
-    parts.append(frame.label(len(strategies), "#8c959f", "bytes / rate"))
+    parts.append(frame.line([(0, ideal_s), (frame.n, ideal_s)], GREY, 'stroke-dasharray="5 4"'))
+    parts.append(frame.label(len(strategies), GREY, "bytes / rate"))
     for place, strategy in enumerate(strategies):
         colour = COLOURS[place % len(COLOURS)]
         points = sorted((n, row["seconds"]) for n, row in of_strategy(rows, strategy).items())
@@ -116,12 +113,8 @@ def plot(rows: Sequence[Row]) -> str:
         parts.append(frame.label(place, colour, strategy))
     first = rows[0]
     title = f"{first['size_bytes'] / 1e6:.0f} MB at {first['rate_mbit']:g} Mbit/s (paced)"
-    parts.append(_text(LEFT, TOP - 8, title, "start"))
-    size = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
-    font = 'font-family="sans-serif" font-size="12"'
-    background = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font}>'
-    return "\n".join([head, background, *parts, "</svg>"]) + "\n"
+    parts.append(text(LEFT, TOP - 8, title, "start"))
+    return image(WIDTH, HEIGHT, parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,25 +134,23 @@ class _Frame:
         parts = []
         for number in range(round(self.top_s / step) + 1):
             y = self.y(number * step)
-            parts.append(self.line([(0, number * step), (self.n, number * step)], "#d0d7de"))
-            parts.append(_text(LEFT - 8, y + 4, f"{number * step:g} s", "end"))
-        parts += [_text(self.x(n), HEIGHT - BOTTOM + 18, str(n), "middle") for n in numbers]
-        parts.append(_text(self.x(self.n / 2), HEIGHT - 10, "targets", "middle"))
+            parts.append(self.line([(0, number * step), (self.n, number * step)], RULE))
+            parts.append(text(LEFT - 8, y + 4, f"{number * step:g} s", "end"))
+        parts += [text(self.x(n), HEIGHT - BOTTOM + 18, str(n), "middle") for n in numbers]
+        parts.append(text(self.x(self.n / 2), HEIGHT - 10, "targets", "middle"))
         return parts
 
     def line(self, points: Sequence[tuple[float, float]], colour: str, more: str = "") -> str:
-        where = " ".join(f"{self.x(n):.1f},{self.y(s):.1f}" for n, s in points)
-        return f'<polyline points="{where}" fill="none" stroke="{colour}" {more}/>'
+        return polyline(((self.x(n), self.y(s)) for n, s in points), colour, more)
 
     def dot(self, targets: float, seconds: float, colour: str) -> str:
         title = f"<title>{targets} targets: {seconds:.3f} s</title>"
         where = f'cx="{self.x(targets):.1f}" cy="{self.y(seconds):.1f}"'
         return f'<circle {where} r="3.5" fill="{colour}">{title}</circle>'
 
-    def label(self, place: int, colour: str, text: str) -> str:
+    def label(self, place: int, colour: str, words: str) -> str:
         x, y = WIDTH - RIGHT + 16, TOP + 16 + 18 * place
-        mark = f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{colour}"/>'
-        return mark + _text(x + 16, y, text, "start")
+        return box(x, y - 9, 10, 10, colour) + text(x + 16, y, words, "start")
 
 
 def _line(row: Row, rows: Sequence[Row]) -> str:
@@ -187,14 +178,3 @@ def _seconds(value: float) -> str:
 
 def _to_ideal(row: Row) -> float:
     return float(row["seconds"] / row["ideal_seconds"])
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _nice(step: float) -> float:
-    """Return the next of 1, 2, 5, 10 … times a power of ten."""
-    step = max(step, MIN_STEP_S)
-    base = 10 ** math.floor(math.log10(step))
-    return next(base * factor for factor in (1, 2, 5, 10) if base * factor >= step * 0.999)

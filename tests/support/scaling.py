@@ -112,13 +112,15 @@ class FakeScaling:
     instances: int = 1
     known: dict[str, OperationFacts] = field(default_factory=dict)
     asked: list[tuple[str, int, bool, str]] = field(default_factory=list)
+    policies: list[str] = field(default_factory=list)
     refusal: RequestError | None = None
 
     async def scale(
-        self, model: str, instances: int, *, dry_run: bool, strategy: str
+        self, model: str, instances: int, *, dry_run: bool, strategy: str, policy: str
     ) -> OperationFacts:
         """Begin, plan or find nothing to do."""
         self.asked.append((model, instances, dry_run, strategy))
+        self.policies.append(policy)
         if self.refusal is not None:
             raise self.refusal
         number = len(self.known) + 1

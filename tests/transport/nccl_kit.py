@@ -55,6 +55,7 @@ class DeviceMemoryStore(MemoryStore):
             self.staged_bytes += span[2] - span[1]
             self.blobs[index][span[1] : span[2]] = bytes(self.device[index])[span[1] : span[2]]
             self.only_there.discard(span)
+        return self.view(index)[start:stop]
 
     def contents(self):
         return [bytes(blob) for blob in self.device]

@@ -15,48 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from blitzgw.core.transfer import DataNetwork, EdgeClosed, EdgeTerms, OpenReceive, OpenSend
-from blitzgw.engine.lanes import lane_sum
 from blitzgw.transport.edges import Edges
 from blitzgw.transport.nccl import open_library, version_name
 from blitzgw.transport.nccl_bypasses import NcclBypasses
-from tests.transport.edges_kit import NET, MemoryStore
+from tests.transport.edges_kit import NET, until
+from tests.worker.device_kit import MB, Weights
 
-MB = 1 << 20
 AGREE_S = 20.0
-
-
-class TorchStore(MemoryStore):
-    """A nccl_device.DeviceStore of one blob in a torch tensor."""
-
-    def __init__(self, size, device):
-        super().__init__((size,))
-        self.tensor = torch.zeros(size, dtype=torch.uint8, device=device)
-        self.n_landed = 0
-        self.there = set()
-
-    def pointer(self, index, offset):
-        return self.tensor.data_ptr() + offset
-
-    def lane_sum(self, index, start, stop):
-        return lane_sum(self.tensor[start:stop])
-
-    def landed(self, index, start, stop):
-        self.n_landed += 1
-        self.there.add((start, stop))
-
-    def stage(self, index, start, stop):
-        for span in [s for s in self.there if s[0] < stop and start < s[1]]:
-            self.mirror()[slice(*span)] = self.tensor[slice(*span)].cpu()
-
-    def advance(self, index, start, stop, source=""):
-        if (start, stop) not in self.there:
-            self.tensor[start:stop] = self.mirror()[start:stop].to(self.tensor.device)
-            if self.tensor.is_cuda:  # this stream alone: a dead peer may block NCCL's
-                torch.cuda.current_stream().synchronize()
-        super().advance(index, start, stop, source)
-
-    def mirror(self):
-        return torch.frombuffer(self.blobs[0], dtype=torch.uint8)
 
 
 def say(*words):
@@ -67,25 +32,22 @@ def contents(size):
     return torch.randint(0, 256, (size,), dtype=torch.uint8, generator=torch.manual_seed(5))
 
 
-def fill(store, size, device, pace_s, has_agreed):
+def fill(weights, device, pace_s, has_agreed):
     """Make a source's blob resident."""
-    data = contents(size)
-    store.mirror().copy_(data)
-    store.tensor.copy_(data)
-    began = time.monotonic()
+    size, began = len(weights.data[0]), time.monotonic()
     patience_s = AGREE_S if device != "cpu" else 0.0
-    store.advance(0, 0, MB)  # goes inline while the pair warms
+    weights.write(0, 0, MB)  # goes inline while the pair warms
     while not has_agreed() and time.monotonic() - began < patience_s:
         time.sleep(0.005)
     say("agreed", has_agreed(), f"{time.monotonic() - began:.3f}")
     for start in range(MB, size, MB):
-        store.advance(0, start, min(size, start + MB))
+        weights.write(0, start, min(size, start + MB))
         time.sleep(pace_s)
 
 
 def main(role, device, size, pace_s="0"):
     size = int(size)
-    store = TorchStore(size, device)
+    weights = Weights([contents(size).numpy().tobytes()], device)
     bypasses = None
     if device != "cpu":
         library = open_library(torch.device(device).index or 0)
@@ -94,9 +56,9 @@ def main(role, device, size, pace_s="0"):
 
     def tell(message):
         if isinstance(message, EdgeClosed):
-            say("closed", message.edge, store.n_landed, message.reason or "well")
+            say("closed", message.edge, weights.landed_bytes, message.reason or "well")
 
-    edges = Edges([DataNetwork(NET, "127.0.0.1")], lambda _: store, tell, bypasses=bypasses)
+    edges = Edges([DataNetwork(NET, "127.0.0.1")], lambda _: weights.store, tell, bypasses=bypasses)
     say("port", edges.ports[NET])
 
     def has_agreed():
@@ -107,10 +69,11 @@ def main(role, device, size, pace_s="0"):
         terms = EdgeTerms(edge, "op", "w", (0,), bytes.fromhex(key), 7, NET)
         if role == "source":
             edges.open_send(OpenSend(terms))
-            args = (store, size, device, float(pace_s), has_agreed)
+            args = (weights, device, float(pace_s), has_agreed)
             threading.Thread(target=fill, args=args, daemon=True).start()
         elif edge == "check":
-            say("identical", torch.equal(store.tensor.cpu(), contents(size)))
+            until(weights.proven)
+            say("identical", weights.is_right() and not weights.damaged)
         else:
             edges.open_receive(OpenReceive(terms, "127.0.0.1", int(port)))
     edges.stop()
@@ -118,6 +81,7 @@ def main(role, device, size, pace_s="0"):
     if bypasses is not None:
         bypasses.stop()
         say("ended", bypasses.join(10))
+    weights.end()
 
 
 if __name__ == "__main__":

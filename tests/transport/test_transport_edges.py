@@ -276,7 +276,7 @@ def test_an_idle_source_is_waited_for(blobs, monkeypatch):
     """Nothing new for longer than a silent peer is given: records say that the sender lives."""
     monkeypatch.setattr(sender, "ALIVE_S", 0.2)
     monkeypatch.setattr("blitzgw.transport.tcp.STALL_S", 0.8)
-    monkeypatch.setattr(receiver, "TcpWire", lambda sock: receiver_wire(sock, 0.8))
+    monkeypatch.setattr(receiver, "TcpWire", lambda sock, **_: receiver_wire(sock, 0.8))
     from blitzgw.transport.tcp import TcpWire as receiver_wire
 
     source, target = MemoryStore(SIZES), MemoryStore(SIZES)

@@ -262,7 +262,7 @@ def speak(sock, session):
 
 
 def test_a_receiver_that_stops_reading_ends_the_edge_in_bounded_time(monkeypatch):
-    monkeypatch.setattr(listener, "TcpWire", lambda sock: TcpWire(sock, 0.5))
+    monkeypatch.setattr(listener, "TcpWire", lambda sock, **_: TcpWire(sock, 0.5))
     edge = terms()
     with Host(MemoryStore.full([bytes(32 * PIECE_BYTES)])) as a:
         a.edges.open_send(OpenSend(edge))

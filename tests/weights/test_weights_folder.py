@@ -14,7 +14,7 @@ from blitzgw.core.layout import blob_layouts
 from blitzgw.core.model import Dtype
 from blitzgw.errors import CheckpointError
 from blitzgw.weights.hf_folder import HfFolder, stored_name
-from blitzgw.weights.info import model_spec, open_checkpoint
+from blitzgw.weights.info import open_checkpoint, resolve_model
 from tests.support.checkpoints import CHAT_TEMPLATE, FAMILIES, state_dict, tiny_checkpoint
 
 
@@ -93,18 +93,19 @@ def test_rows_in_parts(tmp_path):
     checkpoint.close()
 
 
-def test_model_spec_of_a_folder(tmp_path):
+def test_what_is_known_of_a_folder(tmp_path):
     folder = tiny_checkpoint("qwen3", tmp_path / "m", dtype="bfloat16")
-    spec, text = model_spec("tiny", folder, None, 100)
+    model = resolve_model("tiny", folder, None, 100)
+    spec, text = model.spec, model.text
     assert (spec.name, spec.path, spec.dtype) == ("tiny", str(folder), Dtype.BFLOAT16)
     assert (spec.max_model_len, spec.eos_ids) == (100, (2,))
     assert text.tokenizer_path == str(folder / "tokenizer.json")
     assert text.chat_template == CHAT_TEMPLATE
     assert (text.bos_token, text.eos_token) == ("<|im_start|>", "<|im_end|>")
-    assert model_spec("tiny", folder, Dtype.FLOAT32, None)[0].max_model_len == 512
+    assert resolve_model("tiny", folder, Dtype.FLOAT32, None).spec.max_model_len == 512
     for length in (513, 0, -1):
         with pytest.raises(CheckpointError, match="512 positions"):
-            model_spec("tiny", folder, None, length)
+            resolve_model("tiny", folder, None, length)
 
 
 def test_weights_that_the_configuration_leaves_out_are_refused(tmp_path):
@@ -139,7 +140,7 @@ def test_missing_files(tmp_path, file, message):
     folder = tiny_checkpoint("llama", tmp_path / "m")
     (folder / file).unlink()
     with pytest.raises(CheckpointError, match=message):
-        model_spec("m", folder, None, None)
+        resolve_model("m", folder, None, None)
 
 
 def test_a_file_that_shrinks_while_it_is_open(tmp_path):

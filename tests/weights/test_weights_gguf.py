@@ -15,7 +15,7 @@ from blitzgw.core.model import Dtype
 from blitzgw.errors import CheckpointError
 from blitzgw.weights.gguf_model import stored_name
 from blitzgw.weights.hf_folder import stored_name as hf_name
-from blitzgw.weights.info import model_spec, open_checkpoint
+from blitzgw.weights.info import open_checkpoint, resolve_model
 from tests.support.checkpoints import FAMILIES, state_dict, tiny_checkpoint
 from tests.support.ggufs import tiny_gguf
 
@@ -166,9 +166,10 @@ def test_the_real_model_equals_the_reference_reader(smollm2):
 
 
 def test_the_real_model_is_described_quickly(smollm2, own_cache):
-    model_spec("m", smollm2, None, None)
+    resolve_model("m", smollm2, None, None)
     start = time.perf_counter()
-    spec, text = model_spec("m", smollm2, None, None)
+    model = resolve_model("m", smollm2, None, None)
+    spec, text = model.spec, model.text
     assert time.perf_counter() - start < 0.3
     assert (spec.shape.n_layers, spec.shape.vocab, spec.max_model_len) == (30, 49152, 8192)
     assert (spec.dtype, spec.eos_ids, spec.shape.norm_eps) == (Dtype.BFLOAT16, (2,), 1e-5)

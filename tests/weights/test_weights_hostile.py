@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from blitzgw.errors import CheckpointError
-from blitzgw.weights.info import model_spec, open_checkpoint
+from blitzgw.weights.info import open_checkpoint, resolve_model
 from tests.support.checkpoints import tiny_checkpoint
 from tests.support.ggufs import tiny_gguf
 
@@ -119,7 +119,7 @@ def test_random_gguf(tmp_path, body):
 def tolerant(path) -> None:
     """Open, describe and read; whatever is wrong must come out as CheckpointError."""
     try:
-        model_spec("m", path, None, None)
+        resolve_model("m", path, None, None)
         checkpoint = open_checkpoint(path)
     except CheckpointError:
         return

@@ -18,7 +18,7 @@ from blitzgw.errors import CheckpointError
 from blitzgw.placement import load_models
 from blitzgw.weights import cache, manifest
 from blitzgw.weights.digests import blob_digest
-from blitzgw.weights.info import model_spec, open_checkpoint, resolve_model
+from blitzgw.weights.info import open_checkpoint, resolve_model
 from blitzgw.weights.loader import load_blobs
 from blitzgw.weights.manifest import (
     UNUSED_S,
@@ -124,7 +124,7 @@ def test_it_is_computed_once_for_each_type(folder, monkeypatch):
     resolved = resolve_model("m", folder, None, None)
     assert resolved.manifest == first
     assert resolved.spec.weights == first.root()
-    assert model_spec("m", folder, BF16, None)[0].weights == half.root()
+    assert resolve_model("m", folder, BF16, None).spec.weights == half.root()
 
 
 def flip(folder):

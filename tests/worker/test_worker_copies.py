@@ -60,24 +60,27 @@ async def test_a_copy_is_filled_by_peers_and_serves_others(small, copies):
         c.post(small.elsewhere.load(reads=()))
         connect(h, c, small, "serve")
         assert await c.tokens() == await a.tokens()
-        h.post(small.hold())  # once more: it is held already
-        await h.wait(CopyHeld, 2)
+        h.post(small.hold(load=9))  # once more: it is held already
+        assert (await h.wait(CopyHeld, 2)).load == 9
         h.post(small.drop())
         await until(lambda: not there(copies), "the end of the copy")
 
 
 async def test_a_copy_is_filled_from_disk(small, copies):
     async with peers(HOST, copies=str(copies.folder)) as (h,):
-        h.post(small.hold(reads=small.everything))
-        await h.wait(CopyHeld)
-        assert [m.index for m in h.of(BlobChecked)] == list(small.everything)
+        h.post(small.hold(reads=small.everything, load=4))
+        await h.wait(CopyHeld, load=4)
+        assert [m.index for m in h.of(BlobChecked, load=4)] == list(small.everything)
+        h.post(small.drop(), small.hold(reads=small.everything, load=5))
+        await h.wait(CopyHeld, load=5)
+        assert [m.index for m in h.of(BlobChecked, load=5)] == list(small.everything)
 
 
 @pytest.mark.parametrize("device", [PACED, CPU], ids=["paced", "cpu"])
 async def test_a_copy_survives_its_maker_and_is_mapped_by_the_next(device, large, copies):
     options = {"copies": str(copies.folder)}
     async with peers(device, **options) as (a,):
-        a.post(large.load(keep_copy=True))
+        a.post(large.hold(), large.load())
         expected = await a.tokens()
         await a.wait(CopyHeld)
         os.kill(a.handle.pid, signal.SIGKILL)
@@ -100,7 +103,7 @@ async def test_a_copy_survives_its_maker_and_is_mapped_by_the_next(device, large
 
 async def test_unload_leaves_the_copy_which_serves_on(small, copies):
     async with peers(PACED, copies=str(copies.folder)) as (a,), peers(PACED) as (b,):
-        a.post(small.load(keep_copy=True))
+        a.post(small.hold(), small.load())
         expected = await a.tokens()
         a.post(UnloadModel("i0"))
         b.post(small.elsewhere.load(reads=()))
@@ -186,7 +189,7 @@ async def test_a_damaged_copy_is_not_held(small, copies):
 async def test_a_copy_that_cannot_be_made_is_told_and_the_instance_serves(small, tmp_path):
     (tmp_path / "file").write_text("in the way")
     async with peers(PACED, copies=str(tmp_path / "file")) as (a,), peers(PACED) as (b,):
-        a.post(small.load(keep_copy=True))
+        a.post(small.hold(), small.load())
         await a.tokens()
         assert (await a.wait(CopyFailed)).weights == small.weights
         assert a.of(LoadFailed) == []

@@ -9,11 +9,13 @@ from blitzgw.core.instance import PacedCost
 from blitzgw.core.layout import blob_layouts
 from blitzgw.core.messages import BlobResident
 from blitzgw.core.transfer import BlobChecked, StoreClosed
+from blitzgw.engine.decoder import TorchEngine
 from blitzgw.engine.paced import PacedEngine
 from blitzgw.worker.holdings import Holdings
 from blitzgw.worker.loader import Load, Loader, LoadHooks
 from blitzgw.worker.reads import DiskReads
-from blitzgw.worker.slab import EngineSlab, SharedSlab
+from blitzgw.worker.slab import SharedSlab
+from tests.support.engines import CPU
 from tests.worker.transfer_kit import resolved
 from tests.worker.worker_kit import KV, write_checkpoint
 
@@ -23,11 +25,10 @@ def model(tmp_path_factory):
     return resolved(write_checkpoint(tmp_path_factory.mktemp("model")))
 
 
-@pytest.mark.parametrize("kind", ["shared", "engine"])
-def test_released_memory_is_not_given_out(kind, model):
+def test_released_memory_is_not_given_out(model):
     layouts = blob_layouts(model.spec.shape, model.spec.dtype)
-    slab = SharedSlab(layouts) if kind == "shared" else EngineSlab()
-    assert slab.attach(SharedSlab(layouts).buffer)
+    slab = SharedSlab(layouts)
+    assert slab.attach(None)
     view = slab.buffer(1)
     assert len(view) == layouts[1].size_bytes
     slab.release()
@@ -38,37 +39,13 @@ def test_released_memory_is_not_given_out(kind, model):
             use()
 
 
-def test_who_looks_before_the_engine_is_there_waits_for_it():
-    slab, seen = EngineSlab(), []
-    looking = threading.Thread(target=lambda: seen.append(bytes(slab.buffer(3))))
-    looking.start()
-    assert seen == []
-    assert slab.attach(lambda index: memoryview(bytearray([index])))
-    looking.join(10)
-    assert seen == [b"\3"]
-    assert not slab.attach(lambda index: memoryview(b"another"))
-    assert bytes(slab.buffer(4)) == b"\4"
-
-
-def test_an_edge_that_looks_piece_by_piece_has_a_blob_copied_once():
-    slab, copied = EngineSlab(), []
-    slab.attach(lambda index: copied.append(index) or memoryview(bytearray(8)))
-    for index in (0, 0, 1, 0, 1, 1, 2, 2, 1):
-        slab.buffer(index)
-    assert copied == [0, 1, 2]
-    slab.buffer(0)
-    assert copied == [0, 1, 2, 0]
-
-
 def test_engines_with_memory_of_their_own_are_filled_and_give_to_each_other(model):
     told, done = [], threading.Event()
     holdings = Holdings(None, told.append, lambda *_: None, lambda _: done.set(), on_device=True)
-    holding = holdings.for_instance(model.spec, model.blobs, keep_copy=False)
+    holding = holdings.for_instance(model.spec, model.blobs, load=7)
     engines, loaded = {}, {name: threading.Event() for name in ("i0", "i1")}
     hooks = LoadHooks(
-        new_engine=lambda load, memory: PacedEngine(
-            load.model, KV, PacedCost(), lambda _: None, memory=memory
-        ),
+        new_engine=lambda load, memory: TorchEngine(load.model, KV, CPU, memory),
         created=lambda load, engine: engines.update({load.message.instance: engine}),
         loaded=lambda load: loaded[load.message.instance].set(),
         failed=lambda load, why: told.append(why),
@@ -90,9 +67,10 @@ def test_engines_with_memory_of_their_own_are_filled_and_give_to_each_other(mode
                 holding.store.filled(index)
             assert done.wait(10)
         assert loaded[name].wait(10), told
-    assert engines["i0"].blob_buffer(2) == engines["i1"].blob_buffer(2)
+    assert engines["i0"].blob_buffer(2) == engines["i1"].blob_buffer(2) == source.blob_buffer(2)
     assert engines["i0"].blob_buffer(2) is not engines["i1"].blob_buffer(2)
-    assert sum(isinstance(message, BlobChecked) for message in told) == len(model.everything)
+    checked = [message for message in told if isinstance(message, BlobChecked)]
+    assert [message.load for message in checked] == [7] * len(model.everything)
     assert sum(isinstance(message, BlobResident) for message in told) == 2 * len(model.everything)
     holdings.close(holding)
     with pytest.raises(StoreClosed):

@@ -10,7 +10,15 @@ import pytest
 
 from blitzgw.core.clock import MonotonicClock
 from blitzgw.core.messages import BlobResident, Hello, LoadFailed, LoadModel, ModelLoaded
-from blitzgw.core.transfer import BlobChecked, CapWeights, CopyHeld, ReadBlobs
+from blitzgw.core.transfer import (
+    BlobChecked,
+    BlobDamaged,
+    CapWeights,
+    CopyFailed,
+    CopyHeld,
+    HoldCopy,
+    ReadBlobs,
+)
 from blitzgw.errors import WorkerLost
 from blitzgw.worker import supervisor as supervisor_module
 from blitzgw.worker.supervisor import WorkerSupervisor
@@ -181,13 +189,84 @@ async def test_a_host_copy_brings_an_instance_back_without_a_disk(supervise, fol
     model = resolved(folder)
     supervisor, listener = supervise(copies=str(tmp_path / "copies"))
     await listener.wait("up")
-    supervisor.load(model.elsewhere.load("i1", reads=(), keep_copy=True))
+    supervisor.send(model.elsewhere.hold())
+    supervisor.load(model.elsewhere.load("i1", reads=()))
     supervisor.send(ReadBlobs(model.weights, model.spec, model.everything))
     await listener.wait("ready")
     await until(lambda: any(isinstance(news, CopyHeld) for _, news in listener.of("news")))
     os.kill(supervisor.pid, signal.SIGKILL)
     await listener.wait("ready", 2)
     assert listener.of("failed") == []
+
+
+def by_hand():
+    """A supervisor that believes in a worker, what it hears, and what it has posted."""
+    listener, posted = Listener(), []
+    supervisor = WorkerSupervisor(PACED, [], MonotonicClock(), listener)
+    supervisor._handle = SimpleNamespace(post=posted.append)
+    supervisor._dispatch(Hello(1, "paced", 0, {}))
+    return supervisor, listener, posted
+
+
+def test_late_news_of_a_store_that_was_given_up_are_not_heard(folder):
+    model = resolved(folder)
+    supervisor, listener, posted = by_hand()
+    supervisor.load(model.load(reads=()))
+    supervisor._dispatch(BlobChecked(model.weights, 0, posted[-1].load))
+    supervisor.unload("i0")
+    late = BlobChecked(model.weights, 1, 1), BlobDamaged(model.weights, 0, load=1)
+    for news in late:  # nothing is wanted
+        supervisor._dispatch(news)
+    supervisor.load(model.load(reads=()))
+    for news in (*late, BlobChecked(model.weights, 2)):  # something else is
+        supervisor._dispatch(news)
+    assert listener.of("news") == [("news", BlobChecked(model.weights, 0, 1))]
+    assert [m.load for m in posted if isinstance(m, LoadModel)] == [1, 2]
+    supervisor._dispatch(BlobChecked(model.weights, 1, 2))
+    assert listener.of("news")[1:] == [("news", BlobChecked(model.weights, 1, 2))]
+
+
+def test_a_store_that_others_use_goes_on_telling(folder):
+    model = resolved(folder)
+    supervisor, listener, _ = by_hand()
+    supervisor.load(model.load("i0", reads=()))
+    supervisor.send(model.hold())
+    supervisor.load(model.load("i1", reads=()))
+    supervisor.unload("i0")
+    supervisor._dispatch(BlobChecked(model.weights, 1, 1))
+    supervisor._dispatch(LoadFailed("i1", "no", 3))
+    supervisor._dispatch(BlobChecked(model.weights, 2, 1))
+    assert [news.index for _, news in listener.of("news")] == [1, 2]
+    supervisor.send(model.drop())
+    supervisor._dispatch(BlobChecked(model.weights, 3, 1))
+    assert len(listener.of("news")) == 2
+
+
+@pytest.mark.parametrize(
+    "of_copy", [lambda w, n: CopyHeld(w, 9, n), lambda w, n: CopyFailed(w, "", n)]
+)
+def test_late_news_of_a_host_copy_are_not_heard(folder, of_copy):
+    model = resolved(folder)
+    supervisor, listener, posted = by_hand()
+    for _ in range(2):
+        supervisor.send(model.hold())
+        supervisor.send(model.drop())
+    supervisor.send(model.hold())
+    assert [m.load for m in posted if isinstance(m, HoldCopy)] == [1, 2, 3]
+    for number in (0, 1, 2):
+        supervisor._dispatch(of_copy(model.weights, number))
+    assert listener.of("news") == []
+    supervisor._dispatch(of_copy(model.weights, 3))
+    assert listener.of("news") == [("news", of_copy(model.weights, 3))]
+
+
+def test_the_next_worker_has_no_store_of_the_former_one(folder):
+    model = resolved(folder)
+    supervisor, listener, _ = by_hand()
+    supervisor.send(model.hold())
+    supervisor._dispatch(Hello(2, "paced", 0, {}))
+    supervisor._dispatch(BlobChecked(model.weights, 1, 1))
+    assert listener.of("news") == []
 
 
 async def test_a_broken_checkpoint_is_not_tried_again_until_asked(supervise, folder, tmp_path):

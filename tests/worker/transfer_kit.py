@@ -58,8 +58,8 @@ class Model:
     def load(self, instance="i0", reads=None, **more):
         return LoadModel(instance, self.spec, KV, self.blobs, reads, **more)
 
-    def hold(self, reads=()):
-        return HoldCopy(self.weights, self.spec, self.blobs, tuple(reads))
+    def hold(self, reads=(), load=0):
+        return HoldCopy(self.weights, self.spec, self.blobs, tuple(reads), load)
 
     def drop(self):
         return DropCopy(self.weights)

@@ -8,19 +8,15 @@ from blitzgw.scaling.planner.flows import Flow, flows_of
 from blitzgw.scaling.planner.simulation import Simulation, Watch
 
 
-def predict(plan: Plan, task: Task, links: Links, watch: Watch | None = None) -> Prediction:
-    """Return when every blob arrives at every target, with max-min fair shares, full duplex.
-
-    Raises ValueError for a plan that cannot complete: a blob that nobody has, or that waits for
-    itself, an edge between nodes that share no network.
-    """
-    return follow(plan, task, links, watch)[0]
-
-
 def follow(
     plan: Plan, task: Task, links: Links, watch: Watch | None = None
 ) -> tuple[Prediction, list[Flow]]:
-    """Predict, and return also the flows as they have run, with their tracks."""
+    """Return when every blob arrives at every target, with max-min fair shares, full duplex.
+
+    Returns also the flows as they have run, with their tracks. Raises ValueError for a plan that
+    cannot complete: a blob that nobody has, or that waits for itself, an edge between nodes that
+    share no network.
+    """
     flows, resources = flows_of(plan, task, links)
     arrived: dict[tuple[str, int], float] = {}
     Simulation(flows, resources, links, arrived, watch).run()

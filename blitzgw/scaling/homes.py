@@ -1,0 +1,98 @@
+"""Homes: complete instances that serve a model, which loading ones can help.
+
+A target of an operation is no home for it. Each target keeps its home for as long as that lives; a
+new one is the home with the most queued work for each of its helpers, among equals one with fewer
+helpers, then a near one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from blitzgw.core.instance import InstanceState, Role
+from blitzgw.core.plan import node_of
+from blitzgw.core.view import ClusterView, NodeView
+from blitzgw.scaling.survey import ModelDefinition, PlacedInstance, instances_of, members
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """A complete instance. `networks` are its node's, by name."""
+
+    placed: PlacedInstance
+    zone: str
+    networks: frozenset[str]
+
+    @property
+    def id(self) -> str:
+        """The instance."""
+        return self.placed.facts.id
+
+    @property
+    def queued_tokens(self) -> int:
+        """What waits there or is not computed yet; 0 where that is not known."""
+        return max(0, self.placed.load.queued_tokens) if self.placed.load is not None else 0
+
+
+def homes_of(
+    definition: ModelDefinition, view: ClusterView, targets: Collection[str]
+) -> dict[str, Home]:
+    """Return the homes of a model that are none of `targets`, by instance."""
+    nodes, found = members(view), {}
+    for placed in instances_of(definition.name, view):
+        facts, node = placed.facts, nodes[node_of(placed.worker)]
+        serves = facts.state is InstanceState.SERVING and facts.role is not Role.DECODE
+        if serves and facts.weights == definition.weights and placed.worker not in targets:
+            found[facts.id] = Home(placed, *_place(node))
+    return found
+
+
+def assign(
+    targets: Collection[str],
+    former: Mapping[str, Home],
+    homes: Mapping[str, Home],
+    view: ClusterView,
+) -> dict[str, Home]:
+    """Return a home for every target that can reach one: the `former` one if it is there yet."""
+    found = {w: homes[h.id] for w, h in former.items() if w in targets and h.id in homes}
+    helpers = _helpers(view, targets) + Counter(home.id for home in found.values())
+    nodes = members(view)
+    for worker in sorted(targets):
+        here = node_of(worker)
+        zone, networks = _place(nodes.get(here))
+        able = [
+            home
+            for home in homes.values()
+            if node_of(home.placed.worker) == here or home.networks & networks
+        ]
+        if worker not in found and able:
+            best = min(able, key=lambda home: _rank(home, here, zone, helpers[home.id]))
+            found[worker] = best
+            helpers[best.id] += 1
+    return found
+
+
+def _place(node: NodeView | None) -> tuple[str, frozenset[str]]:
+    host = node.host_facts if node is not None else None
+    if host is None:
+        return "", frozenset()
+    return host.zone, frozenset(network.name for network in host.networks)
+
+
+def _helpers(view: ClusterView, targets: Collection[str]) -> Counter[str]:
+    """Return how many instances that are no targets help each home yet."""
+    return Counter(
+        facts.helps
+        for name, node in members(view).items()
+        for facts in node.instances.values()
+        if facts.helps
+        and facts.state is InstanceState.LOADING
+        and f"{name}/{facts.device}" not in targets
+    )
+
+
+def _rank(home: Home, node: str, zone: str, helpers: int) -> tuple[float, int, int, str]:
+    near = 0 if node_of(home.placed.worker) == node else 1 if zone and zone == home.zone else 2
+    return -home.queued_tokens / (helpers + 1), helpers, near, home.id
