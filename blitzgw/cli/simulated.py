@@ -12,11 +12,22 @@ from rich.console import Console
 from rich.table import Table
 
 from blitzgw.sim.faults import draw
+from blitzgw.sim.live import HOME, LiveOutcome, LiveSetup
+from blitzgw.sim.liveworker import Work
 from blitzgw.sim.report import PhaseCost, Quantiles, Report, quantiles
 from blitzgw.sim.trial import FAULTS_S, Outcome
 
 FILE_COLUMNS = 110
 """Width of tables that no terminal limits: no heading is cut."""
+
+LABEL_CELLS = 11
+"""In front of a timeline: `helper 64` and some air."""
+
+SYMBOLS = "123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Requests in a timeline; they begin again when there are more."""
+
+LEVELS = "▁▂▃▄▅▆▇█"
+"""How much of a model is there."""
 
 MOST_SHOWN = 5
 """Of one failed schedule, what does not hold is printed up to this number of lines."""
@@ -126,3 +137,66 @@ def _cost_cells(phase: PhaseCost) -> list[str]:
 
 def _seconds(duration_s: float | None) -> str:
     return "-" if duration_s is None else f"{duration_s:.3f} s"
+
+
+def print_json_live(outcome: LiveOutcome) -> None:
+    """Print the times to completion and their mean, in units, as JSON."""
+    facts = {
+        "completion": [_whole(moment) for moment in outcome.completion],
+        "mean": _whole(outcome.mean),
+    }
+    click.echo(json.dumps(facts))
+
+
+def print_live(setup: LiveSetup, outcome: LiveOutcome) -> None:
+    """Print who computes what over time, and when each request is complete."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_COLUMNS)
+    limit = "no limit" if setup.in_flight is None else f"at most {setup.in_flight}"
+    click.echo(
+        f"{setup.policy}: {setup.requests} requests, {setup.layers} layers, "
+        f"load/compute {setup.load}, {limit} in flight\n"
+    )
+    for line in timeline(setup, outcome, console.width):
+        click.echo(line)
+    times = ", ".join(f"{_whole(moment):g}" for moment in outcome.completion)
+    console.print(f"\ncomplete at {times}", soft_wrap=not sys.stdout.isatty())
+    click.echo(f"mean {outcome.mean:.2f} units of one layer's compute of one request")
+
+
+def timeline(setup: LiveSetup, outcome: LiveOutcome, width: int) -> list[str]:
+    """Draw what each worker computes: a cell is a unit, or more where the width is too small."""
+    last = max(outcome.completion)
+    cells = max(1, min(width - LABEL_CELLS, int(last)))
+    unit = last / cells
+    middles = [(cell + 0.5) * unit for cell in range(cells)]
+    end = f"{_whole(last):g}"
+    lines = [f"{'':<{LABEL_CELLS}}0{end:>{max(len(end), cells - 1)}}"]
+    for worker in range(setup.helpers + 1):
+        label = f"helper {worker}" if worker != HOME else "home"
+        mine = [work for work in outcome.work if work.worker == worker]
+        lines.append(f"{label:<{LABEL_CELLS}}{_busy(mine, middles)}".rstrip())
+    loaded = "".join(_level(setup, middle) for middle in middles)
+    return [*lines, f"{'loaded':<{LABEL_CELLS}}{loaded}"]
+
+
+def _busy(work: list[Work], middles: list[float]) -> str:
+    """Return the request that is computed at each of some moments. `work` is in order."""
+    marks, left = [], iter(work)
+    piece = next(left, None)
+    for middle in middles:
+        while piece is not None and piece.stop <= middle:
+            piece = next(left, None)
+        running = piece is not None and piece.start <= middle
+        marks.append(SYMBOLS[piece.request % len(SYMBOLS)] if piece and running else "·")
+    return "".join(marks)
+
+
+def _level(setup: LiveSetup, moment: float) -> str:
+    layers = setup.layers if not setup.load else min(setup.layers, int(moment / setup.load) + 1)
+    return LEVELS[layers * len(LEVELS) // setup.layers - 1] if layers * 8 >= setup.layers else " "
+
+
+def _whole(value: float) -> float:
+    """Return a number without the digits that say nothing."""
+    value = round(value, 6)
+    return int(value) if value == int(value) else value
