@@ -177,7 +177,7 @@ class DeviceRunner:
                 self._ports[name].open = False
             self._listener.device_changed()
         lane = self.lanes().get(name)
-        return lane is not None and lane.running + lane.waiting > 0
+        return lane is not None and lane.running + lane.waiting + lane.live.sending > 0
 
     def drop(self, name: str, reason: str, *, planned: bool = False) -> None:
         """Remove an instance, whatever its state; unknown ones are ignored.

@@ -9,11 +9,15 @@ from blitzgw.core.clock import Clock
 from blitzgw.definitions import Definitions
 from blitzgw.device import DeviceRunner
 from blitzgw.errors import BlitzError
+from blitzgw.helping import Helping
 from blitzgw.network import Network
 from blitzgw.scaling import events as ev
 
 POLL_S = 0.05
 """How often a draining instance is looked at."""
+
+EVERYTHING = 1 << 20
+"""Sequences that move from an instance that drains: more than there are anywhere."""
 
 
 class Instancing:
@@ -27,10 +31,11 @@ class Instancing:
         steward: Callable[[ev.StewardEvent], None],
         clock: Clock,
         drain_timeout_s: float,
+        helping: Helping,
     ) -> None:
         self._devices, self._definitions, self._network = devices, definitions, network
         self._steward, self._clock = steward, clock
-        self._drain_timeout_s = drain_timeout_s
+        self._drain_timeout_s, self._helping = drain_timeout_s, helping
         self._tasks: set[asyncio.Task[None]] = set()
 
     def bring_up(self, effect: ev.BringUp) -> None:
@@ -80,9 +85,14 @@ class Instancing:
             await asyncio.wait(self._tasks)  # at once
 
     async def _drain(self, effect: ev.RetireInstance) -> None:
-        """Let an instance finish what it has, for as long as a node does; the rest moves."""
+        """Move what an instance has to another one; what stays may finish, as long as a node may.
+
+        What is left then is computed anew elsewhere.
+        """
         runner = self._devices[effect.device]
         deadline = self._clock.now() + self._drain_timeout_s
+        if runner.retire(effect.instance):
+            self._helping.move_out(effect.device, effect.instance, EVERYTHING, queued=True)
         while runner.retire(effect.instance) and self._clock.now() < deadline:
             await self._clock.sleep(POLL_S)
         self._network.serving.give_away(effect.reason, effect.instance)

@@ -81,6 +81,7 @@ class Scaler:
         self.copies = CopyShelf(
             self._devices, definitions, Deciders(self._steward, self._keep), self._on_change
         )
+        self.helping = Helping(self._view, self._devices)
         self.instancing = Instancing(
             self._devices,
             definitions,
@@ -88,6 +89,7 @@ class Scaler:
             self._steward,
             self._clock,
             self._config.node.drain_timeout_s,
+            self.helping,
         )
         self.premises = Premises(
             self._devices,
@@ -114,7 +116,6 @@ class Scaler:
         )
         self.orders.join(network)
         self.probes = Probes(self._me.name, self._view, self._devices, self._say)
-        self.helping = Helping(self._view, self._devices)
         self.pairings = Pairings(
             local,
             self._me.name,

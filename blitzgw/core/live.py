@@ -14,6 +14,9 @@ An instance that gives running sequences away (draining, evening out) attaches t
 
     Attach, Attached · Move → Room | NoRoom · Moved · Withdraw · Detach
 
+The taking end says `Withdraw` when all parcels of a sequence have arrived, or nobody wants them:
+only then does the giving end say `Detach`, which would discard what is still on the road.
+
 Receivers that together have all layers serve whole requests before any of them is complete: each
 attaches to the next, and hidden states go down the road; sampled tokens come back up. The first is
 the *lead*: it helps a home as well, and keeps what it gets from there.
@@ -191,7 +194,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """Nobody wants a request any more: whatever is held of it for this pairing can go."""
+    """Whatever is held of a request for this pairing can go: nobody wants it, or all is there."""
 
     pairing: str
     request_id: str

@@ -270,15 +270,22 @@ def edge(name: str, weights: str = "parcels") -> EdgeTerms:
         ({"layers": 5}, "4 layers"),
         ({"road": Road(edge("road-x", "root"), "h", 1)}, "not a road"),
         ({"road": Road(edge("another"), "h", 1)}, "not a road"),
+        ({"pairing": "weights-7", "road": Road(edge("weights-7"), "h", 1)}, "not a road"),
     ],
 )
 async def test_a_guest_that_is_not_meant_is_told_why(change: dict[str, Any], reason: str) -> None:
     world = World()
     told: list[Any] = []
     world.home.pairings._say = lambda _, message: told.append(message)
-    terms = {"host": HOME, "claim": 3, "layers": LAYERS, "road": Road(edge("road-x"), "h", 1)}
+    terms = {
+        "pairing": "road-x",
+        "host": HOME,
+        "claim": 3,
+        "layers": LAYERS,
+        "road": Road(edge("road-x"), "h", 1),
+    }
     world.home.pairings.said(
-        "boot-b", Attach("road-x", Purpose.HELP, guest=HELPER, **(terms | change))
+        "boot-b", Attach(purpose=Purpose.HELP, guest=HELPER, **(terms | change))
     )
     (answer,) = told
     assert isinstance(answer, Detach)
