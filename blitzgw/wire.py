@@ -133,7 +133,9 @@ FACTS: dict[str, type[Any]] = {
 
 _FINITE = {
     cls: check
-    for cls in get_args(operation.OperationMessage) + get_args(operation.ProbeMessage)
+    for cls in get_args(operation.OperationMessage)
+    + get_args(operation.ProbeMessage)
+    + get_args(live.LiveMessage)
     if (check := finite_check(cls)) is not None
 }
 """Messages between nodes whose numbers become deadlines and reservations: none may be a NaN."""

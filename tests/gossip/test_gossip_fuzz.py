@@ -11,10 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blitzgw import wire
+from blitzgw.core import live, peer
 from blitzgw.core import operation as op
-from blitzgw.core import peer
 from blitzgw.core.plan import Tier
-from blitzgw.core.request import GenerationRequest, SamplingParams, TokenEvent
+from blitzgw.core.request import (
+    GenerationRequest,
+    Logprobs,
+    SamplingParams,
+    Stage,
+    TokenEvent,
+)
 from blitzgw.core.rumours import (
     Digest,
     Packet,
@@ -26,7 +32,8 @@ from blitzgw.core.rumours import (
     SyncRest,
     Update,
 )
-from blitzgw.core.transfer import TrafficClass
+from blitzgw.core.span import Span
+from blitzgw.core.transfer import EdgeTerms, TrafficClass
 from blitzgw.core.view import LoadFacts, NodeFacts
 from blitzgw.crypto.datagrams import Datagrams
 from blitzgw.crypto.handshake import ClientHandshake, Purpose, ServerHandshake
@@ -43,6 +50,7 @@ _DIGEST = Digest(ANN, 7, 12)
 _REQUEST = GenerationRequest("r", "m", (1, 2, 3), 3, SamplingParams(max_tokens=4))
 _EDGE = op.EdgeOrder("o.1.0", "a/p0", "b/p0", "", "10.0.0.1", 4711, (0, 1), b"k" * 32, 5e7)
 _READ = op.ReadOrder("b/p0", Tier.DISK, (1,))
+_ROAD = live.Road(EdgeTerms("p", "parcels", "parcels", (), b"k" * 32), "10.0.0.1", 4711)
 _OPERATION = op.OperationFacts(
     id="o",
     model="m",
@@ -92,6 +100,27 @@ _MESSAGES: tuple[Any, ...] = (
     op.ProbeOrder(_EDGE, 5, 1.0, TrafficClass.KV, 7),
     op.ProbeDone("p", True, "lost", 5, 0.5),
     op.ProbeCancel("p"),
+    live.Attach("p", live.Purpose.HELP, "g", "h", 3, _ROAD, live.LivePolicy.ZIGZAG, 4),
+    live.Attached("p"),
+    live.Detach("p", "gone"),
+    live.Pull("p", 4, 2048, keeps=True),
+    live.Lend("p", _REQUEST, 7),
+    live.Recall("p", "r", 1),
+    live.Handoff("p", "r", 1, 3),
+    live.Nothing("p", "r", 1),
+    live.Offer("p", "r", 1, 3),
+    live.Withdraw("p", "r", 1),
+    live.Finished("p", (live.Kept("r", 1),)),
+    live.Move("p", _REQUEST),
+    live.Room("p", "r", 1, 7, 64),
+    live.NoRoom("p", "r", 1, "full"),
+    live.Moved("p", "r", 1, 60),
+    live.StageReady("p", (Stage("i", Span(0, 3)),)),
+    live.Reserve("p", _REQUEST, 64),
+    live.Reserved("p", "r", 1, 7),
+    live.Pass("p", "r", 1, 0, 3, sample=True),
+    live.Sampled("p", "r", 1, 3, 17, Logprobs(-0.5, ((17, -0.5),))),
+    live.Keep("p", (live.Kept("r", 1),)),
 )
 KINDS = frozenset(map(type, _MESSAGES))
 
