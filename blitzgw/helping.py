@@ -30,6 +30,14 @@ FIRST_RETRY_S = 0.05
 view yet, but soon will be."""
 
 
+EVEN_S = 0.5
+"""From the end of a helper's work until its home looks whether to give it running sequences: by
+then gossip has told that it serves, and what it runs."""
+
+MIN_EVEN = 2
+"""Sequences that are worth a pairing and a road."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Wish:
     """Whom a steward wants an instance joined to while it loads."""
@@ -55,6 +63,7 @@ class Helping:
         self._view, self._devices = view, devices
         self._wishes: dict[_Part, _Wish] = {}
         self._timers: dict[_Part, asyncio.TimerHandle] = {}
+        self._evenings: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._pauses: dict[_Part, float] = {}
 
     def join(self, pairings: Pairings) -> None:
@@ -119,18 +128,33 @@ class Helping:
         then = partial(MoveOut, count=count, queued=queued)
         return self._pairings.attach(device, instance, target, Purpose.MOVE, then=then)
 
-    def even_out(self, device: str, instance: str, other: str, count: int) -> None:
-        """Begin to move sequences of an instance to a certain other one."""
-        found = self._find(other, Purpose.MOVE)
-        if found is not None and count > 0:
-            then = partial(MoveOut, count=count)
-            self._pairings.attach(device, instance, found, Purpose.MOVE, then=then)
+    def ended(self, opened: PairingOpened) -> None:
+        """Take the news that a pairing has ended: a guest looks for another.
 
-    def lost(self, opened: PairingOpened) -> None:
-        """Take the news that a pairing has ended by itself: a guest looks for another."""
+        A home looks, a little later, whether its helper is complete and has less to do.
+        """
         part = (opened.here, opened.purpose)
         if opened.guest and part in self._wishes:
             self._later(part)
+        elif not opened.guest and opened.purpose is Purpose.HELP:
+            ends = (opened.here, opened.there)
+            if ends not in self._evenings:
+                loop = asyncio.get_running_loop()
+                self._evenings[ends] = loop.call_later(EVEN_S, self._even_out, *ends)
+
+    def _even_out(self, instance: str, other: str) -> None:
+        """Begin to move half of what one of two instances has more to run."""
+        self._evenings.pop((instance, other), None)
+        found = self._find(other, Purpose.MOVE)
+        for name, runner in self._devices.items():
+            lane = runner.lanes().get(instance)
+            if found is None or lane is None or self._pairings.of(instance, Purpose.MOVE):
+                continue
+            load = found[0].loads.get(other)
+            count = (lane.running - (0 if load is None else load.running)) // 2
+            if count >= MIN_EVEN:
+                then = partial(MoveOut, count=count)
+                self._pairings.attach(name, instance, found, Purpose.MOVE, then=then)
 
     def completed(self, instance: str) -> None:
         """Take the news that an instance is complete: it is a stage as long as one is before it."""
@@ -147,9 +171,10 @@ class Helping:
 
     def close(self) -> None:
         """Want nothing more."""
-        for timer in self._timers.values():
+        for timer in (*self._timers.values(), *self._evenings.values()):
             timer.cancel()
         self._timers.clear()
+        self._evenings.clear()
         self._wishes.clear()
 
     def _try(self, part: _Part) -> None:
@@ -186,13 +211,22 @@ class Helping:
         return None
 
     def _relief(self, instance: str, model: str) -> tuple[NodeView, InstanceFacts] | None:
-        """Return the least busy other serving instance of a model, where no node drains."""
+        """Return the least busy other serving instance of a model, where no node drains.
+
+        Another definition of the model would read its KV wrongly.
+        """
+        digests = {
+            facts.id: facts.digest
+            for node in self._view().living()
+            for facts in node.instances.values()
+        }
         found = []
         for node in self._view().living():
             if node.facts is None or node.facts.draining:
                 continue
             for facts in node.instances.values():
-                serving = facts.state is InstanceState.SERVING and facts.model == model
+                same = facts.model == model and facts.digest == digests.get(instance, "")
+                serving = facts.state is InstanceState.SERVING and same
                 if serving and facts.id != instance:
                     load = node.loads.get(facts.id)
                     busy = (0.0, 0) if load is None else (load.kv_usage, load.running)

@@ -145,12 +145,13 @@ class Pairings:
     def end(self, device: str, pairing: str, reason: str) -> None:
         """End a pairing that a device's scheduler has done with; it is not told.
 
-        A stage leaves the one behind it when the one before it is lost: they meet again.
+        A stage leaves the one behind it when the one before it is lost: they meet again. A home
+        whose helper is complete may have something to give away.
         """
         for end in self._both(pairing):
             if end.device == device:
                 self._forget(pairing, end, reason)
-                if end.opened.purpose is Purpose.STAGE:
+                if end.opened.purpose is not Purpose.MOVE:
                     self._on_close(end.opened)
 
     def close(self) -> None:

@@ -122,7 +122,7 @@ class Scaler:
             self._view,
             self._devices,
             self._say,
-            self.helping.lost,
+            self.helping.ended,
             encrypt=self._config.transfer.encrypt,
         )
         self.helping.join(self.pairings)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from blitzgw import helping
 from blitzgw.core.instance import DeviceKind, InstanceState
 from blitzgw.core.live import Attach, Detach, LivePolicy, Pull, Purpose, Road
 from blitzgw.core.parcels import DropParcels, Parcel, ParcelArrived, ParcelsSent
@@ -43,11 +44,15 @@ class Runner:
     told: list[Any] = field(default_factory=list)
     sent: list[Any] = field(default_factory=list)
     helping: str = ""
+    running: int = 0
     span: Span | None = None
 
     @property
     def supervisor(self) -> Any:
         return SimpleNamespace(send=self.sent.append)
+
+    def lanes(self) -> dict[str, Any]:
+        return dict.fromkeys(self.instances, SimpleNamespace(running=self.running))
 
     def live(self, event: Any) -> None:
         self.told.append(event)
@@ -74,7 +79,7 @@ class Half:
             world.view,
             devices,
             lambda boot, message: world.carry(f"boot-{name}", boot, message),
-            self.helping.lost,
+            self.helping.ended,
             encrypt=True,
         )
         self.helping.join(self.pairings)
@@ -301,6 +306,34 @@ async def test_sequences_move_to_the_least_busy_other_instance() -> None:
     begun, move = world.home.runner.told
     assert (begun.purpose, begun.there, begun.guest) == (Purpose.MOVE, HELPER, True)
     assert move == MoveOut(begun.pairing, 5, queued=True)
+
+
+async def test_a_home_gives_half_of_its_surplus_to_a_helper_that_is_complete(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(helping, "EVEN_S", 0.01)
+    world = await paired()
+    name = opened(world.home).pairing
+    world.home.runner.running = 9
+    world.helper.instance.state = InstanceState.SERVING
+    world.home.pairings.port("gpu").end(name, "finished")
+    await asyncio.sleep(0.1)
+    (move,) = [event for event in world.home.runner.told if isinstance(event, MoveOut)]
+    assert move.count == 4
+
+
+@pytest.mark.parametrize(("running", "state"), [(3, "serving"), (9, "loading")])
+async def test_little_is_not_worth_it_and_one_that_is_not_complete_gets_nothing(
+    monkeypatch: pytest.MonkeyPatch, running: int, state: str
+) -> None:
+    monkeypatch.setattr(helping, "EVEN_S", 0.01)
+    world = await paired()
+    name = opened(world.home).pairing
+    world.home.runner.running = running
+    world.helper.instance.state = InstanceState(state)
+    world.home.pairings.port("gpu").end(name, "finished")
+    await asyncio.sleep(0.1)
+    assert not [event for event in world.home.runner.told if isinstance(event, MoveOut)]
 
 
 async def test_with_nobody_to_move_to_nothing_moves() -> None:

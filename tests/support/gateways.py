@@ -120,14 +120,15 @@ class Gateways:
         self._key_file.write_text(secrets.token_hex(32) + "\n")
         self._key = self._key_file.read_text().strip()
 
-    def start_all(self) -> None:
+    def start_all(self, patience_s: float = PATIENCE_S) -> None:
         """Start all nodes, and wait until each has told of every other and the sources serve."""
         for node in self.nodes:
             self.start(node)
-        self.await_whole()
+        self.await_whole(patience_s)
 
-    def await_whole(self) -> None:
-        self.until(self._is_whole, "all nodes in one cluster, with the model at its sources")
+    def await_whole(self, patience_s: float = PATIENCE_S) -> None:
+        what = "all nodes in one cluster, with the model at its sources"
+        self.until(self._is_whole, what, patience_s)
 
     def start(self, node: int) -> None:
         file = self.bed.folder / f"n{node}.toml"
@@ -150,13 +151,13 @@ class Gateways:
         self._forget(node)
         return at_s
 
-    def restart(self) -> None:
+    def restart(self, patience_s: float = PATIENCE_S) -> None:
         """Begin anew with all nodes, on the same links."""
         self.stop_all()
         for node in self.nodes:
             self._forget(node)
         self.front = 0
-        self.start_all()
+        self.start_all(patience_s)
 
     def stop_all(self) -> None:
         self.running.clear()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tests.support import live, live_trace, multicast
+from tests.support import live, live_trace, live_virtual, multicast
 from tests.support.benchmodel import bench_model, size_bytes
-from tests.support.gateways import ClusterFailed, Gateways, Roles
+from tests.support.gateways import PATIENCE_S, ClusterFailed, Gateways, Roles
 from tests.support.live import ALONE, Round, Timing
 from tests.support.live_client import prompts
 from tests.support.live_picture import plot
@@ -22,6 +24,7 @@ from tests.support.live_setting import LAYERS, Pace
 from tests.support.live_trace import Trace
 from tests.support.multicast import OperationFailed, Setting
 from tests.support.multicast_bench import Findings
+from tests.support.multicast_report import Verdict
 from tests.support.testbed import Spec, testbed
 
 VOCABULARY = 256
@@ -31,6 +34,9 @@ IN_FLIGHT = 4
 """Requests that a helper has at once."""
 
 SIMULATION_S = 60.0
+
+FIRST_HELPED = 1.15
+"""Most of what virtual time says of the first token of a helped request (live_virtual.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +95,20 @@ class LiveBench:
         )
 
     @contextlib.contextmanager
-    def cluster(self, nodes: int, *, traced: bool = False, sources: int = 1) -> Iterator[Gateways]:
+    def cluster(
+        self,
+        nodes: int,
+        *,
+        traced: bool = False,
+        sources: int = 1,
+        start_s: float = PATIENCE_S,
+    ) -> Iterator[Gateways]:
         """Nodes that are up. All define the model: batches and lengths are each node's own."""
         spec = Spec(nodes, self.pace.rate_mbit, self.wish.mtu, (), self.wish.cores)
         with testbed(spec) as bed:
             terms = self.pace.terms(traced=traced)
             made = Gateways(bed, Roles(self.model, sources, definers=nodes, terms=terms))
-            made.start_all()
+            made.start_all(start_s)
             yield made
 
     def policies(self) -> Findings:
@@ -174,9 +187,21 @@ class LiveBench:
                     f"{row['policy']}: mean / that in virtual time, which begins with the first"
                     f" layer ({predicted_s:.3f} s): {row['mean_s'] / predicted_s:.3f}"
                 )
+            self._check_first_helped(row)
         lag_s = max([row["lag_s"] for row in self.found.rows], default=0.0)
         if lag_s > live.MAX_LAG_S:
             self.found.failures.append(f"void: a request was sent {1e3 * lag_s:.1f} ms late")
+
+    def _check_first_helped(self, row: Mapping[str, Any]) -> None:
+        """Compare the first completion that a helper has had a part in with virtual time."""
+        policy, layer_s = str(row["policy"]), float(row["first_layer_s"])
+        expected_s = live_virtual.expected_s(
+            policy, self.pace, LAYERS, self.wish.burst, IN_FLIGHT, layer_s
+        )
+        if expected_s:
+            first_s = row["first_helped_s"] if row["first_helped_s"] >= 0 else math.inf
+            name = f"{policy}: first token of a helped request / virtual ({expected_s:.3f} s)"
+            self.found.verdicts.append(Verdict(name, first_s / expected_s, FIRST_HELPED))
 
 
 def virtual_mean_s(policy: str, pace: Timing, requests: int) -> float:

@@ -16,7 +16,7 @@ from blitzgw.core.step import Send
 from blitzgw.scheduler.events import Lose, MoveOut
 from blitzgw.scheduler.lane import Lane
 from blitzgw.scheduler.live.books import LiveBooks
-from blitzgw.scheduler.live.passages import Departure, LeavingSide, Stage
+from blitzgw.scheduler.live.passages import Departure, LeavingSide, Stage, left, may_leave
 from blitzgw.scheduler.live.records import Course
 from blitzgw.scheduler.sequence import Phase, Sequence
 
@@ -30,9 +30,6 @@ LAST_TOKENS = 32
 MAX_ROUNDS = 4
 """Copies of what has been computed meanwhile: each is shorter than the one before, unless the road
 is slower than the decoding; then stopping is all that helps."""
-
-MIN_LEFT = 4
-"""Tokens that a sequence has left at least: others end before they could be anywhere else."""
 
 ANSWER_S = 10.0
 """For an answer, or for the news that everything has arrived: a way there and back, and what waits
@@ -81,10 +78,10 @@ class Departing:
         over = (Stage.LAST, Stage.GONE)
         busy = sum(departure.stage not in over for departure in side.departures.values())
         while side.budget > 0 and busy < UNDER_WAY:
-            free = [seq for seq in lane.decoding.values() if _may_leave(side, seq)]
+            free = [seq for seq in lane.decoding.values() if may_leave(side, seq)]
             if not free:
                 return
-            seq = max(free, key=_left)
+            seq = max(free, key=left)
             side.budget -= 1
             busy += 1
             departure = Departure(seq, side.id, 0, side=side, until_s=now + ANSWER_S)
@@ -297,19 +294,6 @@ class Departing:
 
     def _lane(self, side: LeavingSide) -> Lane:
         return self._books.planner.lanes[side.here]
-
-
-def _left(seq: Sequence) -> int:
-    return seq.limit - len(seq.tokens)
-
-
-def _may_leave(side: LeavingSide, seq: Sequence) -> bool:
-    return (
-        seq.role is None
-        and _left(seq) - seq.samples_in_flight >= MIN_LEFT
-        and seq.id not in side.departures
-        and seq.id not in side.stay
-    )
 
 
 def _withdraw(departure: Departure) -> Withdraw:

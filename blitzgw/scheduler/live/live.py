@@ -192,7 +192,7 @@ class Live:
     def aborted(self, request_id: str, attempt: int) -> None:
         """Drop what is kept of an attempt."""
         keep = self.kept.get(request_id)
-        if keep is not None and keep.seq.attempt == attempt:
+        if keep is not None and attempt >= keep.seq.attempt:
             self._drop(keep)
 
     def completed(self, posted: PostedStep, *, failed: bool = False) -> None:

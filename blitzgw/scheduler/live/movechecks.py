@@ -50,5 +50,7 @@ def _check_arrival(arrival: Arrival, lane: Lane) -> None:
     assert seq.role is arrival
     assert seq.phase is Phase.RUNNING
     assert lane.courses[seq.number].passage is arrival
-    assert not (arrival.landed or arrival.over or arrival.importing < 0)
+    assert not arrival.landed
+    assert not arrival.over
+    assert arrival.importing >= 0
     assert len(arrival.blocks) * BLOCK_TOKENS == seq.capacity

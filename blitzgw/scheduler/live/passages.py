@@ -1,4 +1,4 @@
-"""What is remembered of sequences that move between two complete instances. Data only.
+"""What is remembered of sequences that move between two complete instances.
 
 `Departure` is the giving instance's record of one, `Arrival` the taking one's. At both ends its
 course is held back while it belongs to nobody who may compute it.
@@ -11,6 +11,10 @@ from enum import Enum, auto
 
 from blitzgw.core.request import GenerationRequest
 from blitzgw.scheduler.live.records import Passage
+from blitzgw.scheduler.sequence import Sequence
+
+MIN_LEFT = 4
+"""Tokens that a sequence has left at least: others end before they could be anywhere else."""
 
 
 class Stage(Enum):
@@ -92,3 +96,18 @@ class TakingSide:
     here: str
     there: str
     tickets: dict[int, Arrival] = field(default_factory=dict)
+
+
+def left(seq: Sequence) -> int:
+    """Return how many tokens a sequence may still have."""
+    return seq.limit - len(seq.tokens)
+
+
+def may_leave(side: LeavingSide, seq: Sequence) -> bool:
+    """Tell whether a sequence that decodes can be given away by a pairing."""
+    return (
+        seq.role is None
+        and left(seq) - seq.samples_in_flight >= MIN_LEFT
+        and seq.id not in side.departures
+        and seq.id not in side.stay
+    )
