@@ -42,7 +42,7 @@ from blitzgw.transport.parcel import (
     encode_taken,
     window_cost,
 )
-from blitzgw.transport.receiver import CONNECT_S, FIRST_DIAL_S, MAX_REASON_BYTES
+from blitzgw.transport.receiver import FIRST_DIAL_S, MAX_REASON_BYTES, MIN_CONNECT_S
 from blitzgw.transport.tcp import TcpWire, dial
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ HAND_S = 5.0
 
 _BACKOFF_S: Final = (0.01, 0.02, 0.04, 0.08, 0.15)
 
-Dial = Callable[[], tuple[Wire, Session]]
+Dial = Callable[[float], tuple[Wire, Session]]
 
 
 class RoadReceiver(EdgeEnd):
@@ -235,7 +235,7 @@ class RoadReceiver(EdgeEnd):
         deadline, attempt = time.monotonic() + FIRST_DIAL_S, 0
         while True:
             try:
-                wire, session = self._dial()
+                wire, session = self._dial(max(MIN_CONNECT_S, deadline - time.monotonic()))
             except ConnectionRefusedError as e:
                 raise EdgeFailed("the sender is gone: connection refused") from e
             except (ChannelLost, ProtocolError) as e:
@@ -247,8 +247,8 @@ class RoadReceiver(EdgeEnd):
             lane = self._governor.lane(self.terms.lane)
             return SealedChannel(wire, session, lane, self.terms.seed)
 
-    def _dial_tcp(self) -> tuple[Wire, Session]:
-        sock, session = dial(self._address, self.terms.id, self.terms.key, CONNECT_S)
+    def _dial_tcp(self, patience_s: float) -> tuple[Wire, Session]:
+        sock, session = dial(self._address, self.terms.id, self.terms.key, patience_s)
         return TcpWire(sock, path_s=ROAD_PATH_S), session
 
 

@@ -42,8 +42,9 @@ as ours does us."""
 REDIAL_S = 2.0
 """Patience for the connection after one that was lost: longer than the sender's for us."""
 
-CONNECT_S = 1.0
-"""Patience for one attempt to connect: a lost SYN is sent again after a second."""
+MIN_CONNECT_S = 0.2
+"""Patience for the last attempt to connect within these. Every attempt has all that is left: the
+kernel sends a lost SYN again by itself, and on a slow link the answer stands in a long queue."""
 
 MAX_DAMAGED = 8
 """Damaged pieces after which an edge is given up: its path or its source is broken."""
@@ -114,7 +115,8 @@ class Receiver(StoreEnd):
         deadline, attempt = time.monotonic() + patience_s, 0
         while True:
             try:
-                sock, session = dial(self._address, self.terms.id, self.terms.key, CONNECT_S)
+                left_s = max(MIN_CONNECT_S, deadline - time.monotonic())
+                sock, session = dial(self._address, self.terms.id, self.terms.key, left_s)
             except ConnectionRefusedError as e:
                 raise EdgeFailed("the sender is gone: connection refused") from e
             except (ChannelLost, ProtocolError) as e:

@@ -16,8 +16,9 @@ from blitzgw.core.messages import (
     StepFailed,
     UnloadModel,
 )
-from blitzgw.core.parcels import DropParcels
+from blitzgw.core.parcels import PARCELS, DropParcels
 from blitzgw.core.step import Step
+from blitzgw.core.transfer import OpenSend
 from blitzgw.errors import ProtocolError, WorkerLost
 from blitzgw.worker.channel import Channel
 from blitzgw.worker.devices import Device
@@ -80,6 +81,9 @@ class Worker:
         """
         if isinstance(message, Step):
             self._post(partial(self._step, message))
+            return
+        if isinstance(message, OpenSend) and message.edge.weights == PARCELS:
+            self._keeper.edges.open_send(message)  # before steps that send there
             return
         if isinstance(message, DropParcels):  # in order: steps before it import and send them
             self._post(partial(self._roads.drop, message))

@@ -156,7 +156,7 @@ class RoadPair:
         self.receiver.start()
         return self
 
-    def dial(self):
+    def dial(self, _patience_s=1.0):
         """Join a connection to the sender; return the receiver's side of it."""
         near, far = self.wires()
         dialler = EdgeDialler(self.terms.id, self.terms.key)
@@ -180,7 +180,7 @@ class RoadPair:
         near, far = self.wires()
         dialler = EdgeDialler("r", self.terms.key)
         answer, session = EdgeGate("r", self.terms.key).answer(dialler.hello)
-        self.receiver.road._dial = lambda: (near, dialler.finish(answer))
+        self.receiver.road._dial = lambda _: (near, dialler.finish(answer))
         self.receiver.start()
         return SealedChannel(far, session, self.lane(), self.terms.seed)
 

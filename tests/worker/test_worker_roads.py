@@ -151,7 +151,6 @@ async def test_an_instance_is_unloaded_while_its_parcels_wait(small):
         await a.wait(ModelLoaded)
         terms = EdgeTerms("r", "op", PARCELS, (), secrets.token_bytes(32), 3, "lan")
         a.post(OpenSend(terms))
-        await asyncio.sleep(0.5)  # another thread opens it
         send = Send("r", 1, 1, WHOLE, 0, N)
         await run(a, step(WHOLE, row(1), new=(new(1),), sends=(send,)))
         a.post(UnloadModel("i0"))
