@@ -65,7 +65,7 @@ class Definitions:
         self._known: dict[str, Known] = {}
         self._own: dict[str, Known] = {}
         self._since_s: dict[str, int] = {}
-        self._batching: dict[tuple[str, str], ModelFacts] = {}
+        self._view = ClusterView("", {})
         self._unsettled_s: dict[str, float] = {}
         self._learning: dict[tuple[str, str], Attempts] = {}
         self._told: dict[str, Definition] = {}
@@ -135,7 +135,7 @@ class Definitions:
         own = self._own.get(name)
         if own is not None and own.digest == digest:
             return self._models[name].config
-        config, told = ModelConfig(name), self._batching.get((name, digest))
+        config, told = ModelConfig(name), self._view.oldest_definition(name, digest)
         if told is None or not 0 < told.max_num_seqs <= told.max_batched_tokens <= MAX_BATCH:
             return config
         return replace(
@@ -156,7 +156,7 @@ class Definitions:
         Returns whether `facts` has changed by it.
         """
         before, now = self.settled, self._clock.now()
-        self._batching = _batching(view)
+        self._view = view
         self.settled = self._catalogue.settle(view, now)
         for name, definition in self.settled.items():
             self._tell_rivals(definition, view)
@@ -335,14 +335,3 @@ class Definitions:
                     log.exception("definitions_not_tidied")
         finally:
             self._tidying = None
-
-
-def _batching(view: ClusterView) -> dict[tuple[str, str], ModelFacts]:
-    """Return the oldest living node's facts of each definition, by name and digest."""
-    told = [
-        (facts.since_s, node.boot, facts)
-        for node in view.living()
-        for facts in node.models.values()
-    ]
-    found = sorted(told, key=lambda each: each[:2], reverse=True)
-    return {(facts.name, facts.digest): facts for _, _, facts in found}

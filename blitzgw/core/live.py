@@ -337,11 +337,8 @@ class Keep:
     kept: tuple[Kept, ...]
 
 
-LiveMessage = (
-    Attach
-    | Attached
-    | Detach
-    | Pull
+Said = (
+    Pull
     | Lend
     | Recall
     | Handoff
@@ -360,3 +357,7 @@ LiveMessage = (
     | Sampled
     | Keep
 )
+"""What deciders say to each other."""
+
+LiveMessage = Attach | Attached | Detach | Said
+"""All of it; the first three are the shells' business."""

@@ -221,6 +221,16 @@ class ClusterView:
         """Yield the nodes that are believed to run, this one included."""
         return (node for node in self.nodes.values() if node.living)
 
+    def oldest_definition(self, name: str, digest: str) -> ModelFacts | None:
+        """Return what the living node says of a definition that has had it for longest."""
+        told = [
+            (facts.since_s, node.boot, facts)
+            for node in self.living()
+            for facts in node.models.values()
+            if (facts.name, facts.digest) == (name, digest)
+        ]
+        return min(told, key=lambda each: each[:2])[2] if told else None
+
     def namesakes(self) -> dict[str, list[NodeView]]:
         """Return, by name, the living nodes that share one, the eldest first.
 

@@ -107,14 +107,8 @@ def _better(found: Sequence[tuple[int, float, float]], *, supposed: bool) -> Dec
 
 def configured_policy(definition: ModelDefinition, view: ClusterView) -> str:
     """Return what the oldest definition of a model says; what nobody understands is `auto`."""
-    told = [
-        (facts.since_s, node.boot, facts.live)
-        for node in view.living()
-        for facts in node.models.values()
-        if facts.name == definition.name and facts.digest == definition.digest
-    ]
-    found = min(told)[2] if told else AUTO
-    return found if found in POLICIES else AUTO
+    facts = view.oldest_definition(definition.name, definition.digest)
+    return facts.live if facts is not None and facts.live in POLICIES else AUTO
 
 
 def objection(policy: str, definition: ModelDefinition, view: ClusterView) -> tuple[str, str]:

@@ -4,28 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from blitzgw.core.live import (
-    Finished,
-    Handoff,
-    Keep,
-    Lend,
-    LivePolicy,
-    Move,
-    Moved,
-    NoRoom,
-    Nothing,
-    Offer,
-    Pass,
-    Pull,
-    Purpose,
-    Recall,
-    Reserve,
-    Reserved,
-    Room,
-    Sampled,
-    StageReady,
-    Withdraw,
-)
+from blitzgw.core.live import LivePolicy, Purpose, Said
 from blitzgw.core.messages import StepFailed
 from blitzgw.core.parcels import DropParcels, ParcelArrived, ParcelsSent
 from blitzgw.core.peer import Loss
@@ -222,28 +201,6 @@ class Refuse:
     request_id: str
     error: RequestError
 
-
-Said = (
-    Pull
-    | Lend
-    | Recall
-    | Handoff
-    | Nothing
-    | Offer
-    | Withdraw
-    | Finished
-    | Move
-    | Room
-    | NoRoom
-    | Moved
-    | StageReady
-    | Reserve
-    | Reserved
-    | Pass
-    | Sampled
-    | Keep
-)
-"""What deciders say to each other; `Attach`, `Attached` and `Detach` are the shells' business."""
 
 Event = (
     RequestArrived

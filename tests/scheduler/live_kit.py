@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from blitzgw.core.live import LivePolicy, Purpose
+from blitzgw.core.live import LivePolicy, Purpose, Said
 from blitzgw.core.messages import StepFailed
 from blitzgw.core.parcels import DropParcels, ParcelsSent
 from blitzgw.core.peer import Loss
@@ -27,7 +27,6 @@ from blitzgw.scheduler.events import (
     RequestAborted,
     RequestArrived,
     RunStep,
-    Said,
     Say,
     ServedInstance,
     StepCompleted,

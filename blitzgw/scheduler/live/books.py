@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from blitzgw.core.live import Withdraw
+from blitzgw.core.live import Said, Withdraw
 from blitzgw.core.parcels import DropParcels
-from blitzgw.scheduler.events import Effect, EndPairing, Said, Say
+from blitzgw.scheduler.events import Effect, EndPairing, Say
 from blitzgw.scheduler.lane import Lane
 from blitzgw.scheduler.live.records import GuestSide, HomeSide, Loan
 from blitzgw.scheduler.planning import Planner
