@@ -27,8 +27,8 @@ from blitzgw.scaling.events import (
 )
 from blitzgw.scaling.growth import Growth
 from blitzgw.scaling.hindsight import Hindsight
+from blitzgw.scaling.livechoice import objection
 from blitzgw.scaling.operation import Operation, Surroundings
-from blitzgw.scaling.policy import objection
 from blitzgw.scaling.retreat import Retreat
 from blitzgw.scaling.survey import ModelDefinition, instances_of
 

@@ -13,8 +13,8 @@ from blitzgw.core.live import LivePolicy, Pair
 from blitzgw.core.plan import Links, Plan, Prediction
 from blitzgw.core.view import ClusterView
 from blitzgw.scaling.homes import Home, assign, homes_of
+from blitzgw.scaling.livechoice import Decision, configured_policy, decide
 from blitzgw.scaling.planner.pipelines import Pipeline, pipelines
-from blitzgw.scaling.policy import Decision, configured_policy, decide
 from blitzgw.scaling.survey import ModelDefinition
 
 

@@ -14,8 +14,8 @@ from blitzgw.core.live import LivePolicy, Pair
 from blitzgw.core.plan import Links, Plan, Port, Prediction
 from blitzgw.core.view import HostFacts, LoadFacts, ModelFacts, NetworkFacts
 from blitzgw.scaling.homes import homes_of
+from blitzgw.scaling.livechoice import configured_policy, objection
 from blitzgw.scaling.pairing import Pairing
-from blitzgw.scaling.policy import configured_policy, objection
 from tests.scaling.view_kit import MODEL, W, instance, node, view
 
 N_LAYERS = 8
