@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from blitzgw.core import live, operation, parcels, peer, rumours, transfer, view
+from blitzgw.core import live, operation, parcels, peer, rumours, scale, transfer, view
 from blitzgw.core import messages as m
 from blitzgw.core.card import ModelCard
 from blitzgw.core.finite import finite_check
@@ -110,6 +110,8 @@ MESSAGES: tuple[tuple[int, type[Any], int], ...] = (
     (78, live.Pass, 64 * KIB),
     (79, live.Sampled, 64 * KIB),
     (80, live.Keep, 1 * MIB),
+    (81, scale.Demand, 1 * MIB),
+    (82, scale.Cede, 64 * KIB),
 )
 
 PEER_MESSAGES: frozenset[type[Any]] = frozenset(
@@ -117,6 +119,7 @@ PEER_MESSAGES: frozenset[type[Any]] = frozenset(
     + get_args(operation.OperationMessage)
     + get_args(operation.ProbeMessage)
     + get_args(live.LiveMessage)
+    + get_args(scale.ScaleMessage)
 )
 """What may come over a peer link."""
 
@@ -128,6 +131,8 @@ FACTS: dict[str, type[Any]] = {
     "copy": view.CopyFacts,
     "instance": view.InstanceFacts,
     "load": view.LoadFacts,
+    "wish": view.ScaleWish,
+    "scale": view.ScaleFacts,
 }
 """The facts of core/view.py by the part of their key before the slash."""
 
@@ -136,6 +141,7 @@ _FINITE = {
     for cls in get_args(operation.OperationMessage)
     + get_args(operation.ProbeMessage)
     + get_args(live.LiveMessage)
+    + get_args(scale.ScaleMessage)
     if (check := finite_check(cls)) is not None
 }
 """Messages between nodes whose numbers become deadlines and reservations: none may be a NaN."""
@@ -148,6 +154,7 @@ _FACT_DECODERS = {kind: msgspec.msgpack.Decoder(cls) for kind, cls in FACTS.item
 _CARD_DECODER = msgspec.msgpack.Decoder(ModelCard)
 _REQUESTS_DECODER = msgspec.msgpack.Decoder(list[view.RequestFacts])
 _OPERATIONS_DECODER = msgspec.msgpack.Decoder(list[operation.OperationFacts])
+_WHY_DECODER = msgspec.msgpack.Decoder(list[scale.WhyFacts])
 _ERRORS = (msgspec.MsgspecError, ValueError, KeyError, UnicodeDecodeError, RecursionError)
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -219,6 +226,19 @@ def decode_operations(data: bytes) -> list[operation.OperationFacts]:
         return _OPERATIONS_DECODER.decode(data)
     except _ERRORS as e:
         raise ProtocolError(f"a list of operations that does not decode: {e}") from e
+
+
+def encode_whys(whys: Sequence[scale.WhyFacts]) -> bytes:
+    """Return what a node tells of its decisions about models."""
+    return _encode(whys)
+
+
+def decode_whys(data: bytes) -> list[scale.WhyFacts]:
+    """Return what `encode_whys` has encoded."""
+    try:
+        return _WHY_DECODER.decode(data)
+    except _ERRORS as e:
+        raise ProtocolError(f"a list of decisions that does not decode: {e}") from e
 
 
 def encode_requests(requests: Sequence[view.RequestFacts]) -> bytes:

@@ -1,8 +1,9 @@
 """What a node publishes about itself, and the frozen picture of the cluster that deciders read.
 
 Each fact is an entry of its node's state, under a key that says what it is about: `node`,
-`host`, `device/ID`, `model/NAME`, `copy/WEIGHTS`, `instance/ID`, `load/ID`. Facts that change often
-stand apart from those that do not, so that a change is a small one.
+`host`, `device/ID`, `model/NAME`, `copy/WEIGHTS`, `instance/ID`, `load/ID`, `wish/MODEL`,
+`scale/MODEL`. Facts that change often stand apart from those that do not, so that a change is a
+small one.
 """
 
 from __future__ import annotations
@@ -89,6 +90,28 @@ class CopyFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class ScaleTerms:
+    """What an operator wants of a model's scaling.
+
+    `mode` is a `core.scale.ScaleMode`. `ttft_s` and `tpot_s` are the targets: 90 of 100 requests
+    are to get their first token, and each further one on average, within that. `max_instances` 0:
+    as many as devices take. `patience_s` is for how long fewer instances have to suffice before one
+    goes; 0 for `idle_to_zero_s` is never. For `keep_s` after its end an instance can be revived. Of
+    two models that want a device the one with the higher `priority` has it.
+    """
+
+    mode: str = "manual"
+    ttft_s: float = 1.0
+    tpot_s: float = 0.1
+    min_instances: int = 1
+    max_instances: int = 0
+    patience_s: float = 2.0
+    idle_to_zero_s: float = 0.0
+    keep_s: float = 30.0
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFacts:
     """A model that a node defines. `digest` names its card (core/card.py) in the whole cluster.
 
@@ -111,6 +134,8 @@ class ModelFacts:
     """How its instances batch, also on nodes that do not define it; 0: as by default."""
     live: str = "auto"
     """What its loading instances do: a `core.live.LivePolicy`, or `auto`."""
+    scaling: ScaleTerms = ScaleTerms()
+    """When it gets more instances or fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +184,57 @@ class LoadFacts:
     decode_step_s: float | None = None
     link_bytes_per_s: float = 0.0
     number: int = 0
+    kv_tokens: int = 0
+    """What its KV can hold, in tokens; 0: not told."""
+    kv_committed_tokens: int = 0
+    """What is promised of that: of each request that runs or waits here, its prompt and the smaller
+    of `max_tokens` and the 95th percentile of what requests have generated of late."""
 
 
-Fact = NodeFacts | HostFacts | DeviceFacts | ModelFacts | CopyFacts | InstanceFacts | LoadFacts
+@dataclass(frozen=True, slots=True)
+class ScaleWish:
+    """How many instances an operator wants of a model, `core.scale.AUTOMATIC`: as policy decides.
+
+    Of two wishes that with the greater (`stamp`, `writer`) holds. Each of the nodes that would own
+    the model next publishes it too, so that it outlives the writer.
+    """
+
+    model: str
+    wanted: int
+    stamp: int
+    writer: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleFacts:
+    """What a model's owner tells of its scaling: how many it has and wants, and how hard pressed.
+
+    `pressure` is the predicted P90 of TTFT over its target, coarsely. `ready_s` is the Unix time at
+    which the next instance is expected to serve, 0: none is on its way. `since_s` is when this node
+    took itself for the owner, in Unix seconds: of two that do, the later one is.
+    """
+
+    model: str
+    mode: str
+    present: int
+    wanted: int
+    pressure: float = 0.0
+    ready_s: float = 0.0
+    since_s: float = 0.0
+    reason: str = ""
+
+
+Fact = (
+    NodeFacts
+    | HostFacts
+    | DeviceFacts
+    | ModelFacts
+    | CopyFacts
+    | InstanceFacts
+    | LoadFacts
+    | ScaleWish
+    | ScaleFacts
+)
 
 
 def blobs_in(mask: str) -> frozenset[int]:
@@ -201,6 +274,10 @@ class NodeView:
     instances: Mapping[str, InstanceFacts] = field(default_factory=dict)
     loads: Mapping[str, LoadFacts] = field(default_factory=dict)
     copies: Mapping[str, CopyFacts] = field(default_factory=dict)
+    wishes: Mapping[str, ScaleWish] = field(default_factory=dict)
+    """What operators want, as this node knows it, by model."""
+    scaling: Mapping[str, ScaleFacts] = field(default_factory=dict)
+    """Of the models that it owns, by name."""
     host_facts: HostFacts | None = None
     heard_s: float = 0.0
 

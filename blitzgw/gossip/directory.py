@@ -24,6 +24,8 @@ from blitzgw.core.view import (
     ModelFacts,
     NodeFacts,
     NodeView,
+    ScaleFacts,
+    ScaleWish,
 )
 from blitzgw.errors import ProtocolError
 from blitzgw.wire import decode_fact
@@ -48,6 +50,10 @@ def key_of(fact: Fact) -> str:
             return f"instance/{name}"
         case LoadFacts(instance=name):
             return f"load/{name}"
+        case ScaleWish(model=name):
+            return f"wish/{name}"
+        case ScaleFacts(model=name):
+            return f"scale/{name}"
 
 
 @dataclass(slots=True)
@@ -76,6 +82,8 @@ class _Books:
                 instances=MappingProxyType(dict(of("instance", {}))),
                 loads=MappingProxyType(dict(of("load", {}))),
                 copies=MappingProxyType(dict(of("copy", {}))),
+                wishes=MappingProxyType(dict(of("wish", {}))),
+                scaling=MappingProxyType(dict(of("scale", {}))),
                 host_facts=of("host", {}).get(""),
                 heard_s=self.heard_s,
             )
@@ -86,8 +94,8 @@ class _Books:
 class Taken:
     """What a batch of entries has changed.
 
-    `structural`: more than figures, which are loads, what machines have free and which weights lie
-    where.
+    `structural`: more than figures, which are loads, what machines have free, which weights lie
+    where, and what owners tell of scaling.
     `loads` are the new ones of instances, by boot.
     """
 
@@ -207,7 +215,8 @@ def _fact(update: Update) -> Fact | None:
 def _is_structural(before: Fact | None, after: Fact | None) -> bool:
     if isinstance(before, InstanceFacts) and isinstance(after, InstanceFacts):
         return replace(before, layers_resident=after.layers_resident, blobs=after.blobs) != after
-    return before != after and not isinstance(before or after, LoadFacts | HostFacts | CopyFacts)
+    figures = LoadFacts | HostFacts | CopyFacts | ScaleFacts
+    return before != after and not isinstance(before or after, figures)
 
 
 def changed(before: Mapping[str, Fact], after: Mapping[str, Fact]) -> dict[str, Fact | None]:

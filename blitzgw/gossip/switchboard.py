@@ -18,6 +18,7 @@ from blitzgw.core.peer import (
     Submit,
     Tokens,
 )
+from blitzgw.core.scale import ScaleMessage
 from blitzgw.gossip.content import ContentClient, ContentServer
 from blitzgw.gossip.remote import RemoteIngress
 from blitzgw.gossip.serving import Serving
@@ -48,6 +49,7 @@ class Switchboard:
         self._operations = operations
         self._takers: dict[type[Any], Callable[[str, Any], None]] = {LoadReport: on_load}
         said = get_args(OperationMessage) + get_args(ProbeMessage) + get_args(LiveMessage)
+        said += get_args(ScaleMessage)
         self._takers |= dict.fromkeys(said, operations.said)
 
     def join(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blitzgw import wire
-from blitzgw.core import live, peer
+from blitzgw.core import live, peer, scale
 from blitzgw.core import operation as op
 from blitzgw.core.plan import Tier
 from blitzgw.core.request import (
@@ -121,6 +121,8 @@ _MESSAGES: tuple[Any, ...] = (
     live.Pass("p", "r", 1, 0, 3, sample=True),
     live.Sampled("p", "r", 1, 3, 17, Logprobs(-0.5, ((17, -0.5),))),
     live.Keep("p", (live.Kept("r", 1),)),
+    scale.Demand("m", "d", 3, 1, 40, 0.5, 7, 1, (LoadFacts("m@a/p0", 1),), {5: 2}, {1: 1}, {0: 3}),
+    scale.Cede("m", "n", 1, 1.5),
 )
 KINDS = frozenset(map(type, _MESSAGES))
 
