@@ -110,6 +110,7 @@ MESSAGES: tuple[tuple[int, type[Any], int], ...] = (
     (78, live.Pass, 64 * KIB),
     (79, live.Sampled, 64 * KIB),
     (80, live.Keep, 1 * MIB),
+    (83, live.Return, 64 * KIB),
     (81, scale.Demand, 1 * MIB),
     (82, scale.Cede, 64 * KIB),
 )

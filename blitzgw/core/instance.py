@@ -43,7 +43,9 @@ class PacedCost:
     layer_us = fixed_us + token_us × tokens + context_us × Σ over rows of the context read.
     All zero: as fast as the machine can hash. `kv_bytes` and `hidden_bytes` are what a token's KV
     in one layer, and its hidden state, weigh when they travel: those of the model that the device
-    is paced as, scaled as its weights are. Less than 8 counts as 8.
+    is paced as, scaled as its weights are. Less than 8 counts as 8. With `seed_ends` a sequence
+    ends by itself where it is as long as its request's seed: neither gateway nor scheduler know how
+    long outputs will be, as with a real model.
     """
 
     fixed_us: float = 0.0
@@ -51,6 +53,7 @@ class PacedCost:
     context_us: float = 0.0
     kv_bytes: int = 0
     hidden_bytes: int = 0
+    seed_ends: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,20 @@ class StagePlan:
     span: Span
 
 
+BACK = "-back"
+"""Ends the name of the road from the host of a pairing to its guest."""
+
+
+def back_of(pairing: str) -> str:
+    """Return the name of a pairing's road back."""
+    return pairing + BACK
+
+
+def pairing_of(edge: str) -> str:
+    """Return the pairing that a road is of, whichever way it leads."""
+    return edge.removesuffix(BACK)
+
+
 class Purpose(StrEnum):
     """What a pairing is for."""
 
@@ -104,6 +118,8 @@ class Attach:
     policy: LivePolicy = LivePolicy.STOP
     layers: int = 0
     """The model's number of layers, which must agree."""
+    back: Road | None = None
+    """Between stages: how the worker of `guest` takes parcels, which dials too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,11 +287,14 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class StageReady:
-    """The host, and every stage behind it, has the layers of its span: requests may come."""
+    """The host, and every stage behind it, has the layers of its span: requests may come.
+
+    It replaces what was said before: others may stand behind the host now, or none.
+    """
 
     pairing: str
     stages: tuple[Stage, ...] = ()
-    """The host, and those behind it."""
+    """The host, and those behind it; empty: one of them is not there any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +346,21 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True)
+class Return:
+    """The guest goes on by itself with a request, of which `tokens` positions are computed.
+
+    Their KV of the host's layers, and of all stages behind it, is to come by this ticket of the
+    road back. The host computes nothing more of it, and holds it until `Withdraw`.
+    """
+
+    pairing: str
+    request_id: str
+    attempt: int
+    ticket: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Keep:
     """A helper serves these lent requests by itself from now on, and pulls more.
 
@@ -356,6 +390,7 @@ Said = (
     | Pass
     | Sampled
     | Keep
+    | Return
 )
 """What deciders say to each other."""
 

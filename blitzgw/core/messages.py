@@ -28,6 +28,8 @@ class Start:
     """The folder of host copies, in shared memory; empty: none are kept."""
     weight_bytes_per_s: float = 0.0
     """Send weights at most at this rate; 0: as fast as it goes."""
+    disk_bytes_per_s: float = 0.0
+    """Read checkpoints at most at this rate; 0: as fast as it goes."""
 
 
 @dataclass(frozen=True, slots=True)

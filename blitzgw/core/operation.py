@@ -48,13 +48,17 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A device is claimed, from now on at `claim`, for `instance`; or it is not, for a `reason`."""
+    """A device is claimed, from now on at `claim`, for `instance`; or it is not, for a `reason`.
+
+    `revived`: the instance was draining or kept there with all its weights; `TargetReady` follows.
+    """
 
     operation: str
     device: str
     claim: int
     instance: str = ""
     reason: str = ""
+    revived: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +221,9 @@ class ScaleOrder:
     """Empty: the one that is predicted to be the quickest."""
     policy: str = ""
     """A `core.live.LivePolicy`; empty: the model's, which may leave it to the planner."""
+    automatic: bool = False
+    """The model's owner has decided so: it is not refused because operations run, begins besides
+    them what is lacking, and those that work against it end."""
 
 
 @dataclass(frozen=True, slots=True)

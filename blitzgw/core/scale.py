@@ -77,6 +77,11 @@ class Demand:
     ttft: dict[int, int] = field(default_factory=dict)
     tpot: dict[int, int] = field(default_factory=dict)
     queue: dict[int, int] = field(default_factory=dict)
+    arrived_tokens: int = 0
+    """Of the prompts of those `arrived`, the tokens to be computed: what turns out to be cached is
+    taken off with the first token, so that it may fall a little. 0 throughout: not told."""
+    news_s: float = 0.0
+    """How old the oldest change is that it is the first to tell of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +132,15 @@ class WhyFacts:
 
     `now` is the decision that the present figures give, `hold` mostly; `past` the last ones that
     changed something, the newest first. `quantiles` are those of the last window, in seconds, by
-    name (`ttft_p50_s`, `ttft_p90_s`, `ttft_p99_s`, `tpot_…`, `queue_…`).
+    name (`ttft_p50_s`, `ttft_p90_s`, `ttft_p99_s`, `tpot_…`, `queue_…`). `wish` is what an operator
+    has said, `AUTOMATIC` as well; None: nothing, so that the configuration holds.
     """
 
     model: str
     owner: str
     mode: str
     terms: ScaleTerms
-    wish: int
+    wish: int | None
     now: DecisionFacts
     quantiles: dict[str, float] = field(default_factory=dict)
     past: tuple[DecisionFacts, ...] = ()

@@ -223,11 +223,15 @@ class CopyFailed:
 
 @dataclass(frozen=True, slots=True)
 class TrafficReport:
-    """Bytes per second that a worker sends to peers, by class; told when it changes much."""
+    """Bytes per second that a worker sends to peers, by class; told when it changes much.
+
+    `disk` is what reading a checkpoint has come to the last time, 0: it has not read any.
+    """
 
     activations: float
     kv: float
     weights: float
+    disk: float = 0.0
 
 
 class StoreClosed(Exception):

@@ -72,6 +72,8 @@ class HostFacts:
     free_bytes: int
     zone: str = ""
     networks: tuple[NetworkFacts, ...] = ()
+    disk_bytes_per_s: float = 0.0
+    """What reading checkpoints has come to of late, or may come to at most; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,8 @@ class ModelFacts:
     max_batched_tokens: int = 0
     prefix_caching: bool = True
     """How its instances batch, also on nodes that do not define it; 0: as by default."""
+    strategy: str = "auto"
+    """How weights get to new instances, where that is possible; auto: the quickest way."""
     live: str = "auto"
     """What its loading instances do: a `core.live.LivePolicy`, or `auto`."""
     scaling: ScaleTerms = ScaleTerms()
@@ -159,6 +163,9 @@ class InstanceFacts:
     """The instance that it works for while it loads."""
     stage: Span | None = None
     """The layers that it runs for a pipeline while that loads; the first stage leads it."""
+    open: bool = False
+    """Whether it leads a pipeline all of which is there: while it loads it takes requests that
+    nobody else does."""
 
     @property
     def leads(self) -> bool:

@@ -121,6 +121,7 @@ _MESSAGES: tuple[Any, ...] = (
     live.Pass("p", "r", 1, 0, 3, sample=True),
     live.Sampled("p", "r", 1, 3, 17, Logprobs(-0.5, ((17, -0.5),))),
     live.Keep("p", (live.Kept("r", 1),)),
+    live.Return("p", "r", 1, 7, 3),
     scale.Demand("m", "d", 3, 1, 40, 0.5, 7, 1, (LoadFacts("m@a/p0", 1),), {5: 2}, {1: 1}, {0: 3}),
     scale.Cede("m", "n", 1, 1.5),
 )
