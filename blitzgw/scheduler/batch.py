@@ -200,6 +200,7 @@ class Batch:
             self._decode_rows,
             self._imported,
             self.work,
+            len(self.span),
         )
         return step, posted
 

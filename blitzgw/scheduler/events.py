@@ -99,6 +99,8 @@ class PairingOpened:
     there: str
     guest: bool
     policy: LivePolicy = LivePolicy.STOP
+    back_bytes_per_s: float = 0.0
+    """At most so much comes back to the guest, by a road of its own; 0: not known, or no road."""
 
 
 @dataclass(frozen=True, slots=True)

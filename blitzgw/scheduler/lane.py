@@ -9,11 +9,15 @@ from blitzgw.core.step import BLOCK_TOKENS, Send
 from blitzgw.scheduler.budget import KvBudget
 from blitzgw.scheduler.events import ServedInstance
 from blitzgw.scheduler.fairness import FairQueue
-from blitzgw.scheduler.live.records import Course, Loan, Passage
+from blitzgw.scheduler.lengths import OutputLengths
+from blitzgw.scheduler.live.records import Course, Loan, Passage, Task
 from blitzgw.scheduler.live.relays import Relay
 from blitzgw.scheduler.rates import Pace
 from blitzgw.scheduler.sequence import Phase, Sequence
 from blitzgw.scheduler.slots import SlotAllocator, SlotStatistics, blocks_for
+
+ASIDE, TAKEN_IN = -2, -3
+"""In place of where a relay's token is: its KV is sent by this step, or taken in; it has no row."""
 
 
 @dataclass(slots=True)
@@ -24,7 +28,8 @@ class PostedStep:
     step, tokens computed after it by all layers) for each prefill row; a row that stops below the
     last layer, and an import, count none. `imported` are the loans of which it takes parcels in,
     with the sequence's number, and how many of its tokens earlier steps have computed where these
-    are the last parcels, else -1. `work` is its prefill in tokens × layers.
+    are the last parcels, else -1. `work` is its prefill in tokens × layers, and it has so many
+    `layers`.
     """
 
     id: int
@@ -35,8 +40,11 @@ class PostedStep:
     decode_rows: int
     imported: list[tuple[Loan | Passage, int, int]] = field(default_factory=list)
     work: int = 0
+    layers: int = 0
     relays: list[tuple[Relay, int]] = field(default_factory=list)
-    """Of a stage's step: whose rows there are, and where the token is that it samples, or -1."""
+    """Of a stage's step: whose rows there are, and where the token is that it samples, or -1.
+
+    ASIDE and TAKEN_IN: it has no row of that one."""
 
     def members(self) -> list[Sequence]:
         """Return the sequences that still depend on this step, each once."""
@@ -82,9 +90,10 @@ class InstanceStatistics:
     """What the router, the scaling policy and the metrics want to know of an instance.
 
     `kv_usage` is the share of the worker's KV budget in use by running sequences, 0 to 1.
-    `queued_tokens` counts tokens waiting, or admitted and not yet computed. `prefix_queries` and
-    `prefix_hits` count prompt tokens looked up and found. `oldest_arrival_s` is when the request
-    arrived that has waited longest, None if none waits. Rates are None until measured.
+    `queued_tokens` is the prefill ahead: tokens that wait, or are admitted or posted and not yet
+    computed; those of a request that a helper works on count once, at its home. `prefix_queries`
+    and `prefix_hits` count prompt tokens looked up and found. `oldest_arrival_s` is when the
+    request arrived that has waited longest, None if none waits. Rates are None until measured.
     """
 
     running: int
@@ -99,6 +108,10 @@ class InstanceStatistics:
     decode_step_s: float | None
     slots: SlotStatistics
     live: LiveStatistics = LiveStatistics()
+    kv_tokens: int = 0
+    """What the instance's KV can hold, in tokens, with the whole budget to itself."""
+    kv_committed_tokens: int = 0
+    """What the requests that run or wait here may come to need of it (lengths.py)."""
 
 
 class Lane:
@@ -143,6 +156,7 @@ class Lane:
         self.lent_tokens = 0
         self.lent_total = self.split_total = self.dealt_total = 0
         self.pace = Pace()
+        self.outputs = OutputLengths()
         self.posted_prefill_tokens = 0
         self.held_until = 0  # see Planner.hold
         self.preemptions = 0
@@ -188,16 +202,31 @@ class Lane:
         self.prefilling.pop(seq.number, None)
         seq.forget_kv()
 
+    @property
+    def kv_tokens(self) -> int:
+        """Return how many tokens its KV can hold while no other instance uses the budget."""
+        kv = self.instance.kv
+        in_budget = self.budget.total_bytes // kv.block_bytes * BLOCK_TOKENS
+        return min(kv.slots * kv.slot_tokens, in_budget)
+
     def queued_tokens(self) -> int:
-        """Return the tokens that wait, or are admitted and not yet computed."""
+        """Return the prefill ahead: tokens that wait, are posted, or are admitted and are neither.
+
+        A helper's tasks count at their home. What a pipeline serves counts at its lead, as a whole
+        until it has its first token: nobody there knows how far the other stages are.
+        """
+        n_layers = self.instance.n_layers
         unposted = sum(len(seq.tokens) - seq.scheduled for seq in self.prefilling.values())
         for course in self.courses.values():
-            if not course.done:
-                left = self.instance.n_layers - course.layer
-                unposted += len(course.seq.tokens) * left // self.instance.n_layers
-        return self.queue.tokens + self.lent_tokens + unposted + self.posted_prefill_tokens
+            if not isinstance(course.seq.role, Task):
+                unposted += course.work_left(n_layers) // n_layers
+        posted = 0 if self.loading else self.posted_prefill_tokens
+        staged = sum(relay.prefill_left for relay in self.relays.values()) if self.relays else 0
+        return self.queue.tokens + self.lent_tokens + unposted + posted + staged
 
-    def statistics(self, live: LiveStatistics | None = None) -> InstanceStatistics:
+    def statistics(
+        self, live: LiveStatistics | None = None, committed_tokens: int = 0
+    ) -> InstanceStatistics:
         """Return the instance's figures."""
         slots = self.allocator.statistics()
         active_bytes = slots.active_blocks * self.instance.kv.block_bytes
@@ -214,4 +243,6 @@ class Lane:
             decode_step_s=self.pace.decode_step_s,
             slots=slots,
             live=live or LiveStatistics(),
+            kv_tokens=self.kv_tokens,
+            kv_committed_tokens=committed_tokens,
         )

@@ -15,7 +15,7 @@ from blitzgw.scheduler.batch import Batch
 from blitzgw.scheduler.budget import KvBudget
 from blitzgw.scheduler.events import Effect, RunStep
 from blitzgw.scheduler.fairness import INPUT_WEIGHT
-from blitzgw.scheduler.lane import Lane, PostedStep
+from blitzgw.scheduler.lane import ASIDE, Lane, PostedStep
 from blitzgw.scheduler.sequence import Phase, Sequence
 from blitzgw.scheduler.slots import Allocation, blocks_for
 
@@ -176,12 +176,14 @@ class Planner:
         batch.sends += lane.sends
         lane.sends.clear()
         step, posted = batch.post(self._last_step)
-        if step.sends:
-            posted.chunks += [
-                (lane.sending.get(send.seq) or lane.decoding[send.seq], send.seq, 0)
-                for send in step.sends
-            ]
+        for send in step.sends:
             self.asides[step.id] = posted
+            relay = lane.relays.get(send.seq)
+            if relay is not None:
+                posted.relays.append((relay, ASIDE))
+                continue
+            seq = lane.sending.get(send.seq) or lane.decoding[send.seq]
+            posted.chunks.append((seq, send.seq, 0))
         effects.append(RunStep(step))
 
     def _compose(self, lane: Lane) -> Batch:

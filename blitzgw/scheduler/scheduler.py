@@ -120,7 +120,7 @@ class Scheduler:
         """
         self._planner.now = now
         told = self._handlers[type(event)](event, now)
-        self._live.moving.pump(now)
+        self._live.pump(now)
         steps = self._planner.fill(now)
         if self._live.is_busy:
             told += self._live.conclude()
@@ -233,6 +233,7 @@ class Scheduler:
         lane.posted_prefill_tokens -= posted.prefill_tokens
         if posted.relays:
             self._live.pipelines.stages.carried_out(posted, event.result)
+            self._observe_stage(posted, event.result.duration_s)
             return []
         lane.pace.observe(posted.prefill_tokens, posted.decode_rows, event.result.duration_s)
         if posted.imported:
@@ -244,6 +245,13 @@ class Scheduler:
         if self._live.kept:
             events = self._live.kept.hold(events)
         return [EmitTokens(events)] if events else []
+
+    def _observe_stage(self, posted: PostedStep, duration_s: float) -> None:
+        """Take the duration of a step over a span; through all layers it would have been longer."""
+        lane, layers = posted.lane, posted.layers
+        if posted.work or posted.decode_rows:
+            whole_s = duration_s * lane.instance.n_layers / layers
+            lane.pace.observe(posted.work // layers, posted.decode_rows, whole_s)
 
     def _collect(self, posted: PostedStep, result: StepResult) -> list[TokenEvent]:
         """Append sampled tokens to their sequences, end those that are done.
@@ -275,6 +283,7 @@ class Scheduler:
             if token in seq.stop_ids or n_computed + 1 >= seq.limit:
                 event.finish = seq.finish_reason()
                 if event.finish is not None:
+                    posted.lane.outputs.record(seq)
                     self._end(seq)
                     continue
             if seq.phase is not running and not seq.samples_in_flight:

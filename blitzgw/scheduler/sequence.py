@@ -27,14 +27,15 @@ class Phase(Enum):
 # Between two instances (live/): at its home a sequence is `lent` while a helper may work on it, and
 # running from its recall on. At a helper it is `lent` before it has memory there, running while
 # layers are computed, and `sending` once it is its home's again and its KV is still being read.
-# It is `staged` at the lead of a pipeline, whose stages compute it together.
+# It is `staged` at the lead of a pipeline, whose stages compute it together; a lead that has become
+# complete runs it, or has it wait.
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     Phase.WAITING: frozenset({Phase.RUNNING, Phase.LENT, Phase.STAGED, Phase.ENDED}),
     Phase.RUNNING: frozenset({Phase.PREEMPTED, Phase.SENDING, Phase.ENDED}),
     Phase.PREEMPTED: frozenset({Phase.WAITING, Phase.LENT, Phase.ENDED}),
     Phase.LENT: frozenset({Phase.WAITING, Phase.RUNNING, Phase.STAGED, Phase.ENDED}),
     Phase.SENDING: frozenset({Phase.ENDED}),
-    Phase.STAGED: frozenset({Phase.WAITING, Phase.ENDED}),
+    Phase.STAGED: frozenset({Phase.WAITING, Phase.RUNNING, Phase.ENDED}),
     Phase.ENDED: frozenset(),
 }
 

@@ -152,6 +152,12 @@ class SlotAllocator:
         """Publish nothing of a sequence, whatever is committed, until told otherwise."""
         self._owned[seq].withheld = withheld
 
+    def blocks(self, seq: int) -> tuple[int, ...]:
+        """Return a sequence's block table."""
+        slot = self._owned[seq]
+        first = slot.index * self.geometry.blocks_per_slot
+        return tuple(range(first, first + slot.used))
+
     def has_prefix(self, tokens: Sequence[int], salt: str) -> bool:
         """Tell whether `begin` would find at least one block."""
         return self.prefix_caching and self._index.holds_first(tokens, root(salt))

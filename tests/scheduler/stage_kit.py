@@ -6,9 +6,9 @@ from collections import deque
 from dataclasses import replace
 from itertools import pairwise
 
-from blitzgw.core.live import LivePolicy, Purpose
+from blitzgw.core.live import LivePolicy, Purpose, back_of
 from blitzgw.core.messages import StepFailed
-from blitzgw.core.parcels import Parcel
+from blitzgw.core.parcels import Parcel, ParcelsSent
 from blitzgw.core.span import Span
 from blitzgw.core.step import Row, Send, StepResult
 from blitzgw.scheduler.events import (
@@ -26,6 +26,10 @@ class StageToy(LayerToy):
     """Runs the span of its stage beside what is resident; takes tokens that others sampled."""
 
     stage = Span(0, 0)
+
+    def close(self, edge: str) -> None:
+        super().close(edge)
+        super().close(back_of(edge))
 
     def run_next(self, *, fail: bool = False) -> StepResult | StepFailed:
         step = self.posted[0]
@@ -63,7 +67,12 @@ class StageToy(LayerToy):
 
 
 class StageWorld(LiveWorld):
-    """`chain` makes a pipeline of loading nodes; `serve` gives them their layers."""
+    """`chain` makes a pipeline of loading nodes; `serve` gives them their layers.
+
+    A guest hears that what comes back to it comes at `back_bytes_per_s`.
+    """
+
+    back_bytes_per_s = 1e9
 
     def add(self, name: str, *, loading: bool = False, **options: object) -> Node:
         node = super().add(name, loading=loading, **options)
@@ -79,8 +88,31 @@ class StageWorld(LiveWorld):
         stage = Purpose.STAGE
         self.tell(host, PairingOpened(name, stage, host, guest, False, LivePolicy.PIPELINE))
         if self.pairings[name].alive:
-            self.tell(guest, PairingOpened(name, stage, guest, host, True, LivePolicy.PIPELINE))
+            opened = PairingOpened(
+                name, stage, guest, host, True, LivePolicy.PIPELINE, self.back_bytes_per_s
+            )
+            self.tell(guest, opened)
         return name
+
+    def carry_back(self, pairing: str) -> None:
+        """Carry a parcel over the road back, or say that all of a request's have gone."""
+        pair, edge = self.pairings[pairing], back_of(pairing)
+        read = self.nodes[pair.host].worker.read_next(edge)
+        if isinstance(read, ParcelsSent):
+            self.tell(pair.host, read)
+        elif read is not None and pair.guest in self.nodes and pair.alive:
+            arrived = self.nodes[pair.guest].worker.receive(edge, *read)
+            if arrived is not None:
+                self.tell(pair.guest, arrived)
+
+    def choices(self) -> list[tuple]:
+        found = [
+            (self.carry_back, pair.id)
+            for pair in self.pairings.values()
+            if pair.host in self.nodes
+            and self.nodes[pair.host].worker.outgoing.get(back_of(pair.id))
+        ]
+        return super().choices() + found
 
     def assign(self, names: list[str], cuts: list[int]) -> None:
         """Let the stages be `[0, cuts[0])`, `[cuts[0], cuts[1])` and so on."""

@@ -11,7 +11,7 @@ from blitzgw.core.live import LivePolicy
 from tests.scheduler import live_toy
 from tests.scheduler.live_kit import LiveWorld
 
-SEEDS = int(os.environ.get("BLITZGW_LIVE_SEEDS", "200"))
+SEEDS = int(os.environ.get("BLITZGW_LIVE_SEEDS", "200" if "BLITZGW_LONG" in os.environ else "60"))
 """More are for long runs: none of 2,000 may fail."""
 
 POLICIES = [LivePolicy.ZIGZAG] * 3 + [LivePolicy.BEST_EFFORT, LivePolicy.PIPELINE, LivePolicy.STOP]

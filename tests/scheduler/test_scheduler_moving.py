@@ -12,7 +12,7 @@ from blitzgw.core.step import KvGeometry
 from blitzgw.scheduler.events import InstanceRemoved
 from tests.scheduler.move_kit import MoveWorld, two
 
-SEEDS = int(os.environ.get("BLITZGW_LIVE_SEEDS", "120"))
+SEEDS = int(os.environ.get("BLITZGW_LIVE_SEEDS", "120" if "BLITZGW_LONG" in os.environ else "40"))
 """More are for long runs: none of 2,000 may fail."""
 
 LONG = 200

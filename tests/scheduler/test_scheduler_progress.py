@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from blitzgw.core.step import KvGeometry
 from blitzgw.scheduler.fairness import INPUT_WEIGHT, OUTPUT_WEIGHT
 from tests.scheduler.world import World, served
 
+LONG = os.environ.get("BLITZGW_LONG") == "1"
 REQUEST = st.tuples(
     st.integers(1, 60),  # prompt
     st.integers(1, 60),  # answer
@@ -19,7 +22,7 @@ REQUEST = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150 if LONG else 50, deadline=None)
 @given(
     kv_blocks=st.integers(5, 14),
     depth=st.integers(1, 3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from hypothesis import settings
@@ -12,6 +13,7 @@ from blitzgw.core.step import KvGeometry
 from blitzgw.scheduler.scheduler import Scheduler
 from tests.scheduler.world import World, served
 
+LONG = os.environ.get("BLITZGW_LONG") == "1"
 TENANTS = ("", "alice", "bob")
 FAMILIES = tuple([(7 * i * (family + 1)) % 89 + 1 for i in range(90)] for family in range(2))
 """Prompts begin alike across tenants, so that sharing between them would be easy."""
@@ -144,4 +146,6 @@ class Random(RuleBasedStateMachine):
 
 
 TestRandom = Random.TestCase
-TestRandom.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestRandom.settings = settings(
+    max_examples=150 if LONG else 50, stateful_step_count=60, deadline=None
+)

@@ -6,9 +6,20 @@ from random import Random
 
 import pytest
 
-from blitzgw.core.live import Keep, LivePolicy, NoRoom, Nothing, Pass, Pull, Reserve, StageReady
+from blitzgw.core.live import (
+    Keep,
+    LivePolicy,
+    NoRoom,
+    Nothing,
+    Pass,
+    Pull,
+    Reserve,
+    Return,
+    StageReady,
+)
 from blitzgw.core.span import Span
-from blitzgw.scheduler.live.lead import cheaper
+from blitzgw.scheduler.events import StageAssigned
+from blitzgw.scheduler.live.returning import cheaper
 from tests.scheduler.stage_kit import StageWorld
 
 NAMES, CUTS = ["a", "b", "c"], [2, 3, 5]
@@ -217,6 +228,45 @@ def test_neighbours_that_meet_again_go_on():
     assert led(world).staged_total
 
 
+@pytest.mark.parametrize("pair", [("a", "b"), ("b", "c")])
+@pytest.mark.parametrize("moment", [0, 40, 80, 120])
+def test_a_new_way_to_a_neighbour_leaves_the_other_one_alone(pair, moment):
+    world = pipeline()
+    ask(world, 6, max_tokens=20)
+    go(world, moment, seed=moment)
+    world.join(*pair)
+    world.play(Random(moment))
+    world.assert_done()
+    other = "p2" if pair == ("a", "b") else "p1"
+    assert world.pairings[other].alive
+    assert not any(story.failures for story in world.stories.values())
+    assert led(world).stages == 3
+    before = led(world).staged_total
+    ask(world)
+    world.play(Random(1))
+    assert led(world).staged_total > before
+    world.assert_done()
+
+
+def test_another_stage_behind_is_told_to_those_before():
+    world = pipeline()
+    world.add("d", loading=True, max_batched_tokens=20)
+    world.tell("d", StageAssigned("d", Span(3, 5)))
+    world.join("b", "d")
+    world.play()
+    assert [said.stages for said in world.said if isinstance(said, StageReady)][-1] == ()
+    assert (led(world).stages, led(world, "b").stages) == (0, 0)
+    world.stage_layers("d", Span(3, 5))
+    world.play()
+    assert led(world).stages == 3
+    ask(world)
+    world.play(Random(1))
+    world.assert_done()
+    routes = {tuple(stage.instance for stage in s.route) for s in world.stories.values()}
+    assert ("a", "b", "d") in routes
+    assert ("a", "b", "c") not in routes
+
+
 def test_without_a_home_the_lead_is_asked():
     world = StageWorld()
     for name in NAMES:
@@ -287,7 +337,129 @@ def test_who_is_complete_leads_no_pipeline_but_may_be_another_stage():
     assert led(world, "c").staged_total == 3
 
 
-def test_the_cheaper_way_at_a_switch():
-    assert cheaper(1e9, 1e9, 500, 1000) == "recompute"
-    assert cheaper(1e9, 1e10, 500, 1000) == "move"
-    assert cheaper(1e9, 0, 500, 1000) == "recompute"
+def test_the_quicker_way_at_a_switch():
+    assert not cheaper(1.0, 500, 1000)
+    assert cheaper(0.1, 500, 1000)
+    assert not cheaper(float("inf"), 500, 1000)
+    assert not cheaper(0.1, 500, 0)
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["a", "b", "c"], ["a", "b", "c", "d"]])
+@pytest.mark.parametrize("seed", range(8))
+def test_what_a_complete_lead_takes_over_is_not_computed_again(names, seed):
+    world = StageWorld()
+    world.add("home", max_num_seqs=2, max_batched_tokens=20)
+    for name in names:
+        world.add(name, loading=True, max_batched_tokens=20)
+    cuts = [[2, 5], [1, 3, 5], [1, 3, 4, 5]][len(names) - 2]
+    world.chain(names, cuts)
+    world.serve(names, cuts)
+    world.pair("a", "home", LivePolicy.PIPELINE)
+    world.play()
+    ask(world, 6, max_tokens=20)
+    while not any(s.instance == "a" and len(s.outputs) > 3 for s in world.stories.values()):
+        go(world, 1, seed)
+        seed += 1
+    stories = world.stories.values()
+    going = [s for s in stories if s.instance == "a" and s.outputs and not s.over]
+    assert going
+    world.said.clear()
+    before = len(world.nodes["a"].worker.ran)
+    world.complete("a")
+    returned = [said for said in world.said if isinstance(said, Return)]
+    world.play(Random(seed))
+    world.assert_done()
+    assert {said.request_id for said in returned} == {story.request.id for story in going}
+    assert not any(story.failures for story in stories)
+    after = [step for step in world.nodes["a"].worker.ran[before:] if step.span == Span(0, 5)]
+    rows = {(row.start, row.count) for step in after for row in step.rows}
+    assert all((said.tokens, 1) in rows for said in returned)
+    assert not any(pair.alive for pair in world.pairings.values() if pair.guest in names)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-3])
+def test_over_a_slow_road_all_is_computed_anew(rate):
+    world = StageWorld()
+    world.back_bytes_per_s = rate
+    for name in NAMES:
+        world.add(name, loading=True, max_batched_tokens=20)
+    world.chain(NAMES, CUTS)
+    world.serve(NAMES, CUTS)
+    world.play()
+    for _ in range(3):
+        world.ask(LONG, 20, instance="a")
+    while not all(story.outputs for story in world.stories.values()):
+        go(world, 1)
+    world.complete("a")
+    world.play(Random(1))
+    world.assert_done()
+    assert not any(isinstance(said, Return) for said in world.said)
+
+
+def interfere(world: StageWorld, what: str) -> None:
+    match what.split():
+        case ["abort"]:
+            for name in [name for name, story in world.stories.items() if not story.over]:
+                world.abort(name)
+        case ["kill", name]:
+            world.kill(name)
+        case ["break"]:
+            world.break_pairing("p1")
+        case ["fail"]:
+            for name in [name for name in NAMES if world.nodes[name].worker.posted]:
+                world.run_step(name, fail=True)
+        case ["late"]:
+            for _ in range(5):
+                world.tick()
+        case _:
+            world.remove("a")
+
+
+@pytest.mark.parametrize("moment", range(0, 40, 3))
+@pytest.mark.parametrize("what", ["abort", "kill b", "kill c", "break", "fail", "late", "remove"])
+def test_whatever_happens_while_it_takes_over(what, moment):
+    world = pipeline()
+    world.add("spare")
+    ask(world, 6, max_tokens=20)
+    while sum(s.instance == "a" and len(s.outputs) > 2 for s in world.stories.values()) < 2:
+        go(world, 1, seed=moment + len(world.said))
+    world.complete("a")
+    assert any(isinstance(said, Return) for said in world.said)
+    go(world, moment, seed=moment)
+    interfere(world, what)
+    world.play(Random(moment))
+    world.assert_done()
+    assert all(led(world, name).staged == 0 for name in NAMES if name in world.nodes)
+    if what in ("kill b", "kill c", "break", "late"):
+        assert not any(story.failures for story in world.stories.values())
+
+
+@pytest.mark.parametrize(("prompt", "batch"), [(80, 10), (80, 40), (25, 10)])
+def test_no_stage_idles_while_a_home_has_more(prompt, batch):
+    """All stages take as long; what is said or sent is there by the next step."""
+    world = StageWorld()
+    same = {"n_layers": 6, "max_batched_tokens": batch}
+    world.add("home", max_num_seqs=1, **same)
+    cuts = [2, 4, 6]
+    for name in NAMES:
+        world.add(name, loading=True, **same)
+    world.chain(NAMES, cuts)
+    world.serve(NAMES, cuts)
+    world.pair("a", "home", LivePolicy.PIPELINE)
+    world.talk()
+    for i in range(24):
+        world.ask([(7 * i + j) % 97 for j in range(prompt)], 1)
+    idle = dict.fromkeys(NAMES, 0)
+    home = world.nodes["home"].scheduler
+    for _ in range(200):  # its own first request stays there, and no step of it runs
+        world.talk()
+        if not home.statistics().instances["home"].waiting:
+            break
+        for name in NAMES:
+            if world.nodes[name].worker.posted:
+                world.run_step(name)
+            else:
+                idle[name] += 1
+    assert not home.statistics().instances["home"].waiting
+    assert idle == {"a": 0, "b": 1, "c": 2}  # until the first chunk is there
+    assert not any(isinstance(said, Nothing) for said in world.said)

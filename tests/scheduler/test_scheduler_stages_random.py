@@ -11,7 +11,7 @@ from blitzgw.core.live import LivePolicy
 from blitzgw.core.span import Span
 from tests.scheduler.stage_kit import StageWorld
 
-SEEDS = int(os.environ.get("BLITZGW_STAGE_SEEDS", "150"))
+SEEDS = int(os.environ.get("BLITZGW_STAGE_SEEDS", "150" if "BLITZGW_LONG" in os.environ else "50"))
 """More are for long runs: none of 2,000 may fail."""
 
 NAMES = ["a", "b", "c"]
@@ -24,6 +24,7 @@ class Dice:
     def __init__(self, seed: int) -> None:
         self.random = random = Random(seed)
         self.world = StageWorld()
+        self.world.back_bytes_per_s = random.choice([0.0, 1e9, 1e9])
         self.n_layers = random.randint(3, 6)
         for name in ("home", "spare", *NAMES):
             self._add(name, loading=name in NAMES)
@@ -141,7 +142,8 @@ class Dice:
         alive = {(p.guest, p.host) for p in world.pairings.values() if p.alive}
         for pair in JOINS:
             here = pair[0] in world.nodes and pair[1] in world.nodes
-            if here and pair not in alive and not world.nodes[pair[0]].complete:
+            again = pair not in alive or self.random.random() < 0.1
+            if here and again and not world.nodes[pair[0]].complete:
                 world.join(*pair)
 
 

@@ -142,7 +142,7 @@ class Arriving:
         if arrival.is_whole and not arrival.told:
             arrival.told = True
             asked = arrival.asked
-            self._books.say(Withdraw(arrival.edge, asked.id, asked.attempt))
+            self._books.say(Withdraw(arrival.side.pairing, asked.id, asked.attempt))
         self._land(arrival)
 
     def _land(self, arrival: Arrival) -> None:
@@ -179,7 +179,7 @@ class Arriving:
         self._forget(arrival)
         seq = arrival.seq
         if arrival.parked:
-            seq.admitted = False
+            seq.admitted = arrival.side.is_back
             return False
         self._books.forget(seq)
         return True
@@ -223,7 +223,8 @@ class Arriving:
 
     def _say_withdraw(self, arrival: Arrival, *, say: bool = True) -> None:
         if say and not arrival.told and arrival.edge in self.sides:
-            self._books.say(Withdraw(arrival.edge, arrival.asked.id, arrival.asked.attempt))
+            asked = arrival.asked
+            self._books.say(Withdraw(arrival.side.pairing, asked.id, asked.attempt))
         arrival.told = True
 
     def _forget(self, arrival: Arrival) -> None:

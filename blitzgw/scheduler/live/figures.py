@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from blitzgw.scheduler.lane import InstanceStatistics, Lane, LiveStatistics
+from blitzgw.scheduler.lengths import committed_tokens
 from blitzgw.scheduler.live.books import LiveBooks
 from blitzgw.scheduler.live.kept import KeptSequences
 from blitzgw.scheduler.live.moving import Moving
@@ -37,4 +38,5 @@ def figures(
         staged=len(lane.relays),
         staged_total=lane.staged_total,
     )
-    return lane.statistics(live)
+    held = [seq for seq in books.requests.values() if seq.instance == name]
+    return lane.statistics(live, committed_tokens(held, lane.outputs))

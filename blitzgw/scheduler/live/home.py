@@ -14,6 +14,11 @@ from blitzgw.scheduler.live.lending import Lending
 from blitzgw.scheduler.live.records import HIDDEN, HomeSide, Loan, LoanState
 from blitzgw.scheduler.sequence import Phase, Sequence
 
+SILENT_S = 30.0
+"""Nothing is heard of a helper for so long that has to offer what it is lent, or to say that it
+keeps it: it hangs. The first takes it half a pass over a few batches, seconds on the slowest
+device; the second takes a message to each stage and back."""
+
 LOST_S = 10.0
 """After so long without news of what was recalled its helper hangs, or a parcel has been lost."""
 
@@ -29,6 +34,8 @@ class Home:
 
     def pulled(self, side: HomeSide, pull: Pull) -> None:
         """Note how much a helper takes."""
+        if side.hangs:
+            return
         side.requests, side.tokens, side.pulled = pull.requests, pull.tokens, True
         side.keeps = pull.keeps
         self._books.lane(side).hosting = True
@@ -141,19 +148,33 @@ class Home:
 
     @property
     def awaits_news(self) -> bool:
-        """Whether anything that was recalled is not here yet."""
-        loans = (loan for side in self._books.homes.values() for loan in side.loans.values())
-        return any(loan.is_awaited for loan in loans)
+        """Whether a helper has to say something, or to send what was recalled."""
+        return any(
+            side.owes or any(loan.is_awaited for loan in side.loans.values())
+            for side in self._books.homes.values()
+        )
 
     def ticked(self, now: float) -> None:
-        """Compute here what nothing is heard of for too long, though its helper lives."""
+        """Compute here what nothing is heard of for too long, though its helper lives.
+
+        Who does not answer is trusted with nothing else: what it is lent comes back, and no more
+        goes there by this pairing.
+        """
         for side in [*self._books.homes.values()]:
-            for loan in _latest_first(side):
-                if loan.is_overdue(now, LOST_S):
-                    seq = loan.seq
-                    self._books.say(Withdraw(side.id, seq.id, seq.attempt))
-                    self.start_over(loan)
-                    seq.stays = True
+            overdue = [loan for loan in side.loans.values() if loan.is_overdue(now, LOST_S)]
+            if overdue or side.is_silent(now, SILENT_S):
+                side.hangs, side.pulled = True, False
+                for loan in _latest_first(side):
+                    if loan in overdue or loan.state is LoanState.LENT:
+                        self._take_back(loan)
+                self.watch(self._books.lane(side))
+
+    def _take_back(self, loan: Loan) -> None:
+        """Compute a request here that its helper does not give back."""
+        side, seq = loan.side, loan.seq
+        self._books.say(Withdraw(side.id, seq.id, seq.attempt))
+        self.start_over(loan)
+        seq.stays = True
 
     def start_over(self, loan: Loan) -> None:
         """Let a request that its helper has lost be computed here, in the memory that it has."""

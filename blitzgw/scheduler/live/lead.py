@@ -1,8 +1,8 @@
 """The first stage of a pipeline: it takes requests from homes, and serves them by itself.
 
 What a home lends is reserved on every stage or on none; then its ingress is told to submit it
-here, and it is computed meanwhile. When the lead is complete the pipeline ends: what it serves is
-computed there anew, all tokens being known.
+here, and it is computed meanwhile. When the lead is complete the pipeline ends: what it serves goes
+on there (returning.py).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from blitzgw.scheduler.live.kept import KeptSequences
 from blitzgw.scheduler.live.records import GuestSide, Task
 from blitzgw.scheduler.live.records import Keep as KeepRole
 from blitzgw.scheduler.live.relays import Relay, Station
+from blitzgw.scheduler.live.returning import Returning
 from blitzgw.scheduler.live.stagebooks import StageBooks, found
 from blitzgw.scheduler.sequence import Phase, Sequence
 
@@ -49,9 +50,13 @@ class Lead:
     """Decides for the leads of a worker. `end` lets a sequence go that has its last token."""
 
     def __init__(
-        self, books: StageBooks, kept: KeptSequences, end: Callable[[Sequence], None]
+        self,
+        books: StageBooks,
+        returning: Returning,
+        kept: KeptSequences,
+        end: Callable[[Sequence], None],
     ) -> None:
-        self._books, self._kept, self._end = books, kept, end
+        self._books, self._returning, self._kept, self._end = books, returning, kept, end
         self.helper: TaskPort | None = None
         self.headroom = HEADROOM_TOKENS
 
@@ -65,15 +70,21 @@ class Lead:
         return not station.broken or bool(station.down)
 
     def room(self, lane: Lane) -> tuple[int, int]:
-        """Return the requests and tokens that are taken beside those that are served."""
+        """Return the requests and tokens that are taken beside those that are served.
+
+        A prompt longer than a step counts as one batch: it keeps one stage busy at a time, and the
+        next one has to be here when its last chunk has gone on.
+        """
         station = self._books.stations[lane.instance.id]
         if not station.is_ready or (station.full and station.relays):
             return 0, 0
         n_stages = 1 + len(station.behind or ())
-        total = n_stages * BATCHES_PER_STAGE * lane.instance.max_batched_tokens
+        batch = lane.instance.max_batched_tokens
+        total = n_stages * BATCHES_PER_STAGE * batch
         served = [relay.seq for relay in station.relays.values() if relay.seq is not None]
         served = [seq for seq in served if seq.phase is Phase.STAGED]
-        left = total - sum(len(seq.tokens) for seq in served if seq.first_step_s is not None)
+        begun = [seq for seq in served if seq.first_step_s is not None]
+        left = total - sum(min(len(seq.tokens), batch) for seq in begun)
         requests = lane.max_running - len(served)
         return (requests, left) if requests > 0 and left > 0 else (0, 0)
 
@@ -147,8 +158,8 @@ class Lead:
         del side.tasks[seq.id]
         seq.move(Phase.STAGED)
         self._kept.keep(seq, side.id, now)
+        self.changed(seq.instance)  # first, lest the home lend in its place before it knows
         self._books.live.say(Keep(side.id, (Kept(seq.id, seq.attempt),)))
-        self.changed(seq.instance)
 
     # Serving.
 
@@ -170,6 +181,7 @@ class Lead:
             event.cached_tokens, event.queued_s = seq.cached_tokens, first_s - seq.arrived_s
             event.route = seq.route
         if event.finish is not None:
+            self._books.lane(station).outputs.record(seq)
             self._end(seq)
         else:
             self._extend(relay, seq)
@@ -227,23 +239,20 @@ class Lead:
             if seq.phase is Phase.STAGED:
                 self.changed(seq.instance)
 
-    def switch(self, station: Station) -> None:
-        """End the pipeline of a lead that is complete, which computes what it serves anew.
+    def switch(self, station: Station, now: float) -> bool:
+        """Go on by itself with what a lead serves that is complete; tell whether KV comes for it.
 
-        The tokens are known, and with them prefill is one pass; the KV is with the other stages.
+        Then the other stages are there until it is here. What does not come is computed anew.
         """
         lane = self._books.lane(station)
+        moving = self._returning.choose(station)
         for relay in sorted(station.relays.values(), key=lambda one: -one.number):
             seq = relay.seq
-            if seq is None or seq.phase is not Phase.STAGED:
+            if seq is None or seq.phase is not Phase.STAGED or relay in moving:
                 continue  # not begun: it is given back to its home
-            self._books.free(relay, withdraw=False)
+            self._books.free(relay, withdraw=bool(moving))
             seq.move(Phase.WAITING)
             seq.stays, seq.route = True, ()
             lane.queue.push(seq, front=True)
-
-
-def cheaper(kv_bytes: float, bytes_per_s: float, tokens: int, tokens_per_s: float) -> str:
-    """Return whether to `move` a sequence's KV from the other stages or to `recompute` it."""
-    moving_s = kv_bytes / bytes_per_s if bytes_per_s > 0 else float("inf")
-    return "move" if moving_s * tokens_per_s < tokens else "recompute"
+        self._returning.begin(station, moving, now)
+        return bool(moving)

@@ -92,14 +92,17 @@ class Lending:
     def _is_left(self, lane: Lane, head: Sequence) -> bool:
         """Tell whether a request is left to a helper that begins all of them, and passes them on.
 
-        One that has work in hand will offer it soon. Beside a helper from which anything can be
-        taken at any time nothing is left: no news would say that it is there.
+        One that has work in hand will offer it soon, unless it is slow. Beside a helper from which
+        anything can be taken at any time nothing is left: no news would say that it is there.
         """
         sides = [side for side in self._books.homes_of(lane) if side.pulled and not side.finished]
         if _stays(lane, head) or any(side.policy is LivePolicy.ZIGZAG for side in sides):
             return False
+        now = self._books.planner.now
         return any(
-            side.in_flight() or self._has_room(side, head) for side in sides if not side.keeps
+            (side.in_flight() or self._has_room(side, head)) and not side.is_silent(now, SLOW_S)
+            for side in sides
+            if not side.keeps
         )
 
     def _admit(self, lane: Lane, seq: Sequence) -> bool:
@@ -174,6 +177,8 @@ class Lending:
     def _lend(self, lane: Lane, side: HomeSide, seq: Sequence) -> None:
         lane.queue.remove(seq)
         seq.move(Phase.LENT)
+        if not side.in_flight():
+            side.news_s = self._books.planner.now
         self._books.planner.account_for(lane, seq, 0)
         ticket = self._books.next_ticket()
         loan = Loan(seq, side, ticket, lent_tokens=len(seq.tokens), n_tokens=len(seq.tokens))
@@ -208,11 +213,7 @@ class Lending:
         n_layers = lane.instance.n_layers
         work = sum(posted.work for posted in self._books.planner.steps_of(lane))
         work += sum(len(s.tokens) - s.scheduled for s in lane.prefilling.values()) * n_layers
-        for course in lane.courses.values():
-            if not course.done:
-                work += (len(course.seq.tokens) - course.start) * (n_layers - course.layer)
-                work -= (course.at - course.start) * (course.stop - course.layer)
-        return work
+        return work + sum(course.work_left(n_layers) for course in lane.courses.values())
 
 
 def _stays(lane: Lane, seq: Sequence) -> bool:

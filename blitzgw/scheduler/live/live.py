@@ -78,6 +78,7 @@ class Live:
         self.pipelines.lead.helper = self.helper
         self.helper.lead = self.pipelines.lead
         self.moving = Moving(self.books, build, lambda name: name in requests or name in self.kept)
+        self.pipelines.returning.arriving = self.moving.arriving
         self._planner = planner
         self._requests = requests
         self._build = build
@@ -112,6 +113,12 @@ class Live:
     def expects_ticks(self) -> bool:
         """Whether somebody may fail to come."""
         return bool(self.kept) or self.home.awaits_news or self.moving.is_busy
+
+    def pump(self, now: float) -> None:
+        """Go on with what moves, after an event and before steps are posted."""
+        self.moving.pump(now)
+        if self.pipelines.returning.leads:
+            self.pipelines.stages.pump()
 
     def conclude(self) -> list[Effect]:
         """Lend what is left, once steps have been posted; return what is to be told."""
@@ -225,7 +232,7 @@ class Live:
         """Let an instance that was loading go on as an ordinary one."""
         lane.loading = False
         lane.resident = lane.instance.n_layers
-        self.pipelines.stages.completed(lane)
+        self.pipelines.stages.completed(lane, now)
         self.helper.completed(lane, now)
 
     def removed(self, lane: Lane) -> None:
@@ -328,9 +335,10 @@ class Live:
     def _at_home(
         self, act: Callable[[HomeSide, Any], None]
     ) -> Callable[[Any, float], list[Effect]]:
-        def handle(message: Any, _now: float) -> list[Effect]:
+        def handle(message: Any, now: float) -> list[Effect]:
             side = self.books.homes.get(message.pairing)
             if side is not None:
+                side.news_s = now
                 act(side, message)
             return []
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from blitzgw.core.live import pairing_of
 from blitzgw.core.request import GenerationRequest
 from blitzgw.scheduler.live.records import Passage
 from blitzgw.scheduler.sequence import Sequence
@@ -90,12 +91,22 @@ class Arrival(Passage):
 
 @dataclass(slots=True, eq=False)
 class TakingSide:
-    """A pairing at the instance that takes sequences in."""
+    """A road to an instance that takes sequences in: that of a pairing, or one back."""
 
     id: str
     here: str
     there: str
     tickets: dict[int, Arrival] = field(default_factory=dict)
+
+    @property
+    def pairing(self) -> str:
+        """The pairing by which its other end is spoken to."""
+        return pairing_of(self.id)
+
+    @property
+    def is_back(self) -> bool:
+        """Whether what comes was served here before, by a pipeline."""
+        return self.id != self.pairing
 
 
 def left(seq: Sequence) -> int:

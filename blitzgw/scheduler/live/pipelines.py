@@ -11,9 +11,11 @@ from blitzgw.core.live import (
     Purpose,
     Reserve,
     Reserved,
+    Return,
     Sampled,
     StageReady,
     Withdraw,
+    pairing_of,
 )
 from blitzgw.core.parcels import ParcelArrived, ParcelsSent
 from blitzgw.scheduler.batch import Batch
@@ -29,6 +31,7 @@ from blitzgw.scheduler.lane import Lane
 from blitzgw.scheduler.live.books import LiveBooks
 from blitzgw.scheduler.live.kept import KeptSequences
 from blitzgw.scheduler.live.lead import Lead
+from blitzgw.scheduler.live.returning import Returning
 from blitzgw.scheduler.live.stagebooks import StageBooks
 from blitzgw.scheduler.live.stages import Stages
 from blitzgw.scheduler.sequence import Sequence
@@ -43,8 +46,9 @@ class Pipelines:
         self, books: LiveBooks, kept: KeptSequences, end: Callable[[Sequence], None]
     ) -> None:
         self.books = StageBooks(books)
-        self.lead = Lead(self.books, kept, end)
-        self.stages = Stages(self.books, self.lead)
+        self.returning = Returning(self.books)
+        self.lead = Lead(self.books, self.returning, kept, end)
+        self.stages = Stages(self.books, self.lead, self.returning)
 
     def handlers(self, others: dict[type, Handler]) -> dict[type, Handler]:
         """Return how events are handled: the pipelines' own here, all others as before."""
@@ -64,6 +68,7 @@ class Pipelines:
             Reserve: self._act(stages.reserve),
             Reserved: self._on_reserved,
             Pass: self._act(stages.passed),
+            Return: self._act(stages.returned),
             Sampled: self._on_sampled,
         }
         choices = {
@@ -84,7 +89,9 @@ class Pipelines:
             lane = self.books.live.planner.lanes.get(event.here)
             return lane is not None and event.purpose is Purpose.STAGE
         parcels = isinstance(event, ParcelArrived | ParcelsSent)
-        pairing = event.edge if parcels else event.pairing
+        if parcels and self.returning.takes(event.edge):
+            return False
+        pairing = pairing_of(event.edge) if parcels else event.pairing
         return pairing in self.books.hosts or pairing in self.books.guests
 
     def _act(self, act: Callable[[Any], None]) -> Handler:

@@ -62,6 +62,13 @@ class Course:
         """Whether some of its positions are further than others."""
         return self.at > self.start
 
+    def work_left(self, n_layers: int) -> int:
+        """Return what is not posted of it, in tokens × layers."""
+        if self.done:
+            return 0
+        whole = (len(self.seq.tokens) - self.start) * (n_layers - self.layer)
+        return whole - (self.at - self.start) * (self.stop - self.layer)
+
 
 HIDDEN = -1
 """In place of a layer: the hidden states."""
@@ -145,6 +152,8 @@ class HomeSide:
     """A pairing at the home. `here` and `there` are instances.
 
     The helper takes requests as long as it has fewer than `requests`, of `tokens` together.
+    `news_s` is when it was heard of last, or was lent something while it had nothing. It `hangs`
+    once it has been silent for too long: nothing more is lent to it.
     """
 
     id: str
@@ -156,8 +165,22 @@ class HomeSide:
     pulled: bool = False
     finished: bool = False
     keeps: bool = False
+    news_s: float = 0.0
+    hangs: bool = False
     loans: dict[str, Loan] = field(default_factory=dict)
     tickets: dict[int, Loan] = field(default_factory=dict)
+
+    @property
+    def owes(self) -> bool:
+        """Whether the helper has work of which it has to say something by itself.
+
+        What can be taken from it at any time it keeps without a word.
+        """
+        return self.policy is not LivePolicy.ZIGZAG and bool(self.in_flight())
+
+    def is_silent(self, now: float, patience_s: float) -> bool:
+        """Tell whether it owes something, and nothing was heard of it for so many seconds."""
+        return self.owes and now - self.news_s > patience_s
 
     def in_flight(self) -> list[Loan]:
         """Return what the helper works on."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from blitzgw.core.live import back_of
 from blitzgw.core.span import Span
 from blitzgw.core.step import Import, NewSequence, Row, Send, Step
 from blitzgw.scheduler.batch import Batch
-from blitzgw.scheduler.lane import Lane, PostedStep
+from blitzgw.scheduler.lane import TAKEN_IN, Lane, PostedStep
 from blitzgw.scheduler.live.relays import Relay, Station
 
 
@@ -36,10 +37,24 @@ class RelayBatch(Batch):
             to = self._station.down
             self.sends.append(Send(to, relay.onward, relay.number, end, start, stop, hidden=True))
         relay.blocks = ()
+        self._decode_rows += not relay.is_prompt
+        self.work += (stop - start) * len(self.span) * relay.is_prompt
         relay.at = stop
         relay.steps += 1
         self.room -= stop - start
         return start, stop
+
+    def take_back(self, relay: Relay) -> None:
+        """Take in the KV that has come from the stages behind."""
+        back = relay.back
+        assert back is not None
+        edge = back_of(relay.onward_edge)
+        self._imports.append(Import(edge, back.onward, relay.number, relay.blocks))
+        self._relays.append((relay, TAKEN_IN))
+        relay.blocks = ()
+        relay.steps += 1
+        back.fresh = False
+        back.importing += 1
 
     def _prepare(self, relay: Relay, *, known: bool) -> None:
         """Tell the worker what it has to know before the row."""

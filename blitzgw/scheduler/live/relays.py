@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from blitzgw.core.parcels import Parcel
 from blitzgw.core.request import GenerationRequest, Stage
 from blitzgw.core.span import Span
+from blitzgw.scheduler.live.records import Task
 from blitzgw.scheduler.sequence import Sequence
 
 
@@ -19,8 +21,9 @@ class Station:
 
     `up` is the pairing by which hidden states come, `down` the one by which they go on; empty
     where there is none. `behind` is who runs the layers after its own, once all of them can.
-    `said`: the stage before has been told so. `broken`: a neighbour has been lost, and none has
-    come since. `full`: there was no room behind, and nothing has ended since.
+    `said` is what the stage before has been told of this one and them. `broken`: a neighbour has
+    been lost, and none has come since. `full`: there was no room behind, and nothing has ended
+    since.
     """
 
     instance: str
@@ -30,11 +33,15 @@ class Station:
     up: str = ""
     down: str = ""
     behind: tuple[Stage, ...] | None = None
-    said: bool = False
+    said: tuple[Stage, ...] = ()
     broken: bool = False
     full: bool = False
     relays: dict[str, Relay] = field(default_factory=dict)
     tickets: dict[int, Relay] = field(default_factory=dict)
+    backs: dict[int, Relay] = field(default_factory=dict)
+    """Those whose KV comes back from behind, by their tickets."""
+    back_bytes_per_s: float = 0.0
+    """The rate of the road by which it does."""
 
     @property
     def is_lead(self) -> bool:
@@ -53,6 +60,38 @@ class Station:
 
 
 @dataclass(slots=True, eq=False)
+class Back:
+    """The KV of `[0, tokens)` goes back to the lead: to the stage before by its `ticket`.
+
+    Of those behind it comes by `onward` (0: there are none); of each layer from `first` on it has
+    come as far as `reach`. `fresh`: parcels wait to be taken in. `passed_on`: it is on its way.
+    """
+
+    ticket: int
+    tokens: int
+    onward: int = 0
+    first: int = 0
+    reach: list[int] = field(default_factory=list)
+    fresh: bool = False
+    importing: int = 0
+    passed_on: bool = False
+
+    def arrive(self, parcel: Parcel) -> None:
+        """Note what has come from behind."""
+        self.fresh = True
+        for layer in parcel.span.layers():
+            at = layer - self.first
+            if 0 <= at < len(self.reach) and parcel.start <= self.reach[at]:
+                self.reach[at] = max(self.reach[at], parcel.stop)
+
+    @property
+    def may_pass_on(self) -> bool:
+        """Whether all that comes from behind is in place, and has not been sent yet."""
+        here = not self.fresh and not self.importing and bool(self.reach)
+        return here and not self.passed_on and min(self.reach) >= self.tokens
+
+
+@dataclass(slots=True, eq=False)
 class Relay:
     """A request at a stage, with memory for `reserved` positions; all stages have `granted`.
 
@@ -60,7 +99,7 @@ class Relay:
     `arrived` (for the lead both are what it knows). The token after `sample_stop` is to be sampled.
     `token` is the sampled one at the last position passed, until it is posted; else -1. `blocks`
     the worker has not been told of; `introduced`: it knows the sequence, by `number`. `edge` and
-    `ticket` say how hidden states come (0 for the lead), `onward` by which ticket they go on.
+    `ticket` say how hidden states come (0 for the lead), `onward_edge` and `onward` how they go on.
     """
 
     station: Station
@@ -73,6 +112,7 @@ class Relay:
     seq: Sequence | None = None
     """The lead's."""
     onward: int = 0
+    onward_edge: str = ""
     granted: int = 0
     at: int = 0
     passed: int = 0
@@ -86,6 +126,8 @@ class Relay:
     steps: int = 0
     """Those posted of it that are in flight."""
     over: bool = False
+    back: Back | None = None
+    """Set when the lead goes on with it by itself: nothing more is computed here."""
 
     @property
     def id(self) -> str:
@@ -100,6 +142,8 @@ class Relay:
     @property
     def ready(self) -> int:
         """How far it may be posted."""
+        if self.back is not None:
+            return self.at
         if self.seq is not None:
             return min(self.passed, self.granted)
         return min(self.passed, self.arrived)
@@ -108,6 +152,14 @@ class Relay:
     def is_prompt(self) -> bool:
         """Whether the next position is one of those that it came with."""
         return self.at < len(self.request.tokens)
+
+    @property
+    def prefill_left(self) -> int:
+        """Return the tokens to compute before its first one, at the lead; none while it is lent."""
+        n_given = len(self.request.tokens)
+        if self.seq is None or isinstance(self.seq.role, Task) or len(self.seq.tokens) > n_given:
+            return 0
+        return n_given
 
     @property
     def rank(self) -> tuple[bool, int, int]:

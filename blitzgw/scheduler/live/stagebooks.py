@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blitzgw.core.live import Withdraw
+from blitzgw.core.live import Withdraw, back_of
 from blitzgw.core.request import GenerationRequest
 from blitzgw.scheduler.lane import Lane
 from blitzgw.scheduler.live.books import LiveBooks
@@ -35,12 +35,14 @@ class StageBooks:
             return None
         if lane.n_running + len(lane.relays) >= lane.max_running:
             return None
-        reserved = planner.reserve(lane, tokens)
+        # what the lead goes on with by itself may be reused, by the same tenant
+        reserved = planner.reserve(lane, tokens, seq.account.name if seq is not None else "")
         if reserved is None:
             return None
         number, blocks = reserved
         ticket = 0 if seq is not None else self.live.next_ticket()
         relay = Relay(station, request, number, tokens, blocks, station.up, ticket, seq)
+        relay.onward_edge = station.down
         lane.relays[number] = station.relays[request.id] = relay
         if ticket:
             station.tickets[ticket] = relay
@@ -75,12 +77,19 @@ class StageBooks:
             lane.drops.append(relay.number)
         if withdraw and station.down:
             self.live.say(Withdraw(station.down, relay.id, relay.attempt))
+        if relay.back is not None:
+            self.live.drop(back_of(relay.edge), relay.back.ticket)  # what has not been sent
+            station.backs.pop(relay.back.onward, None)
         self.drop_parcels(relay)
 
     def drop_parcels(self, relay: Relay) -> None:
         """Drop what is there or still comes of a request that is over, if that can be now."""
-        if relay.ticket and not relay.steps:
+        if relay.steps:
+            return
+        if relay.ticket:
             self.live.drop(relay.edge, relay.ticket)
+        if relay.back is not None and relay.back.onward:
+            self.live.drop(back_of(relay.onward_edge), relay.back.onward)
 
     def part(self, station: Station, reason: str, *, gone: str = "") -> None:
         """Leave the neighbours, of whom one may be `gone` (its pairing); both are told."""
@@ -90,7 +99,17 @@ class StageBooks:
         self.hosts.pop(station.up, None)
         self.guests.pop(station.down, None)
         station.up = station.down = ""
-        station.behind, station.said, station.broken = None, False, True
+        station.behind, station.said, station.broken = None, (), True
+
+    def quit(self, station: Station, pairing: str) -> None:
+        """Leave one neighbour; the other one stays."""
+        self.live.end(pairing, "another neighbour")
+        self.hosts.pop(pairing, None)
+        self.guests.pop(pairing, None)
+        if pairing == station.down:
+            station.down, station.behind, station.full = "", None, False
+        else:
+            station.up, station.said = "", ()
 
 
 def found(station: Station, request_id: str, attempt: int) -> Relay | None:

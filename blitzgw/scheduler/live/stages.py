@@ -7,24 +7,36 @@ pipeline: each stage leaves its other neighbour, and the lead gives its requests
 
 from __future__ import annotations
 
-from blitzgw.core.live import NoRoom, Pass, Reserve, Reserved, Sampled, StageReady, Withdraw
+from blitzgw.core.live import (
+    NoRoom,
+    Pass,
+    Reserve,
+    Reserved,
+    Return,
+    Sampled,
+    StageReady,
+    Withdraw,
+    back_of,
+    pairing_of,
+)
 from blitzgw.core.parcels import Parcel, ParcelsSent
 from blitzgw.core.request import Stage, TokenEvent
 from blitzgw.core.span import Span
 from blitzgw.core.step import StepResult
 from blitzgw.scheduler.events import PairingOpened, StageAssigned
-from blitzgw.scheduler.lane import Lane, PostedStep
+from blitzgw.scheduler.lane import ASIDE, TAKEN_IN, Lane, PostedStep
 from blitzgw.scheduler.live.lead import Lead
 from blitzgw.scheduler.live.relaying import RelayBatch
 from blitzgw.scheduler.live.relays import Relay, Station
+from blitzgw.scheduler.live.returning import Returning
 from blitzgw.scheduler.live.stagebooks import StageBooks, found
 
 
 class Stages:
     """Decides for the instances of a worker that are stages."""
 
-    def __init__(self, books: StageBooks, lead: Lead) -> None:
-        self._books, self._lead = books, lead
+    def __init__(self, books: StageBooks, lead: Lead, returning: Returning) -> None:
+        self._books, self._lead, self._returning = books, lead, returning
 
     # The chain.
 
@@ -51,36 +63,55 @@ class Stages:
             self._advance(station)
 
     def opened(self, event: PairingOpened) -> None:
-        """Join a stage to a neighbour; one that it had in that place is left."""
+        """Join a stage to a neighbour; one that it had in that place is left, the other is not."""
         station = self._station(event.here)
+        self._quit(station, station.down if event.guest else station.up)
         if event.guest:
-            if station.down:
-                self._leave(station, "another neighbour")
             station.down, self._books.guests[event.pairing] = event.pairing, station
+            station.back_bytes_per_s = event.back_bytes_per_s
         else:
-            if station.up:
-                self._leave(station, "another neighbour")
             station.up, self._books.hosts[event.pairing] = event.pairing, station
         station.broken = False
         self._advance(station)
 
+    def _quit(self, station: Station, pairing: str) -> None:
+        """Leave one neighbour, if there is one, and give up what both had a part in."""
+        if not pairing:
+            return
+        was_ready = station.is_ready
+        if pairing == station.down:
+            self._returning.close(station)
+        self._books.quit(station, pairing)
+        if was_ready and not station.is_ready:
+            self._advance(station)  # first, for those before: so they know that nothing has failed
+        self._lose_all(station, "another neighbour")
+
     def ready(self, said: StageReady) -> None:
-        """Note that all stages behind one have their layers."""
+        """Note that all stages behind one have their layers, or that they are not there any more.
+
+        Who is behind may change while this stage keeps its place: those before are told.
+        """
         station = self._books.guests.get(said.pairing)
-        if station is not None:
-            station.behind = said.stages
-            self._advance(station)
+        if station is None or station.behind == (said.stages or None):
+            return
+        station.behind = said.stages or None
+        if station.behind is None:
+            self._lose_all(station, "a stage behind is not there any more")
+        self._advance(station)
 
     def _advance(self, station: Station) -> None:
-        """Say that requests may come, once they may."""
-        if station.span is None or not station.is_ready or station.said:
+        """Tell those before a stage who can serve from here on, if that is news to them."""
+        if station.span is None:
             return
         if station.is_lead:
             self._lead.changed(station.instance)
-        elif station.up:
-            station.said = True
-            here = Stage(station.instance, station.span)
-            self._books.live.say(StageReady(station.up, (here, *(station.behind or ()))))
+            return
+        here: tuple[Stage, ...] = ()
+        if station.is_ready:
+            here = (Stage(station.instance, station.span), *(station.behind or ()))
+        if station.up and here != station.said:
+            station.said = here
+            self._books.live.say(StageReady(station.up, here))
 
     def _station(self, instance: str) -> Station:
         return self._books.stations.setdefault(instance, Station(instance))
@@ -94,20 +125,34 @@ class Stages:
             self._leave(station, reason, gone=pairing)
 
     def _leave(self, station: Station, reason: str, *, gone: str = "") -> None:
+        self._returning.close(station)
         self._books.part(station, reason, gone=gone)
+        self._lose_all(station, reason)
+
+    def _lose_all(self, station: Station, reason: str) -> None:
         for relay in list(station.relays.values()):
             self._lose(relay, reason)
 
-    def completed(self, lane: Lane) -> None:
-        """End the pipeline of an instance that is complete now, if it leads it."""
+    def completed(self, lane: Lane, now: float) -> None:
+        """End the pipeline of an instance that is complete now, if it leads it.
+
+        It is over when all that comes back to it is there.
+        """
         station = self._books.stations.get(lane.instance.id)
         if station is None:
             return
         if not station.is_lead:
             self.resident(lane.instance.id)
             return
-        self._lead.switch(station)
-        self.removed(lane, "the lead is complete")
+        if self._lead.switch(station, now):
+            self._lose_all(station, "the lead is complete")
+        else:
+            self.removed(lane, "the lead is complete")
+
+    def pump(self) -> None:
+        """End the pipelines whose lead is complete and has all that it takes over."""
+        for station in self._returning.over():
+            self.removed(self._books.lane(station), "the lead is complete")
 
     def removed(self, lane: Lane, reason: str = "the instance was removed") -> None:
         """End the pipeline of an instance that is none of its stages any more."""
@@ -163,18 +208,33 @@ class Stages:
         if said.sample:
             relay.sample_stop = said.stop
 
+    def returned(self, said: Return) -> None:
+        """Send back what has been computed of a request, or say that it is not here."""
+        station, relay = self._books.hosts.get(said.pairing), self._found(said)
+        if station is None:
+            return
+        if relay is None:
+            reason = f"stage {station.instance} has not got it"
+            self._books.live.say(NoRoom(station.up, said.request_id, said.attempt, reason))
+        elif not self._returning.asked(relay, said):
+            self._lose(relay, f"stage {station.instance} has not got {said.tokens} positions")
+
     def withdrawn(self, said: Withdraw) -> None:
         """Forget a request that nobody wants."""
         relay = self._found(said)
         if relay is not None:
             self._books.free(relay)
 
-    def _found(self, said: Pass | Withdraw) -> Relay | None:
+    def _found(self, said: Pass | Return | Withdraw) -> Relay | None:
         station = self._books.hosts.get(said.pairing)
         return found(station, said.request_id, said.attempt) if station is not None else None
 
     def arrived(self, edge: str, parcel: Parcel) -> None:
-        """Note that hidden states are here."""
+        """Note that hidden states are here, or KV that goes back."""
+        behind = self._books.guests.get(pairing_of(edge))
+        if behind is not None and edge == back_of(behind.down):
+            self._returning.arrived(behind, parcel)
+            return
         station = self._books.hosts.get(edge)
         relay = station.tickets.get(parcel.ticket) if station is not None else None
         if relay is not None and parcel.is_hidden:
@@ -204,6 +264,8 @@ class Stages:
         """Give up what a stage behind has no room for, or has lost."""
         station = self._books.guests.get(said.pairing)
         relay = found(station, said.request_id, said.attempt) if station is not None else None
+        if station is not None and relay is None:
+            self._returning.refused(station, said.request_id, said.attempt)
         if relay is None:
             return
         if relay.seq is not None:
@@ -225,11 +287,17 @@ class Stages:
         return []
 
     def sent(self, sent: ParcelsSent) -> None:
-        """Give up what could not be sent."""
-        station = self._books.guests.get(sent.edge)
-        if station is None or not sent.reason:
+        """Give up what could not be sent, in either direction."""
+        if not sent.reason:
             return
-        for relay in [one for one in station.relays.values() if one.onward == sent.ticket]:
+        station = self._books.guests.get(sent.edge)
+        relays = list(station.relays.values()) if station is not None else []
+        lost = [relay for relay in relays if relay.onward == sent.ticket]
+        station = self._books.hosts.get(pairing_of(sent.edge))
+        if station is not None and sent.edge == back_of(station.up):
+            backs = [(relay, relay.back) for relay in station.relays.values()]
+            lost += [relay for relay, back in backs if back and back.ticket == sent.ticket]
+        for relay in lost:
             self._lose(relay, sent.reason)
 
     # Steps.
@@ -238,6 +306,9 @@ class Stages:
         """Put the next step of a stage together."""
         station = self._books.stations[lane.instance.id]
         batch = RelayBatch(lane, station)
+        for relay in lane.relays.values():
+            if relay.back is not None and relay.back.fresh:
+                batch.take_back(relay)
         ready = [relay for relay in lane.relays.values() if relay.at < relay.ready]
         for relay in sorted(ready, key=lambda relay: relay.rank):
             if not batch.room:
@@ -263,7 +334,7 @@ class Stages:
         tokens = iter(result.tokens if result is not None else ())
         logprobs = iter((result.logprobs if result is not None else None) or ())
         for relay, position in posted.relays:
-            relay.steps -= 1
+            relay.steps -= position != ASIDE
             token = next(tokens, None) if position >= 0 else None
             prob = next(logprobs, None) if position >= 0 else None
             if relay.over:
@@ -271,6 +342,8 @@ class Stages:
             elif result is None:
                 reason = f"a step failed at stage {relay.station.instance}"
                 self._lose(relay, reason, planned=False)
+            elif position == TAKEN_IN:
+                self._returning.taken_in(relay)
             elif token is not None:
                 said = Sampled("", relay.id, relay.attempt, position, token, prob)
                 self._tell(relay.station, relay.id, relay.attempt, said)
