@@ -116,6 +116,8 @@ class PacedEngine:
     def sample(self, rows: Sequence[RowInput], logits: U64) -> list[Sampled]:
         """Return each sampling row's token. With a temperature, its seed has a say in it.
 
+        With `cost.seed_ends` it is the first end token from position `seed` on.
+
         Where log-probabilities are asked for, the token has 0.0 and is the only alternative.
         """
         sampling = [row for row in rows if row.sample]
@@ -182,6 +184,8 @@ class PacedEngine:
         token = mix(fold) % (self.spec.shape.vocab - len(self._eos))
         for eos in self._eos:
             token += token >= eos
+        if self._cost.seed_ends and self._eos and row.start + row.count >= params.seed:
+            token = self._eos[0]
         if params.logprobs is None:
             return Sampled(token)
         return Sampled(token, Logprobs(0.0, ((token, 0.0),)[: params.logprobs]))

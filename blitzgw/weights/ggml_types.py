@@ -106,19 +106,30 @@ def _by_gguf(raw: Bytes, kind: GgmlType) -> F32:
     return found.reshape(-1)
 
 
-def _scale(blocks: Bytes, offset: int) -> F32:
-    """Return a block's float16 at `offset` bytes, as a column."""
-    return np.ascontiguousarray(blocks[:, offset : offset + 2]).view(np.float16).astype(np.float32)
+_HALF = np.dtype("V16")
+
+
+def _scales(blocks: Bytes, count: int) -> F32:
+    """Return the float16 numbers that a block begins with, as columns."""
+    packed = np.ascontiguousarray(blocks[:, : 2 * count])
+    return packed.view(np.float16).astype(np.float32)
 
 
 def _nibbles(packed: Bytes, out: F32) -> None:
-    """Unpack 16 bytes into 32 numbers: the low halves, then the high ones."""
-    out[:, :16] = packed & np.uint8(0x0F)
-    out[:, 16:] = packed >> np.uint8(4)
+    """Unpack 16 bytes into 32 numbers: the low halves, then the high ones.
+
+    Halves are moved 16 bytes at a time and all of them converted in one run: numpy takes longer to
+    begin with a row of 16 numbers than to convert it.
+    """
+    packed = np.ascontiguousarray(packed)
+    halves = np.empty((len(packed), 2), _HALF)
+    halves[:, 0] = (packed & np.uint8(0x0F)).view(_HALF)[:, 0]
+    halves[:, 1] = (packed >> np.uint8(4)).view(_HALF)[:, 0]
+    np.copyto(out, halves.view(np.uint8))
 
 
 def _q4_0(blocks: Bytes, out: F32) -> bool:
-    scale = _scale(blocks, 0)
+    scale = _scales(blocks, 1)
     _nibbles(blocks[:, 2:], out)
     out -= np.float32(8)
     out *= scale
@@ -126,15 +137,15 @@ def _q4_0(blocks: Bytes, out: F32) -> bool:
 
 
 def _q4_1(blocks: Bytes, out: F32) -> bool:
-    scale, least = _scale(blocks, 0), _scale(blocks, 2)
+    scales = _scales(blocks, 2)
     _nibbles(blocks[:, 4:], out)
-    out *= scale
-    out += least
-    return bool(np.isfinite(scale).all() and np.isfinite(least).all())
+    out *= scales[:, :1]
+    out += scales[:, 1:]
+    return bool(np.isfinite(scales).all())
 
 
 def _q8_0(blocks: Bytes, out: F32) -> bool:
-    scale = _scale(blocks, 0)
+    scale = _scales(blocks, 1)
     levels: NDArray[Any] = blocks[:, 2:].view(np.int8)
     np.multiply(levels, scale, out=out)
     return bool(np.isfinite(scale).all())

@@ -16,6 +16,7 @@ from blitzgw.core.messages import (
     StepFailed,
     UnloadModel,
 )
+from blitzgw.core.model import Dtype, ModelShape
 from blitzgw.core.parcels import PARCELS, DropParcels
 from blitzgw.core.step import Step
 from blitzgw.core.transfer import OpenSend
@@ -25,7 +26,7 @@ from blitzgw.worker.devices import Device
 from blitzgw.worker.executor import Engine, Executor, InstanceExecutor, StepRefused
 from blitzgw.worker.faults import describe
 from blitzgw.worker.keeper import Keeper
-from blitzgw.worker.loader import Load, LoadHooks
+from blitzgw.worker.loader import MAX_LOADS, Load, LoadHooks
 from blitzgw.worker.parcels import Inbox, Roads
 
 EXIT_INTERNAL = 70
@@ -60,6 +61,7 @@ class Worker:
         self._keeper = Keeper(start, hooks, forget, now, self._inbox)
         self._roads = Roads(self._inbox, self._keeper.edges, self._tell, now)
         self._executor = Executor(now)
+        self._warmed: set[tuple[ModelShape, Dtype]] = set()
 
     @property
     def data_ports(self) -> dict[str, int]:
@@ -138,12 +140,24 @@ class Worker:
             return
         instance = load.message.instance
         try:
-            self._executor.instances[instance].warm_up()
+            self._warm_up(load)
         except Exception as error:
             self._load_failed(load, f"the warm-up step failed: {describe(error)}")
         else:
             duration_s = self._now() - load.started
             self._channel.send(ModelLoaded(instance, duration_s, load.message.load))
+
+    def _warm_up(self, load: Load) -> None:
+        """Run an instance once, unless this process has run one of that shape.
+
+        What starts lazily belongs to the process, and whoever waits from zero waits for this too.
+        """
+        kind = load.message.model.shape, load.message.model.dtype
+        if kind in self._warmed:
+            return
+        self._executor.instances[load.message.instance].warm_up()
+        if len(self._warmed) < MAX_LOADS:
+            self._warmed.add(kind)
 
     def _load_failed(self, load: Load, why: str) -> None:
         if not load.cancelled.is_set():

@@ -82,7 +82,7 @@ class Keeper:
             lambda holding: post(lambda: self._copies.completed(holding)),
             on_device=start.device.kind is DeviceKind.CUDA,
         )
-        self._reads = DiskReads()
+        self._reads, self._dilation = DiskReads(start.disk_bytes_per_s), start.dilation
         self._filler = Filler(
             self._holdings,
             self._reads,
@@ -256,7 +256,7 @@ class Keeper:
         self._edges.cap(message.bytes_per_s)
 
     def _report(self) -> None:
-        report = self._edges.traffic()
+        report = replace(self._edges.traffic(), disk=self._reads.rate * self._dilation)
         if _differs(report, self._reported):
             self._reported = report
             self._tell(report)
@@ -285,6 +285,7 @@ def _differs(one: TrafficReport, other: TrafficReport) -> bool:
         (one.activations, other.activations),
         (one.kv, other.kv),
         (one.weights, other.weights),
+        (one.disk, other.disk),
     )
     return any(
         abs(a - b) > max(CHANGE_BYTES_PER_S, CHANGE_SHARE * max(a, b)) or (not a and bool(b))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from blitzgw.worker.faults import Cancelled, describe
 
 MAX_READS = 256
 """Jobs that may wait; a worker holds a handful of models, so more is a mistake of the parent."""
+
+MEASURED_BYTES = 16 << 20
+"""Of a job that says how fast the disk is: opening a checkpoint takes as long as some MB."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,9 +47,15 @@ class Read:
 
 
 class DiskReads:
-    """Carries out what `submit` is given, for the life of the process."""
+    """Carries out what `submit` is given, for the life of the process.
 
-    def __init__(self) -> None:
+    At most at `bytes_per_s`, taken over a job; 0: as fast as it goes.
+    """
+
+    def __init__(self, bytes_per_s: float = 0.0) -> None:
+        self._bytes_per_s = bytes_per_s
+        self.rate = 0.0
+        """What the last job of MEASURED_BYTES or more has come to, in bytes per second; 0: none."""
         self._queue: queue.Queue[Read] = queue.Queue(MAX_READS)
         self._thread = threading.Thread(target=self._run, name="disk", daemon=True)
 
@@ -62,14 +72,17 @@ class DiskReads:
 
     def _run(self) -> None:
         while True:
-            carry_out(self._queue.get())  # a job holds memory: no name may outlive it
+            began_s = time.monotonic()
+            size = carry_out(self._queue.get(), self._bytes_per_s)  # no name may outlive the job
+            if size >= MEASURED_BYTES:
+                self.rate = size / max(time.monotonic() - began_s, 1e-6)
 
 
-def carry_out(job: Read) -> None:
-    """Read what is lacking of a job; its failure is told, never raised."""
-    why = None
+def carry_out(job: Read, bytes_per_s: float = 0.0) -> int:
+    """Read what is lacking of a job, and return its size; its failure is told, never raised."""
+    why, size = None, 0
     try:
-        _read(job)
+        size = _read(job, bytes_per_s)
     except (Cancelled, StoreClosed):
         pass
     except Exception as error:
@@ -78,16 +91,18 @@ def carry_out(job: Read) -> None:
     if why is not None:
         job.failed(why)
     job.over()
+    return size
 
 
-def _read(job: Read) -> None:
+def _read(job: Read, bytes_per_s: float) -> int:
     layouts = blob_layouts(job.model.shape, job.model.dtype)
     wanted = [layouts[index] for index in job.blobs if job.lacking(index)]
     if wanted:
-        _read_blobs(job, wanted)
+        _read_blobs(job, wanted, bytes_per_s)
+    return sum(layout.size_bytes for layout in wanted)
 
 
-def _read_blobs(job: Read, wanted: Sequence[BlobLayout]) -> None:
+def _read_blobs(job: Read, wanted: Sequence[BlobLayout], bytes_per_s: float) -> None:
     from blitzgw.weights.info import open_checkpoint  # noqa: PLC0415  numpy: not all workers read
     from blitzgw.weights.loader import load_blobs  # noqa: PLC0415
 
@@ -95,6 +110,23 @@ def _read_blobs(job: Read, wanted: Sequence[BlobLayout]) -> None:
     try:
         if checkpoint.shape != job.model.shape:
             raise CheckpointError(f"{job.model.path}: is not the model that the node has resolved")
-        load_blobs(checkpoint, wanted, job.model.dtype, job.buffer, job.arrived, begin=job.begin)
+        arrived = job.arrived if bytes_per_s <= 0 else _paced(job.arrived, wanted, bytes_per_s)
+        load_blobs(checkpoint, wanted, job.model.dtype, job.buffer, arrived, begin=job.begin)
     finally:
         checkpoint.close()
+
+
+def _paced(
+    arrived: Callable[[int], None], wanted: Sequence[BlobLayout], bytes_per_s: float
+) -> Callable[[int], None]:
+    """Return an `arrived` that says of no blob that it is there before its bytes are due."""
+    sizes = {layout.index: layout.size_bytes for layout in wanted}
+    due_s = time.monotonic()
+
+    def later(index: int) -> None:
+        nonlocal due_s
+        due_s += sizes[index] / bytes_per_s
+        time.sleep(max(0.0, due_s - time.monotonic()))
+        arrived(index)
+
+    return later

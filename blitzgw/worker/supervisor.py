@@ -77,10 +77,13 @@ class WorkerSupervisor:
         networks: Sequence[DataNetwork] = (),
         copies: str = "",
         weight_bytes_per_s: float = 0.0,
+        disk_bytes_per_s: float = 0.0,
     ) -> None:
         self.device = device
         self._clock, self._listener = clock, listener
-        self._start = Start(device, dilation, tuple(networks), copies, weight_bytes_per_s)
+        self._start = Start(
+            device, dilation, tuple(networks), copies, weight_bytes_per_s, disk_bytes_per_s
+        )
         self._wanted = {message.instance: _Wanted(message) for message in instances}
         self._loads = 0
         self._stores = Stores()

@@ -1,5 +1,6 @@
 """What the paced device computes does not depend on how the work is cut and placed."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blitzgw.core.instance import PacedCost
 from blitzgw.core.request import SamplingParams
 from blitzgw.core.span import Span
 from blitzgw.engine.base import RowInput
@@ -212,3 +214,13 @@ def test_logprobs_are_certain(asked, alternatives):
     else:
         assert one.logprobs.chosen == 0.0
         assert one.logprobs.top == ((one.token, 0.0),) * alternatives
+
+
+def test_a_sequence_ends_at_the_position_that_its_seed_names():
+    made = engine(cost=PacedCost(seed_ends=True))
+    length = len(PROMPT) + 3
+    asked = replace(GREEDY, seed=length)
+    plain = generate(engine(), sequence(), 4)
+    tokens = generate(made, sequence(sampling=asked), 4)
+    assert tokens == [*plain[:3], EOS[0]]
+    assert not set(plain) & set(EOS)
