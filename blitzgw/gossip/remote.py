@@ -201,9 +201,14 @@ class RemoteInstance:
         """The process that has it."""
         return self._node.boot
 
-    def update(self, node: NodeView, facts: InstanceFacts) -> None:
-        """Take what the directory says of the node and the instance by now."""
+    def update(self, node: NodeView, facts: InstanceFacts) -> bool:
+        """Take what the directory says of the node and the instance by now.
+
+        Returns whether it has begun to take requests.
+        """
+        before = self._is_open()
         self._node, self._facts = node, facts
+        return self._is_open() and not before
 
     def update_load(self, load: LoadFacts) -> None:
         """Take the instance's load, which has just arrived: by gossip or in a report."""
@@ -221,6 +226,7 @@ class RemoteInstance:
             distance_s=UNKNOWN_DISTANCE_S if rtt_s is None else rtt_s,
             age_s=max(0.0, now - self._heard_s),
             open=self._is_open(),
+            reluctant=self._facts.state is InstanceState.LOADING,
         )
 
     def submit(self, request: GenerationRequest) -> None:
@@ -234,9 +240,11 @@ class RemoteInstance:
 
     def _is_open(self) -> bool:
         node = self._node
-        serving = self._facts.state is InstanceState.SERVING and node.living
+        facts = self._facts
+        leads = facts.state is InstanceState.LOADING and facts.leads and facts.open
+        serves = facts.state is InstanceState.SERVING or leads
         draining = node.facts is not None and node.facts.draining
-        return serving and not draining
+        return serves and node.living and not draining
 
     def _settle(self, limit_s: float) -> None:
         """Forget submissions from before a moment."""

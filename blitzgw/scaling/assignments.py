@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from blitzgw.core.live import LivePolicy
 from blitzgw.core.operation import Engage
 from blitzgw.core.span import Span
 from blitzgw.scaling.duties import PairInstance, StageInstance, UnpairInstance, UnstageInstance
+from blitzgw.scaling.effects import StewardEffect
 from blitzgw.scaling.engagement import Engagement
-from blitzgw.scaling.events import StewardEffect
 from blitzgw.scaling.leases import Lease
 
 
@@ -21,13 +22,19 @@ def assignments(held: Engagement, order: Engage) -> list[StewardEffect]:
     for device, lease in sorted(held.leases.items()):
         worker = held.worker(device)
         if not lease.ready:
-            effects += _help(lease, homes.get(worker, ""), order)
+            policy = _policy(order, stages.get(worker))
+            effects += _help(lease, homes.get(worker, ""), policy)
         effects += _stage(lease, stages.get(worker))
     return effects
 
 
-def _help(lease: Lease, home: str, order: Engage) -> list[StewardEffect]:
-    helps = (home, order.policy) if home else None
+def _policy(order: Engage, stage: tuple[Span, str] | None) -> LivePolicy:
+    """Return how a target helps its home: a stage that leads no pipeline, when it is complete."""
+    return order.policy if stage is None or stage[0].start == 0 else LivePolicy.STOP
+
+
+def _help(lease: Lease, home: str, policy: LivePolicy) -> list[StewardEffect]:
+    helps = (home, policy) if home else None
     if helps == lease.helps:
         return []
     lease.helps = helps

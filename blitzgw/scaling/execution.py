@@ -7,19 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from blitzgw.core.live import LivePolicy, Pair, StagePlan
 from blitzgw.core.operation import POLICY, EdgeFacts, EdgeNews, Engage, ReadOrder
 from blitzgw.core.plan import Links, Task, node_of
 from blitzgw.core.view import ClusterView
+from blitzgw.scaling.links import links_of
 from blitzgw.scaling.operation import Surroundings
 from blitzgw.scaling.orders import edge_orders, promised, read_orders
 from blitzgw.scaling.pairing import Pairing
 from blitzgw.scaling.planner.base import PlanError
 from blitzgw.scaling.sourcing import Sourcing
-from blitzgw.scaling.survey import ModelDefinition, links_of, members
+from blitzgw.scaling.survey import ModelDefinition, members
 from blitzgw.scaling.targets import EdgeBook
+from blitzgw.scaling.zero import together
 
 if TYPE_CHECKING:
     from blitzgw.scaling.planner.choose import Choice
@@ -124,29 +127,42 @@ class Execution:
         return self.sourcing.task(view, lacking, held, given_up), links_of(view, own)
 
     def _choose(self, task: Task, links: Links, targets: Collection[str]) -> Choice:
-        """Keep to the strategy that was asked for while it applies to what is left."""
-        piped = self._choose_pipelines(task, links, targets)
+        """Keep to the strategy that was asked for while it applies to what is left.
+
+        The model's own is a wish that whoever cannot follow leaves alone.
+        """
+        usual = "" if self._copy or self._strategy else self._usual()
+        piped = None if usual else self._choose_pipelines(task, links, targets)
         if piped is not None:
             return piped
         try:
-            return self._around.choose(task, links, self._strategy)
+            return self._around.choose(task, links, self._strategy or usual)
         except PlanError:
-            if self.epoch <= 1 or not self._strategy:
+            if not usual and (self.epoch <= 1 or not self._strategy):
                 raise
             return self._around.choose(task, links, "")
+
+    def _usual(self) -> str:
+        """Return the strategy of the model's configuration, empty where that leaves it open."""
+        definition = self._definition
+        facts = self._around.view().oldest_definition(definition.name, definition.digest)
+        return "" if facts is None or facts.strategy == "auto" else facts.strategy
 
     def _choose_pipelines(
         self, task: Task, links: Links, targets: Collection[str]
     ) -> Choice | None:
         """Return a plan by which targets have the model together early, where that is wanted."""
-        around, pairing = self._around, self.pairing
-        if self._copy or self._strategy or not pairing.wants_pipelines(around.view(), targets):
+        pairing, view = self.pairing, self._around.view()
+        if self._copy or self._strategy or not pairing.wants_pipelines(view, targets):
             return None
+        if pairing.from_zero(view, targets):
+            ready_s = partial(pairing.ready_s, targets=targets)
+            return together(self._around.choose, task, links, ready_s)
         try:
-            choice = around.choose(task, links, K_WAY)
+            choice = self._around.choose(task, links, K_WAY)
         except PlanError:
             return None
-        return choice if pairing.pipelined(choice.plan, choice.prediction, targets) else None
+        return choice if pairing.ready_s(choice, targets) is not None else None
 
     def _paired(self, choice: Choice, links: Links, targets: Collection[str]) -> Choice:
         """Say whom the targets help meanwhile; a host copy helps nobody."""

@@ -1,8 +1,9 @@
 """Homes: complete instances that serve a model, which loading ones can help.
 
 A target of an operation is no home for it. Each target keeps its home for as long as that lives; a
-new one is the home with the most queued work for each of its helpers, among equals one with fewer
-helpers, then a near one.
+new one is the home with the most work for each of its helpers, among equals one with fewer helpers,
+then a near one. Its work is what is queued and one batch: gossip is late, and homes that seem idle
+get their share of what comes.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ from blitzgw.core.plan import node_of
 from blitzgw.core.view import ClusterView, NodeView
 from blitzgw.scaling.survey import ModelDefinition, PlacedInstance, instances_of, members
 
+BATCH_TOKENS = 512
+"""Of a batch where its model's definition does not say: what is configured by default."""
+
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """A complete instance. `networks` are its node's, by name."""
+    """A complete instance. `networks` are its node's, by name; `batch_tokens` fit a step."""
 
     placed: PlacedInstance
     zone: str
     networks: frozenset[str]
+    batch_tokens: int = BATCH_TOKENS
 
     @property
     def id(self) -> str:
@@ -41,11 +46,13 @@ def homes_of(
 ) -> dict[str, Home]:
     """Return the homes of a model that are none of `targets`, by instance."""
     nodes, found = members(view), {}
+    told = view.oldest_definition(definition.name, definition.digest)
+    batch = told.max_batched_tokens if told is not None else 0
     for placed in instances_of(definition.name, view):
         facts, node = placed.facts, nodes[node_of(placed.worker)]
         serves = facts.state is InstanceState.SERVING and facts.role is not Role.DECODE
         if serves and facts.weights == definition.weights and placed.worker not in targets:
-            found[facts.id] = Home(placed, *_place(node))
+            found[facts.id] = Home(placed, *_place(node), batch if batch > 0 else BATCH_TOKENS)
     return found
 
 
@@ -95,4 +102,5 @@ def _helpers(view: ClusterView, targets: Collection[str]) -> Counter[str]:
 
 def _rank(home: Home, node: str, zone: str, helpers: int) -> tuple[float, int, int, str]:
     near = 0 if node_of(home.placed.worker) == node else 1 if zone and zone == home.zone else 2
-    return -home.queued_tokens / (helpers + 1), helpers, near, home.id
+    work = home.queued_tokens + home.batch_tokens
+    return -work / (helpers + 1), helpers, near, home.id

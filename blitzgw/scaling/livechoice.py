@@ -2,8 +2,9 @@
 
 `auto` compares `zigzag` with `stop` by the mean completion of what waits at the homes
 (planner/live.py). Before a home's speed is measured it takes `zigzag`, which gains, or loses
-little, where a handoff costs less than the compute that it saves. `best-effort` and `pipeline` are
-only followed on request.
+little, where a handoff costs less than the compute that it saves. `best-effort` is only followed on
+request, and so is `pipeline` where there is a home. From zero there is none: what counts then is
+when the first request can be served, and targets make pipelines where that is sooner.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from blitzgw.core.plan import Links, Prediction, node_of
 from blitzgw.core.view import ClusterView
 from blitzgw.scaling.homes import Home, homes_of
 from blitzgw.scaling.planner.live import Backlog, mean, stop, zigzag
+from blitzgw.scaling.planner.pipelines import Pipeline, alone_s
 from blitzgw.scaling.planner.rates import usable_tx
 from blitzgw.scaling.survey import ModelDefinition, PlacedInstance
 
@@ -93,6 +95,20 @@ def decide(
     return _better(found, supposed=not any(home.queued_tokens for home in busiest))
 
 
+def from_zero(pipelines: Sequence[Pipeline], prediction: Prediction, *, n_targets: int) -> Decision:
+    """Return the policy for targets that no complete instance gives work to."""
+    if n_targets < 2:
+        reason = "no complete instance serves that could be helped"
+        return Decision(LivePolicy.STOP, reason, {})
+    alone = f"a target is complete after {alone_s(prediction.arrivals):.3g} s"
+    if not pipelines:
+        reason = f"nobody serves, and targets are together no sooner than {alone}"
+        return Decision(LivePolicy.STOP, reason, {})
+    ready_s = min(pipeline.ready_s for pipeline in pipelines)
+    text = f"nobody serves: targets have the model together after {ready_s:.3g} s, {alone}"
+    return Decision(LivePolicy.PIPELINE, text, {})
+
+
 def _better(found: Sequence[tuple[int, float, float]], *, supposed: bool) -> Decision:
     """Choose by the means of homes, each with its weight."""
     total = sum(weight for weight, _, _ in found)
@@ -119,7 +135,7 @@ def objection(policy: str, definition: ModelDefinition, view: ClusterView) -> tu
         return "", ""
     if policy == LivePolicy.PIPELINE and len(definition.blob_bytes) < 4:
         return "bad_request", "live policy 'pipeline' needs a model of two layers or more"
-    if not homes_of(definition, view, ()):
+    if policy != LivePolicy.PIPELINE and not homes_of(definition, view, ()):
         text = f"live policy {policy!r} needs a complete instance of {definition.name!r} to help"
         return "no_capacity", f"{text}, and none serves: leave it out, or order 'stop'"
     return "", ""

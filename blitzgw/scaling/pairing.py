@@ -1,21 +1,31 @@
 """Which loading instance helps which complete one, and how, over all plans of an operation.
 
 By `pipeline`, targets of different groups of the plan serve together: the first of each pipeline
-has a home that it takes requests from, the others have none. Who is in no pipeline helps as ever.
+takes requests from its home meanwhile, the others help theirs only when they are complete
+(assignments.py). Who is in no pipeline helps as ever. With no home anywhere (from zero) the first
+one is sent requests by those who hold them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from blitzgw.core.live import LivePolicy, Pair
 from blitzgw.core.plan import Links, Plan, Prediction
 from blitzgw.core.view import ClusterView
 from blitzgw.scaling.homes import Home, assign, homes_of
-from blitzgw.scaling.livechoice import Decision, configured_policy, decide
-from blitzgw.scaling.planner.pipelines import Pipeline, pipelines
+from blitzgw.scaling.livechoice import AUTO, Decision, configured_policy, decide, from_zero
+from blitzgw.scaling.planner.pipelines import Pipeline, alone_s, pipelines, together_s
 from blitzgw.scaling.survey import ModelDefinition
+
+if TYPE_CHECKING:
+    from blitzgw.scaling.planner.choose import Choice
+
+LEAST_GAIN_S = 0.1
+"""Before a target is complete a pipeline from zero is to be ready: joining its stages, and telling
+those who hold requests, takes about as long."""
 
 
 class Pairing:
@@ -37,10 +47,21 @@ class Pairing:
         self.pipelines: tuple[Pipeline, ...] = ()
         self._settled = False
 
+    def from_zero(self, view: ClusterView, targets: Collection[str]) -> bool:
+        """Whether nobody serves the model, so that the targets have only each other."""
+        return not self._living(view, targets)
+
     def wants_pipelines(self, view: ClusterView, targets: Collection[str]) -> bool:
-        """Whether targets are to serve together, if a plan lets them; a home gives them work."""
-        wanted = self._wanted or configured_policy(self._definition, view)
-        return wanted == LivePolicy.PIPELINE and bool(self._living(view, targets))
+        """Whether targets are to serve together, if a plan lets them.
+
+        Where a home gives them work, if that is wanted; from zero, unless something else is.
+        """
+        if self.from_zero(view, targets):
+            return len(targets) > 1 and self._policy(view) in (AUTO, LivePolicy.PIPELINE)
+        return self._policy(view) == LivePolicy.PIPELINE
+
+    def _policy(self, view: ClusterView) -> str:
+        return self._wanted or configured_policy(self._definition, view)
 
     def pipelined(
         self, plan: Plan, prediction: Prediction, targets: Collection[str]
@@ -60,6 +81,13 @@ class Pairing:
             and pipeline.stages[0].worker in plan.targets
         )
 
+    def ready_s(self, choice: Choice, targets: Collection[str]) -> float | None:
+        """Return when the first pipeline that goes with a plan is ready; None: there is none."""
+        tied, arrivals = self._definition.tied_head, choice.prediction.arrivals
+        found = self.pipelined(choice.plan, choice.prediction, targets)
+        times = [together_s(each.stages, arrivals, tied_head=tied) for each in found]
+        return min(times, default=None)
+
     def settle(self) -> None:
         """Take note that nodes are told of the last plan."""
         self._settled |= self.decision.policy is LivePolicy.PIPELINE
@@ -77,17 +105,13 @@ class Pairing:
         self._homes = assign(targets, self._known, homes, view)
         self._known.update(self._homes)
         if not self._homes:
-            reason = "no complete instance serves that could be helped"
-            self.decision = Decision(LivePolicy.STOP, reason, {})
+            self.decision = self._alone(plan, prediction, view, targets)
         elif self.decision.policy is LivePolicy.STOP:
             self.decision = decide(
                 self._wanted, self._definition, view, links, prediction, self._homes
             )
         policy = self.decision.policy
         self.pipelines = self._pipelined(plan, prediction, targets)
-        for pipeline in self.pipelines:
-            for stage in pipeline.stages[1:]:
-                self._homes.pop(stage.worker, None)
         pairs = tuple(Pair(worker, home.id) for worker, home in sorted(self._homes.items()))
         stages = tuple(pipeline.stages for pipeline in self.pipelines)
         return replace(plan, policy=policy, pairs=pairs, pipelines=stages)
@@ -100,7 +124,29 @@ class Pairing:
         if self.decision.policy is not LivePolicy.PIPELINE:
             return ()
         found = self.pipelined(plan, prediction, targets)
+        if not self._homes:
+            return self._worthwhile(found, prediction)
         return tuple(each for each in found if each.stages[0].worker in self._homes)
+
+    def _alone(
+        self, plan: Plan, prediction: Prediction, view: ClusterView, targets: Collection[str]
+    ) -> Decision:
+        """Decide for targets without a home: they serve together, or wait till they are complete.
+
+        Those that have had one serve on as they do.
+        """
+        if self._settled or not self.wants_pipelines(view, targets):
+            found = self.pipelined(plan, prediction, targets) if self._settled else ()
+        else:
+            found = self._worthwhile(self.pipelined(plan, prediction, targets), prediction)
+        return from_zero(found, prediction, n_targets=len(targets))
+
+    def _worthwhile(
+        self, found: tuple[Pipeline, ...], prediction: Prediction
+    ) -> tuple[Pipeline, ...]:
+        """Return the pipelines that are joined in less time than they gain."""
+        before_s = alone_s(prediction.arrivals) - LEAST_GAIN_S
+        return tuple(pipeline for pipeline in found if pipeline.ready_s <= before_s)
 
     def outlived(self, view: ClusterView) -> bool:
         """Whether a home that instances help has gone."""

@@ -74,10 +74,10 @@ def test_without_a_home_nobody_helps():
 
 
 def test_more_work_for_each_helper_first_then_evenly():
-    seen = view(home("a", queued=100), home("b", queued=1000), node("c", devices=4))
+    seen = view(home("a", queued=100), home("b", queued=10_000), node("c", devices=4))
     plan = paired(Pairing(BIG, ""), seen, *(f"c/g{i}" for i in range(4)))
     assert list(homes(plan).values()) == ["m@b/g0"] * 4
-    seen = view(home("a", queued=600), home("b", queued=1000), node("c", devices=4))
+    seen = view(home("a", queued=6000), home("b", queued=10_000), node("c", devices=4))
     plan = paired(Pairing(BIG, ""), seen, *(f"c/g{i}" for i in range(4)))
     assert list(homes(plan).values()) == ["m@b/g0", "m@a/g0", "m@b/g0", "m@b/g0"]
     idle = view(home("a"), home("b"), node("c", devices=4))
@@ -85,6 +85,17 @@ def test_more_work_for_each_helper_first_then_evenly():
         "m@a/g0",
         "m@b/g0",
     ]
+
+
+def test_an_idle_home_counts_as_one_batch():
+    seen = view(home("a"), home("b", queued=500), node("c", devices=3))
+    targets = ("c/g0", "c/g1", "c/g2")
+    evenly = {"c/g0": "m@b/g0", "c/g1": "m@a/g0", "c/g2": "m@b/g0"}
+    assert homes(paired(Pairing(BIG, ""), seen, *targets)) == evenly
+    told = ModelFacts("m", BIG.digest, N_LAYERS, 0, max_batched_tokens=100)
+    small = view(*(replace(each, models={"m": told}) for each in seen.nodes.values()))
+    assert {each.batch_tokens for each in homes_of(BIG, small, ()).values()} == {100}
+    assert set(homes(paired(Pairing(BIG, ""), small, *targets)).values()) == {"m@b/g0"}
 
 
 def test_those_who_help_for_another_operation_count():
@@ -242,6 +253,9 @@ def test_what_cannot_be_ordered_is_told():
         assert objection(policy, BIG, nowhere) == ("", "")
     for policy in ("zigzag", "best-effort", "pipeline"):
         assert objection(policy, BIG, there) == ("", "")
+        if policy == "pipeline":
+            assert objection(policy, BIG, nowhere) == ("", ""), "targets have each other"
+            continue
         code, text = objection(policy, BIG, nowhere)
         assert code == "no_capacity"
         assert "none serves" in text

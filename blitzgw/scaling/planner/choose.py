@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from blitzgw.core.plan import Links, Plan, Prediction, Task
@@ -12,6 +12,7 @@ from blitzgw.scaling.planner import (
     disk_shards,
     lanes,
     multi_chain,
+    parts,
     star,
 )
 from blitzgw.scaling.planner.base import PlanError, Strategy, Unfit
@@ -29,8 +30,13 @@ STRATEGIES: Mapping[str, Strategy] = {
     lanes.NAME: lanes.plan,
     disk_shards.NAME: disk_shards.plan,
     disk_shards.WHOLE_NAME: disk_shards.plan_whole,
+    parts.NAME: parts.plan,
+    parts.OWN_NAME: parts.plan_own,
 }
 """By the name that operators use."""
+
+ON_REQUEST = frozenset({parts.NAME, parts.OWN_NAME})
+"""Strategies that are no faster than others: they are for pipelines, and looked at alone."""
 
 EDGES: Mapping[str, Callable[[Ground], int]] = {
     binomial.NAME: binomial.edges,
@@ -91,7 +97,8 @@ def _choose(task: Task, links: Links, wanted: str, grouping: Grouping | None) ->
         ground = Ground(task, links)
     else:
         ground = Ground(grouping.task, grouping.links(links), grouping.groups)
-    plans, reasons = _plans(ground, wanted)
+    names = [wanted] if wanted in ON_REQUEST else [n for n in STRATEGIES if n not in ON_REQUEST]
+    plans, reasons = _plans(ground, wanted, names)
     followed = {name: follow(plan, ground.task, ground.links) for name, plan in plans.items()}
     predictions = {name: prediction for name, (prediction, _) in followed.items()}
     best = wanted or _best(plans, predictions)
@@ -102,14 +109,16 @@ def _choose(task: Task, links: Links, wanted: str, grouping: Grouping | None) ->
     return Choice(plan, prediction, alternatives, reasons)
 
 
-def _plans(ground: Ground, wanted: str) -> tuple[dict[str, Plan], dict[str, str]]:
+def _plans(
+    ground: Ground, wanted: str, names: Sequence[str]
+) -> tuple[dict[str, Plan], dict[str, str]]:
     """Return the plans worth predicting, and why the other strategies have none.
 
     Raises PlanError where the wanted strategy has none.
     """
     plans: dict[str, Plan] = {}
     reasons: dict[str, str] = {}
-    for name in sorted(STRATEGIES, key=EDGES.__contains__):
+    for name in sorted(names, key=EDGES.__contains__):
         most = _most_edges(ground, plans)
         made: Plan | Unfit
         if name in EDGES and name != wanted and EDGES[name](ground) > most:

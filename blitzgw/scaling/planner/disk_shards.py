@@ -24,13 +24,13 @@ def plan(ground: Ground) -> Plan | Unfit:
 
     Raises PlanError where a target cannot get what it lacks.
     """
-    readers = _readers(ground)
+    readers = readers_of(ground)
     if len(readers) < 2:
         return Unfit("it takes two targets on different nodes with the checkpoint on disk")
     draft = Draft(ground, NAME)
     for reader, shard in zip(readers, shards(draft, readers), strict=True):
         draft.read(reader, Tier.DISK, shard)
-    _pass_round(draft, ground.by_speed(ground.needy(), readers[0]))
+    pass_round(draft, ground.by_speed(ground.needy(), readers[0]))
     return draft.finish()
 
 
@@ -48,7 +48,7 @@ def plan_whole(ground: Ground) -> Plan | Unfit:
     return draft.finish()
 
 
-def _readers(ground: Ground) -> list[str]:
+def readers_of(ground: Ground) -> list[str]:
     """Return one target for each disk."""
     by_node: dict[str, str] = {}
     for target in ground.needy():
@@ -77,7 +77,7 @@ def shards(draft: Draft, readers: Sequence[str]) -> list[list[int]]:
     return parts
 
 
-def _pass_round(draft: Draft, ring: Sequence[str]) -> None:
+def pass_round(draft: Draft, ring: Sequence[str]) -> None:
     """Send each blob from where it is first all the way round, past those that have it.
 
     Every edge sends a blob of its source's own shard, then those that have come one hop, two hops

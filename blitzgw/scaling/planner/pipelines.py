@@ -2,8 +2,9 @@
 
 In a k-way plan group i starts with part i of k (binomial.py), so that the j-th members of all
 groups have every layer between them after about 1/k of the time until one of them is complete.
-Which parts come first to whom is read off the prediction: it holds whatever has been there before,
-and whatever groups of blobs the plan was made in (coarse.py).
+So have targets that read different parts from their own machines (parts.py). Which parts come first
+to whom is read off the prediction: it holds whatever has been there before, and whatever groups of
+blobs the plan was made in (coarse.py).
 """
 
 from __future__ import annotations
@@ -54,8 +55,29 @@ def pipelines(
     return tuple(pipeline for pipeline in made if pipeline is not None)
 
 
+def together_s(
+    stages: Sequence[StagePlan], arrivals: Mapping[str, Times], *, tied_head: bool = False
+) -> float:
+    """Return when all stages of a pipeline have what they need; who is complete has it at once."""
+    last, found = len(stages) - 1, 0.0
+    for place, stage in enumerate(stages):
+        times = arrivals.get(stage.worker)
+        if times is None:
+            continue
+        needed = [1 + layer for layer in stage.span.layers()]
+        needed += [0] if place == 0 or (place == last and tied_head) else []
+        needed += [len(times) - 1] if place == last else []
+        found = max(found, *(times[blob] for blob in needed))
+    return found
+
+
+def alone_s(arrivals: Mapping[str, Times]) -> float:
+    """Return when the first of some targets is complete."""
+    return min((max(times) for times in arrivals.values()), default=0.0)
+
+
 def _groups(plan: Plan, arrivals: Mapping[str, Times]) -> list[list[str]]:
-    """Return the targets by the source that their first blob is from.
+    """Return the targets by the source that their first blob is from, their own reads included.
 
     The groups stand in the order of their first blobs, those of a group in the order in which they
     have the part of the model up to the next group's.
@@ -63,6 +85,8 @@ def _groups(plan: Plan, arrivals: Mapping[str, Times]) -> list[list[str]]:
     into: dict[str, list[tuple[str, frozenset[int]]]] = {}
     for edge in plan.edges:
         into.setdefault(edge.target, []).append((edge.source, frozenset(edge.blobs)))
+    for worker, blobs in _own_reads(plan, arrivals):
+        into.setdefault(worker, []).append((worker, blobs))
     found: dict[str, dict[str, int]] = {}
     for target in sorted(into):
         coming = [blob for _, blobs in into[target] for blob in blobs]
@@ -76,6 +100,17 @@ def _groups(plan: Plan, arrivals: Mapping[str, Times]) -> list[list[str]]:
         sorted(found[root], key=lambda t: (max(arrivals[t][start : starts[i + 1]], default=0.0), t))
         for i, (start, root) in enumerate(ordered)
     ]
+
+
+def _own_reads(plan: Plan, arrivals: Mapping[str, Times]) -> list[tuple[str, frozenset[int]]]:
+    """Return what targets read by themselves, if they begin with different parts of the model.
+
+    Else they are of no more use to each other than to themselves, and none makes a group.
+    """
+    reads = [(r.worker, r.blobs) for r in plan.reads if r.worker in arrivals and r.blobs]
+    if len({blobs[0] for _, blobs in reads}) < 2:
+        return []
+    return [(worker, frozenset(blobs)) for worker, blobs in reads]
 
 
 def _root(worker: str, blob: int, into: Mapping[str, Sequence[tuple[str, frozenset[int]]]]) -> str:

@@ -13,8 +13,7 @@ LEAST_SHARE = 0.02
 prediction stays finite."""
 
 DISK_BYTES_PER_S = 1e9
-"""Of a disk whose rate is not known, which is every node's: what one thread reads from an ordinary
-one (TRANSPORT.md)."""
+"""Of a disk from which nothing has been read yet: what one thread reads from an ordinary one."""
 
 
 def usable_tx(port: Port) -> float:
