@@ -33,8 +33,8 @@ class Admission:
             return ""
         return f"{self._node} takes part in {MAX_ENGAGEMENTS} operations"
 
-    def objection(self, message: Claim) -> str:
-        """Return why a device cannot be claimed, or nothing."""
+    def objection(self, message: Claim, revived: str = "") -> str:
+        """Return why a device cannot be claimed, or nothing; `revived` is there and ready."""
         where, present = f"{self._node}/{message.device}", self._premises.claim(message.device)
         if present is None:
             return f"{where} is not up"
@@ -44,6 +44,8 @@ class Admission:
             return f"{where} is claimed by another operation"
         if message.operation not in self._engaged and self.crowded():
             return self.crowded()
+        if revived:
+            return ""
         return self._premises.objection(message.device, message.model, message.digest)
 
     def refusal(self, held: Engagement, message: Engage) -> str:

@@ -4,9 +4,10 @@
        └── too few devices, or nobody with the weights, within VIEW_PATIENCE_S: what there is, or
            failed
 
-Claims go out all at once. A refused one is asked again at the claim that the device is at, if it
-has moved on unseen, or replaced by another free device; whoever has not answered in time is left
-out, and what is granted later is given back.
+Devices on which the model drains or is kept come first, and bring their weights along: where no
+target lacks anything there is nothing to plan. Claims go out all at once. A refused one is asked
+again at the claim that the device is at, if it has moved on unseen, or replaced by another free
+device; whoever has not answered in time is left out, and what is granted later is given back.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from blitzgw.core.operation import Claim, Claimed, Retire
+from blitzgw.scaling.freedevices import FreeDevice, free_devices
 from blitzgw.scaling.reception import Reception
 from blitzgw.scaling.scarcity import shortage
-from blitzgw.scaling.survey import FreeDevice, free_devices, instances_of
+from blitzgw.scaling.survey import instances_of
 from blitzgw.scaling.targets import CLAIMED, CLAIMING, FAILED, Target
 
 CLAIM_PATIENCE_S = 2.0
@@ -67,7 +69,7 @@ class Claiming(Reception):
         if not enough and now < self._look_by:
             self._look_later(now)
             return
-        reason = self._foresee(now) if self._targets else ""
+        reason = self._foresee(now) if self._lacking() else ""
         if reason or not self._targets:
             self._give_up("failed", reason or f"no device is free: {self._lacking_devices}", now)
         else:
@@ -81,7 +83,8 @@ class Claiming(Reception):
         """End because facts have arrived by which nothing is lacking."""
         self._targets.clear()
         text = f"there are {self._before} instances already"
-        self._end("done" if self._before == self.wanted else "failed", text, now)
+        right = self._before == self.wanted or self.automatic  # others count, and go on
+        self._end("done" if right else "failed", text, now)
 
     def _n_wanted(self) -> int:
         return 1 if self.copy else self.wanted - self._before
@@ -97,7 +100,7 @@ class Claiming(Reception):
         self._before = len(instances_of(self.definition.name, view))
         n_wanted = self._n_wanted()
         free = free_devices(self.definition, view)[: max(0, n_wanted)]
-        self._targets = {each.worker: _target(each) for each in free}
+        self._targets = {each.worker: self._target(each) for each in free}
         self._lacking_devices = ""
         if len(free) < n_wanted:
             self._lacking_devices = shortage(self.definition, n_wanted, len(free), view)
@@ -134,9 +137,19 @@ class Claiming(Reception):
             target.state, target.answered = CLAIMED, True
             target.instance, target.claim = message.instance, message.claim
             self._note(now, "claimed", target.worker)
+            self._take_what_is_there(target, message, now)
             self._check_claims(now)
         else:
             self._on_claim_refused(target, message, now)
+
+    def _take_what_is_there(self, target: Target, message: Claimed, now: float) -> None:
+        """Note whether a target has all its weights already: its node knows better than a view."""
+        target.revived = message.revived
+        if message.revived:
+            target.fill(len(self.definition.blob_bytes))
+            self._note(now, "revived", target.worker, target.instance)
+        else:
+            target.arrived.clear()
 
     def _on_claim_refused(self, target: Target, message: Claimed, now: float) -> None:
         if message.claim > target.claim and target.asked < MAX_ASKED:
@@ -161,7 +174,7 @@ class Claiming(Reception):
             return
         for free in free_devices(self.definition, self._around.view()):
             if free.worker not in self._targets and free.boot not in self._dead:
-                self._targets[free.worker] = target = _target(free)
+                self._targets[free.worker] = target = self._target(free)
                 self._send_claim(target)
                 return
 
@@ -190,6 +203,8 @@ class Claiming(Reception):
                 return target
         return None
 
-
-def _target(free: FreeDevice) -> Target:
-    return Target(free.worker, free.boot, free.device, free.claim)
+    def _target(self, free: FreeDevice) -> Target:
+        target = Target(free.worker, free.boot, free.device, free.claim)
+        if free.revives:
+            target.fill(len(self.definition.blob_bytes))
+        return target

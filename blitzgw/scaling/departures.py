@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import ItemsView, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -86,19 +87,22 @@ class Departures:
 def victims(instances: Iterable[PlacedInstance], count: int) -> list[PlacedInstance]:
     """Return which instances go: the least busy, and of these from where there are most.
 
-    Where that is all the same, those stay whose nodes have the checkpoint: a node that restarts has
-    them again anyway.
+    First go those that load yet, last those that one which stays works for while it loads. Where
+    that is all the same, those stay whose nodes have the checkpoint: a node that restarts has them
+    again anyway. The others have come later, by operations.
     """
     left = list(instances)
     chosen: list[PlacedInstance] = []
     for _ in range(min(count, len(left))):
-        crowds: dict[str, int] = {}
-        for placed in left:
-            crowds[placed.boot] = crowds.get(placed.boot, 0) + 1
+        crowds = Counter(placed.boot for placed in left)
+        homes = {
+            placed.facts.helps for placed in left if placed.facts.state is InstanceState.LOADING
+        }
         victim = min(
             left,
             key=lambda placed: (
                 placed.facts.state is InstanceState.SERVING,
+                placed.facts.id in homes,
                 placed.busy,
                 -crowds[placed.boot],
                 placed.at_home,

@@ -5,14 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blitzgw.core.operation import Retired
+from blitzgw.scaling.effects import DropInstance, DropWeights, RetireInstance, Send, StewardEffect
 from blitzgw.scaling.engagement import Engagement
-from blitzgw.scaling.events import (
-    DropInstance,
-    DropWeights,
-    RetireInstance,
-    Send,
-    StewardEffect,
-)
 
 Asker = tuple[str, str]
 """(boot, operation): who is told of an instance's end."""
@@ -42,8 +36,16 @@ class Retirements:
         self._known[instance] = _Retiring(device, askers)
         return [RetireInstance(device, instance, reason)]
 
+    def drains(self, instance: str) -> bool:
+        """Whether an instance drains."""
+        return instance in self._known
+
+    def on(self, device: str) -> list[str]:
+        """Return the instances of a device that drain."""
+        return [name for name, known in self._known.items() if known.device == device]
+
     def ended(self, instance: str, reason: str) -> list[StewardEffect]:
-        """Tell that an instance is gone; of one that did not drain nobody has asked."""
+        """Tell that an instance is gone, or for a reason is not; nobody has asked of others."""
         known = self._known.pop(instance, None)
         askers = known.askers if known is not None else set()
         return [Send(b, Retired(operation, instance, reason)) for b, operation in sorted(askers)]

@@ -21,14 +21,7 @@ from blitzgw.core.operation import (
 )
 from blitzgw.core.plan import Tier, node_of
 from blitzgw.core.transfer import CloseEdge, EdgeTerms, OpenReceive, OpenSend
-from blitzgw.scaling.events import (
-    BringUp,
-    HoldWeights,
-    ReadWeights,
-    Send,
-    StewardEffect,
-    ToWorker,
-)
+from blitzgw.scaling.effects import BringUp, HoldWeights, ReadWeights, Send, StewardEffect, ToWorker
 from blitzgw.scaling.leases import Lease
 
 MAX_OUTCOMES = 256
@@ -43,7 +36,16 @@ class Premises(Protocol):
         """Return a device's claim; None where there is no such device or its worker is not up."""
 
     def objection(self, device: str, model: str, digest: str) -> str:
-        """Return why a device cannot take a model now (an instance, too little memory), or ""."""
+        """Return why a device cannot take a model now (an instance, too little memory), or "".
+
+        What is only kept there is no reason.
+        """
+
+    def revivable(self, device: str, model: str, digest: str) -> str:
+        """Return the instance of that definition that drains or is kept on a device, or ""."""
+
+    def keep_s(self, instance: str) -> float:
+        """Return for how long an instance that has drained is to be kept, in seconds."""
 
     def device_of(self, instance: str) -> str | None:
         """Return the device of an instance that is here, in whatever state."""
@@ -132,12 +134,19 @@ class Engagement:
 
     # Changes.
 
-    def lease(self, claim: Claim) -> tuple[StewardEffect, Lease]:
-        """Grant a device; return what begins the instance that it is for, and the lease."""
+    def grant(self, lease: Lease) -> None:
+        """Give a device to the operation."""
+        self.leases[lease.device] = lease
+        self.failed.pop(lease.device, None)
+
+    def lease(self, claim: Claim, raised: int = 0) -> tuple[StewardEffect, Lease]:
+        """Grant a device; return what begins the instance that it is for, and the lease.
+
+        `raised`: how often the device's claim has been raised since it was asked for.
+        """
         instance = f"{claim.model}@{self.worker(claim.device)}"
-        lease = Lease(claim.device, instance, claim.claim, claim.claim + 1)
-        self.leases[claim.device] = lease
-        self.failed.pop(claim.device, None)
+        lease = Lease(claim.device, instance, claim.claim, claim.claim + raised + 1)
+        self.grant(lease)
         begin = BringUp(
             device=claim.device,
             instance=instance,

@@ -16,8 +16,9 @@ from dataclasses import replace
 from blitzgw.core.instance import InstanceState
 from blitzgw.core.operation import RENEW_S, Abandon, Conclude, OperationMessage, Renew
 from blitzgw.core.view import InstanceFacts, mask_of
+from blitzgw.scaling.autoevents import Coming
 from blitzgw.scaling.claiming import Claiming
-from blitzgw.scaling.events import OperationEffect
+from blitzgw.scaling.effects import OperationEffect
 from blitzgw.scaling.hindsight import Outcome
 from blitzgw.scaling.stalls import HANG_S, hangs_at, hung
 from blitzgw.scaling.targets import FAILED, READY, RELEASED, Target
@@ -45,6 +46,14 @@ class Growth(Claiming):
         """Undo everything."""
         if not self.ended:
             self._give_up("cancelled", reason, now)
+        return self._flush()
+
+    def cut_short(self, reason: str, now: float) -> list[OperationEffect]:
+        """Undo what is not ready; it is done, and falls short, if anything is."""
+        ready = any(target.state == READY for target in self._targets.values())
+        if self.state != "transferring" or not ready:
+            return self.cancel(reason, now)
+        self._give_up_rest(reason, now)
         return self._flush()
 
     def on_message(self, boot: str, message: OperationMessage, now: float) -> list[OperationEffect]:
@@ -171,16 +180,64 @@ class Growth(Claiming):
         if order is not None:
             self._send(boot, order)
 
+    def claimed(self) -> list[Outcome]:
+        """Return the instances that it brings up, or asks for: nobody else is to count on them."""
+        if self.copy or self.ended or (self.state == "claiming" and self._claim_by is None):
+            return []
+        return [self._claimed(t) for t in self._targets.values() if not t.gone]
+
+    def _claimed(self, target: Target) -> Outcome:
+        facts = self._there(target)
+        if target.state == READY:
+            return Outcome(target.boot, facts)
+        blobs = mask_of(target.arrived) if target.instance else "0"
+        return Outcome(target.boot, replace(facts, state=InstanceState.LOADING, blobs=blobs))
+
+    def coming(self, now: float) -> tuple[Coming, ...]:
+        """Return the instances that are claimed and do not serve yet, by the view at least."""
+        if self.copy or self.ended:
+            return ()
+        nodes = self._around.view().nodes
+        found: list[Coming] = []
+        for target in self._targets.values():
+            node = nodes.get(target.boot)
+            shown = node.instances.get(target.instance) if node is not None else None
+            serves = shown is not None and shown.state is InstanceState.SERVING
+            if target.held or (target.state == READY and not serves):
+                found.append(self._coming(target, shown, now))
+        return tuple(found)
+
+    def _coming(self, target: Target, shown: InstanceFacts | None, now: float) -> Coming:
+        sizes = self.definition.blob_bytes
+        here = sum(sizes[index] for index in target.arrived)
+        fraction = here / max(1, self.definition.size_bytes)
+        return Coming(
+            instance=target.instance,
+            fraction=fraction,
+            left_s=self._left_s(target, fraction, now),
+            computes=shown is not None and bool(shown.helps or shown.stage),
+        )
+
+    def _left_s(self, target: Target, fraction: float, now: float) -> float:
+        """Return when a target is complete: as predicted; what is overdue goes on as it has."""
+        if target.state == READY or target.revived:
+            return 0.0
+        since_s = self._waterfall.since(now)
+        left_s = max(target.predicted, default=0.0) - since_s
+        if left_s > 0:
+            return left_s
+        return since_s * (1 - fraction) / fraction if fraction > 0 else -1.0
+
     def outcomes(self) -> list[Outcome]:
         """Return which instances are there by it, and which are not (any more)."""
         if self.copy:
             return []
         return [self._outcome(t) for t in self._targets.values() if t.instance]
 
-    def _outcome(self, target: Target) -> Outcome:
+    def _there(self, target: Target) -> InstanceFacts:
         n_blobs = len(self.definition.blob_bytes)
-        there = InstanceFacts(
-            id=target.instance,
+        return InstanceFacts(
+            id=target.instance or f"{self.definition.name}@{target.worker}",
             model=self.definition.name,
             digest=self.definition.digest,
             device=target.device,
@@ -191,9 +248,12 @@ class Growth(Claiming):
             weights=self.definition.weights,
             blobs=mask_of(range(n_blobs)),
         )
+
+    def _outcome(self, target: Target) -> Outcome:
+        there = self._there(target)
         if target.state == READY:
             return Outcome(target.boot, there)
-        drains = target.state == RELEASED and target.ready_s >= 0
+        drains = target.state == RELEASED and (target.ready_s >= 0 or target.revived)
         state = InstanceState.DRAINING if drains else InstanceState.GONE
         return Outcome(target.boot, replace(there, state=state, blobs="0"))
 

@@ -1,7 +1,8 @@
-"""What an owner knows of instances before gossip tells it: the outcomes of its own operations.
+"""What an owner knows of instances before gossip tells it: what its own operations do and did.
 
 A view lags by up to a second. Whoever orders again at once would otherwise be answered from what
-was there before: instances that have just been retired would count, ones just brought up would not.
+was there before: instances that have just been retired would count, ones just brought up would not,
+and what one operation has claimed another would ask for too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from blitzgw.core.instance import InstanceState
 from blitzgw.core.view import ClusterView, InstanceFacts, NodeView
+from blitzgw.scaling.survey import COUNTED
 
 KEPT_S = 3.0
 """Three rounds of the slowest gossip: what a view does not show by then is not so (any more)."""
@@ -56,6 +58,20 @@ class Hindsight:
 
     def __len__(self) -> int:
         return len(self._known)
+
+
+def foresee(view: ClusterView, claimed: Iterable[Outcome]) -> ClusterView:
+    """Return a view with the instances of running operations that it does not show yet."""
+    nodes: dict[str, NodeView] = {}
+    for outcome in claimed:
+        node, facts = nodes.get(outcome.boot) or view.nodes.get(outcome.boot), outcome.facts
+        if node is None or not node.living:
+            continue
+        told, device = node.instances.get(facts.id), node.devices.get(facts.device)
+        shown = told is not None and told.state in COUNTED and told.claim >= facts.claim
+        if not shown and device is not None and device.claim <= facts.claim:
+            nodes[outcome.boot] = replace(node, instances={**node.instances, facts.id: facts})
+    return replace(view, nodes={**view.nodes, **nodes}) if nodes else view
 
 
 def _shown(node: NodeView, facts: InstanceFacts) -> bool:

@@ -31,6 +31,8 @@ class Lease:
     former: int
     claim: int
     ready: bool = False
+    revived: bool = False
+    """The instance was there with all its weights."""
     helps: tuple[str, LivePolicy] | None = None
     """The instance that it is to help while it loads, and how."""
     stage: tuple[Span, str] | None = None

@@ -23,7 +23,7 @@ from blitzgw.core.operation import (
 )
 from blitzgw.core.plan import Links, Task
 from blitzgw.core.view import ClusterView
-from blitzgw.scaling.events import OperationEffect, OperationEnded, Record, Send
+from blitzgw.scaling.effects import OperationEffect, OperationEnded, Record, Send
 from blitzgw.scaling.hindsight import Outcome
 from blitzgw.scaling.survey import ModelDefinition
 from blitzgw.scaling.waterfall import Waterfall
@@ -59,6 +59,8 @@ class Operation(ABC):
 
     copy = False
     """Whether it makes a host copy, which is the node's own affair."""
+    automatic = False
+    """Whether the model's owner has ordered it, and not an operator."""
 
     def __init__(
         self,
@@ -93,6 +95,10 @@ class Operation(ABC):
     @abstractmethod
     def cancel(self, reason: str, now: float) -> list[OperationEffect]:
         """Give up, for a reason."""
+
+    def cut_short(self, reason: str, now: float) -> list[OperationEffect]:
+        """Give up what is not done yet, for a reason."""
+        return self.cancel(reason, now)
 
     @abstractmethod
     def on_message(self, boot: str, message: OperationMessage, now: float) -> list[OperationEffect]:

@@ -1,7 +1,7 @@
 """The operations that a node owns: who asked for them, which run, which have ended.
 
-One at a time for a model: a second order is refused while the first one runs, unless it is the same
-one, which is answered with what is under way.
+What an order does while others are carried out is in conflicts.py. Each operation sees the cluster
+with what the others have claimed, so that nothing is claimed or counted twice.
 """
 
 from __future__ import annotations
@@ -12,28 +12,29 @@ from typing import Any
 
 from blitzgw.core.operation import OperationFacts, ScaleAnswer, ScaleOrder
 from blitzgw.core.view import ClusterView
+from blitzgw.scaling.autoevents import Underway
+from blitzgw.scaling.conflicts import MAX_BESIDE, Verdict, judge
 from blitzgw.scaling.departures import victims
+from blitzgw.scaling.effects import OperationEffect, Send
 from blitzgw.scaling.events import (
     CancelAsked,
     CopyWanted,
     LinkLost,
     MessageCame,
     NodeDied,
-    OperationEffect,
     OperationsEvent,
     OrderGiven,
-    Send,
     TimePassed,
 )
 from blitzgw.scaling.growth import Growth
-from blitzgw.scaling.hindsight import Hindsight
+from blitzgw.scaling.hindsight import Hindsight, foresee
 from blitzgw.scaling.livechoice import objection
 from blitzgw.scaling.operation import Operation, Surroundings
 from blitzgw.scaling.retreat import Retreat
 from blitzgw.scaling.survey import ModelDefinition, instances_of
 
 MAX_RUNNING = 64
-"""Operations of one owner at once: each is a model's; more would come from a client run wild."""
+"""Operations of one owner at once, of all its models: more would come from a client run wild."""
 
 MAX_ENDED = 64
 """Ended operations that are remembered for whoever asks how they went."""
@@ -68,7 +69,7 @@ class Operations:
         self, around: Surroundings, define: Callable[[str], ModelDefinition | None]
     ) -> None:
         self._told, self._define = around.view, define
-        self._around = replace(around, view=self._view)
+        self._around = replace(around, view=self.view)
         self._hindsight, self._now = Hindsight(), 0.0
         self._running: dict[str, Operation] = {}
         self._past: dict[str, Operation] = {}
@@ -88,13 +89,17 @@ class Operations:
         """Take an event at time `now` in seconds; return what to do, in order."""
         self._now = now
         effects = self._handlers[type(event)](event, now)
+        self._sort_out(now)
+        return effects
+
+    def _sort_out(self, now: float) -> None:
+        """Put away what has ended; what has become of instances by it counts from now on."""
         for name in [name for name, operation in self._running.items() if operation.ended]:
             operation = self._past[name] = self._running.pop(name)
             self._ended[operation.state] = self._ended.get(operation.state, 0) + 1
             self._hindsight.note(operation.outcomes(), now)
         while len(self._past) > MAX_ENDED:
             del self._past[next(iter(self._past))]
-        return effects
 
     def deadline(self) -> float | None:
         """Return when `TimePassed` is due; None: never."""
@@ -112,11 +117,26 @@ class Operations:
         return found.facts(now) if found is not None else None
 
     def running(self, model: str) -> str | None:
-        """Return the operation that runs for a model's instances, if there is one."""
-        for operation in self._running.values():
-            if operation.definition.name == model and not operation.copy:
-                return operation.id
-        return None
+        """Return the latest operation that runs for a model's instances, if there is one."""
+        found = self._of(model)
+        return found[-1].id if found else None
+
+    def underway(self, model: str, now: float) -> tuple[Underway, ...]:
+        """Return what is being done about a model's instances, the oldest first."""
+        self._now = now
+        return tuple(
+            Underway(
+                operation=operation.id,
+                grows=isinstance(operation, Growth),
+                wanted=operation.wanted,
+                coming=operation.coming(now) if isinstance(operation, Growth) else (),
+            )
+            for operation in self._of(model)
+        )
+
+    def view(self) -> ClusterView:
+        """Return the cluster as this owner knows it: with what its operations do, and have done."""
+        return self._seen_by("")
 
     def statistics(self) -> OperationsStatistics:
         """Return the present figures."""
@@ -124,8 +144,16 @@ class Operations:
 
     def check_integrity(self) -> None:
         """Raise AssertionError if the books contradict themselves."""
-        scaled = [o.definition.name for o in self._running.values() if not o.copy]
-        assert len(scaled) == len(set(scaled)), "a model is scaled by two operations"
+        claimed = [
+            (outcome.boot, outcome.facts.device)
+            for growth in self._growths()
+            for outcome in growth.claimed()
+        ]
+        assert len(claimed) == len(set(claimed)), "a device is claimed by two operations"
+        for model in {operation.definition.name for operation in self._running.values()}:
+            retreats = [isinstance(each, Retreat) for each in self._of(model)]
+            assert len(retreats) <= MAX_BESIDE, f"{len(retreats)} operations of {model}"
+            assert len(retreats) <= 1 or not any(retreats), f"{model} grows and shrinks at once"
         for operation in self._all():
             operation.check_integrity()
             assert operation.ended == (operation.id in self._past)
@@ -133,8 +161,17 @@ class Operations:
     def _all(self) -> list[Operation]:
         return [*self._past.values(), *self._running.values()]
 
-    def _view(self) -> ClusterView:
-        return self._hindsight.correct(self._told(), self._now)
+    def _of(self, model: str) -> list[Operation]:
+        return [o for o in self._running.values() if o.definition.name == model and not o.copy]
+
+    def _growths(self) -> list[Growth]:
+        return [each for each in self._running.values() if isinstance(each, Growth)]
+
+    def _seen_by(self, name: str) -> ClusterView:
+        """Return the cluster with what all operations but one of this name have claimed."""
+        view = self._hindsight.correct(self._told(), self._now)
+        others = [growth for growth in self._growths() if growth.id != name]
+        return foresee(view, [outcome for each in others for outcome in each.claimed()])
 
     # Orders.
 
@@ -152,15 +189,29 @@ class Operations:
         code, text = objection(order.policy, definition, self._around.view())
         if code:
             return [_refuse(event, code, text)]
-        running = self.running(order.model)
-        if running is not None and not order.dry_run:
-            return [self._answer_running(event, self._running[running], now)]
-        if len(self._running) >= MAX_RUNNING and not order.dry_run:
-            return [_refuse(event, "overloaded", f"{MAX_RUNNING} operations are under way")]
-        operation = self._make(definition, order, now)
         if order.dry_run:
-            return self._rehearse(event, operation, now)
-        effects = operation.begin(now)
+            return self._rehearse(event, self._make(definition, order, now), now)
+        n_shown = len(instances_of(order.model, self.view()))
+        verdict = judge(order, self._of(order.model), n_shown)
+        if verdict.reason:
+            return [_refuse(event, "scale_in_progress", verdict.reason)]
+        if verdict.answer is not None:
+            return [Send(event.boot, ScaleAnswer(order.id, verdict.answer.facts(now)))]
+        if len(self._running) - len(verdict.undone) >= MAX_RUNNING:
+            return [_refuse(event, "overloaded", f"{MAX_RUNNING} operations are under way")]
+        return self._begin(event, definition, verdict, now)
+
+    def _begin(
+        self, event: OrderGiven, definition: ModelDefinition, verdict: Verdict, now: float
+    ) -> list[OperationEffect]:
+        order = event.order
+        effects: list[OperationEffect] = []
+        for other in verdict.undone:
+            effects += other.cancel(f"{order.instances} instances are wanted now", now)
+        self._sort_out(now)
+        operation = self._make(definition, order, now)
+        operation.automatic = order.automatic
+        effects += operation.begin(now)
         self._running[operation.id] = operation
         return [*effects, Send(event.boot, ScaleAnswer(order.id, operation.facts(now)))]
 
@@ -181,27 +232,18 @@ class Operations:
             for each in over
         ]
 
-    def _answer_running(self, event: OrderGiven, running: Operation, now: float) -> OperationEffect:
-        order = event.order
-        how = (running.strategy, running.policy) if isinstance(running, Growth) else ("", "")
-        if running.wanted == order.instances and how == (order.strategy, order.policy):
-            return Send(event.boot, ScaleAnswer(order.id, running.facts(now)))
-        text = (
-            f"operation {running.id} is scaling {order.model!r} to {running.wanted} instances;"
-            " cancel it or wait for its end"
-        )
-        return _refuse(event, "scale_in_progress", text)
-
     def _make(self, definition: ModelDefinition, order: ScaleOrder, now: float) -> Operation:
-        present = instances_of(definition.name, self._around.view())
-        n_present, name = len(present), self._name()
+        name = self._name()
+        around = replace(self._around, view=lambda: self._seen_by(name))
+        present = instances_of(definition.name, around.view())
+        n_present = len(present)
         if order.instances > n_present:
             return Growth(
                 name,
                 definition,
                 order.instances,
                 n_present,
-                self._around,
+                around,
                 now,
                 strategy=order.strategy,
                 policy=order.policy,
@@ -214,7 +256,7 @@ class Operations:
             order.instances,
             n_present,
             leaving,
-            self._around,
+            around,
             now,
             dry=order.dry_run,
         )
@@ -235,7 +277,10 @@ class Operations:
 
     def _on_cancel(self, event: CancelAsked, now: float) -> list[OperationEffect]:
         operation = self._running.get(event.operation)
-        return operation.cancel(event.reason, now) if operation is not None else []
+        if operation is None:
+            return []
+        give_up = operation.cut_short if event.rest else operation.cancel
+        return give_up(event.reason, now)
 
     # The rest goes to whom it concerns.
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from blitzgw.core.instance import InstanceState
 from blitzgw.core.operation import OperationFacts, OperationMessage, Retire, Retired, TargetFacts
 from blitzgw.scaling.departures import DRAINING, FAILED, RELEASED, Departures, victims
-from blitzgw.scaling.events import OperationEffect
+from blitzgw.scaling.effects import OperationEffect
 from blitzgw.scaling.hindsight import Outcome
 from blitzgw.scaling.operation import Operation, Surroundings
 from blitzgw.scaling.survey import ModelDefinition, PlacedInstance, instances_of

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from blitzgw.core.instance import DeviceKind, InstanceState
+from blitzgw.core.instance import DeviceKind
 from blitzgw.core.view import ClusterView, DeviceFacts, NodeView
+from blitzgw.scaling.freedevices import FREE
 from blitzgw.scaling.ownership import draining
 from blitzgw.scaling.survey import ModelDefinition, members, speaks
 
@@ -34,8 +35,7 @@ def _others(definition: ModelDefinition, view: ClusterView) -> str:
 def _why_not(definition: ModelDefinition, node: NodeView, device: DeviceFacts) -> str:
     """Return why a device cannot take a model, empty where it could."""
     taken = any(
-        facts.device == device.id and facts.state is not InstanceState.GONE
-        for facts in node.instances.values()
+        facts.device == device.id and facts.state not in FREE for facts in node.instances.values()
     )
     if device.kind is DeviceKind.HOST:
         return ""  # computes nothing, and nobody expects it to

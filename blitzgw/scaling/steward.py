@@ -9,6 +9,8 @@ serves). Messages of an operation from anybody but its owner are dropped.
     free ── Claim ──► leased ── the instance serves ──► ready ── Conclude ──► (an instance like any)
       ▲                 │  worker lost, failed            │
       └── undone ◄──────┴─ Abandon, Retire, lease over    └─ Abandon, Retire ──► draining ──► free
+
+What becomes of an instance that drains, and how it comes back, is in keeping.py.
 """
 
 from __future__ import annotations
@@ -33,24 +35,23 @@ from blitzgw.core.operation import (
 from blitzgw.core.plan import node_of
 from blitzgw.scaling.admission import Admission
 from blitzgw.scaling.assignments import assignments
+from blitzgw.scaling.effects import DropInstance, PublishNetworks, Send, StewardEffect
 from blitzgw.scaling.endings import Endings
 from blitzgw.scaling.engagement import Engagement, Premises
 from blitzgw.scaling.events import (
     UNKNOWN_EPOCH,
-    DropInstance,
+    InstanceDrained,
     InstanceEnded,
     InstanceServes,
     LinkLost,
     MessageCame,
     NodeDied,
-    PublishNetworks,
-    Send,
-    StewardEffect,
     StewardEvent,
     TimePassed,
     WorkerLost,
     WorkerSaid,
 )
+from blitzgw.scaling.keeping import Keeping
 from blitzgw.scaling.leases import Lease, PortPromises
 from blitzgw.scaling.workernews import WorkerNews
 
@@ -68,6 +69,7 @@ class StewardStatistics:
     retiring: int
     refused: int
     expired: int
+    kept: int = 0
 
 
 class Steward:
@@ -80,6 +82,7 @@ class Steward:
         self._admission = Admission(node, premises, self._engaged, self._ports)
         self._endings = Endings(self._engaged)
         self._retiring = self._endings.retiring
+        self._keeping = Keeping(premises, self._retiring, self._sends)
         self._published: dict[str, tuple[float, float]] = {}
         self._refused = self._expired = 0
         self._news = WorkerNews(self._engaged)
@@ -91,6 +94,7 @@ class Steward:
             WorkerSaid: self._news.on_said,
             WorkerLost: self._on_worker_lost,
             InstanceServes: self._news.on_serves,
+            InstanceDrained: self._keeping.drained,
             InstanceEnded: self._on_instance_ended,
         }
         self._messages: dict[type, Callable[[str, Any, float], list[StewardEffect]]] = {
@@ -115,7 +119,9 @@ class Steward:
 
     def deadline(self) -> float | None:
         """Return when `TimePassed` is due; None: never."""
-        return min((held.until_s for held in self._engaged.values()), default=None)
+        times = [held.until_s for held in self._engaged.values()]
+        kept = self._keeping.deadline()
+        return min(times if kept is None else [*times, kept], default=None)
 
     def reserved(self) -> dict[str, tuple[float, float]]:
         """Return what is promised of this node's ports: (tx, rx) bytes/s by network."""
@@ -124,6 +130,14 @@ class Steward:
     def uses(self, device: str, weights: str) -> bool:
         """Whether an operation fills a device's store of some weights, or sends from it."""
         return any(held.uses(device, weights) for held in self._engaged.values())
+
+    def _sends(self, device: str) -> bool:
+        """Whether anything goes by edges from a device, or to it."""
+        return any(
+            device in held.ends_here(edge.order)
+            for held in self._engaged.values()
+            for edge in held.edges.values()
+        )
 
     def statistics(self) -> StewardStatistics:
         """Return the present figures."""
@@ -135,12 +149,14 @@ class Steward:
             retiring=len(self._retiring),
             refused=self._refused,
             expired=self._expired,
+            kept=len(self._keeping),
         )
 
     def check_integrity(self) -> None:
         """Raise AssertionError if the books contradict themselves."""
         devices = [device for held in self._engaged.values() for device in held.leases]
         assert len(devices) == len(set(devices)), "a device is leased twice"
+        assert not any(map(self._keeping.at, devices)), "a leased device counts as free"
         edges = [edge for held in self._engaged.values() for edge in held.edges]
         assert len(edges) == len(set(edges)), "an edge belongs to two operations"
         assert not any(held.idle for held in self._engaged.values()), "an idle engagement is kept"
@@ -167,7 +183,8 @@ class Steward:
         lease = held.leases.get(message.device) if held is not None else None
         if held is not None and lease is not None and lease.former == message.claim:
             return [Send(boot, _granted(message.operation, lease))]
-        reason = self._admission.objection(message)
+        revived = self._keeping.revivable(message)
+        reason = self._admission.objection(message, revived)
         if reason:
             self._refused += 1
             present = self._premises.claim(message.device)
@@ -178,8 +195,18 @@ class Steward:
             held = Engagement(self._node, message.operation, boot, now + lease_s, lease_s)
             self._engaged[message.operation] = held
         held.until_s = now + lease_s
-        begin, lease = held.lease(message)
-        return [begin, Send(boot, _granted(message.operation, lease))]
+        if revived:
+            return self._revive(held, message, revived)
+        room = self._keeping.make_room(message)
+        begin, lease = held.lease(message, raised=len(room))
+        return [*room, begin, Send(boot, _granted(message.operation, lease))]
+
+    def _revive(self, held: Engagement, message: Claim, instance: str) -> list[StewardEffect]:
+        """Grant a device with the instance that drains or is kept there."""
+        begin, lease = self._keeping.revive(message, instance)
+        held.grant(lease)
+        told = self._retiring.ended(instance, f"revived by operation {message.operation}")
+        return [*told, Send(held.owner, _granted(message.operation, lease)), begin]
 
     def _on_engage(self, boot: str, message: Engage, now: float) -> list[StewardEffect]:
         held = self._engaged.get(message.operation)
@@ -247,6 +274,8 @@ class Steward:
             return [*effects, Send(boot, Retired(message.operation, message.instance))]
         if held is not None:
             del held.leases[device]
+        if self._keeping.at(device) == message.instance:
+            return [Send(boot, Retired(message.operation, message.instance))]  # it is free already
         return self._retiring.begin(device, message.instance, "retired", (boot, message.operation))
 
     # Other events.
@@ -257,7 +286,7 @@ class Steward:
             self._expired += 1
             reason = "its owner has fallen silent"
             effects += self._endings.end(held.operation, reason, keep_ready=True)
-        return effects
+        return effects + self._keeping.due(now)
 
     def _on_link_lost(self, event: LinkLost, _now: float) -> list[StewardEffect]:
         for held in self._engaged.values():
@@ -282,9 +311,11 @@ class Steward:
                 effects += held.fail(event.device, event.reason)
             held.stores.discard(event.device)
             held.reading.pop(event.device, None)
+        self._keeping.forget(event.device)
         return effects + self._retiring.lose_device(event.device, event.reason)
 
     def _on_instance_ended(self, event: InstanceEnded, _now: float) -> list[StewardEffect]:
+        self._keeping.forget(event.device, event.instance)
         effects = self._retiring.ended(event.instance, event.reason)
         for held in list(self._engaged.values()):
             lease = held.leases.get(event.device)
@@ -295,4 +326,4 @@ class Steward:
 
 
 def _granted(operation: str, lease: Lease) -> Claimed:
-    return Claimed(operation, lease.device, lease.claim, lease.instance)
+    return Claimed(operation, lease.device, lease.claim, lease.instance, revived=lease.revived)

@@ -37,6 +37,12 @@ class Target:
     asked: int = 1
     moved_s: float = 0.0
     starved: bool = False
+    revived: bool = False
+    """It was there with all its weights, by its own node's word."""
+
+    def fill(self, n_blobs: int) -> None:
+        """Note that it has everything without a byte: it drains or is kept there."""
+        self.arrived = dict.fromkeys(range(n_blobs), 0.0)
 
     @property
     def held(self) -> bool:

@@ -36,31 +36,38 @@ from blitzgw.core.view import (
     NodeView,
     mask_of,
 )
+from blitzgw.scaling import lifecycle
 from blitzgw.scaling.duties import PairInstance, StageInstance, UnpairInstance, UnstageInstance
-from blitzgw.scaling.events import (
+from blitzgw.scaling.effects import (
     BringUp,
-    CancelAsked,
-    CopyWanted,
     DropInstance,
     DropWeights,
     HoldWeights,
+    KeepInstance,
+    OperationEnded,
+    PublishNetworks,
+    ReadWeights,
+    Record,
+    RetireInstance,
+    ReviveInstance,
+    Send,
+    ToWorker,
+)
+from blitzgw.scaling.events import (
+    CancelAsked,
+    CopyWanted,
+    InstanceDrained,
     InstanceEnded,
     InstanceServes,
     LinkLost,
     MessageCame,
     NodeDied,
-    OperationEnded,
     OrderGiven,
-    PublishNetworks,
-    ReadWeights,
-    Record,
-    RetireInstance,
-    Send,
     TimePassed,
-    ToWorker,
     WorkerLost,
     WorkerSaid,
 )
+from blitzgw.scaling.lifecycle import BORN, REVIVABLE
 from blitzgw.scaling.operation import Surroundings
 from blitzgw.scaling.operations import Operations
 from blitzgw.scaling.planner.base import PlanError
@@ -70,7 +77,19 @@ from blitzgw.scaling.survey import ModelDefinition
 
 SOFTWARE = {"layout": str(LAYOUT_VERSION)}
 MODEL = ModelDefinition("m", "d" * 64, "w" * 64, (100, 200, 200, 50))
+OTHER = ModelDefinition("o", "e" * 64, "v" * 64, (100, 200, 200, 50))
+STILL = (InstanceState.SERVING, InstanceState.KEPT, InstanceState.GONE)
 BLOB_S, WARM_S, DRAIN_S, DETECT_S, DIAL_S = 0.02, 0.01, 0.05, 1.0, 1.0
+
+
+def definition(name: str) -> ModelDefinition | None:
+    return {"m": MODEL, "o": OTHER}.get(name)
+
+
+def known(name: str) -> ModelDefinition:
+    found = definition(name)
+    assert found is not None
+    return found
 
 
 def toy_choice(task: Task, links: Links, strategy: str = "") -> Choice:
@@ -119,7 +138,9 @@ class Device:
     up: bool = True
     helps: str = ""
     stage: Span | None = None
+    model: str = "m"
     load: LoadFacts | None = None
+    drains: int = 0
     life: int = 0
     """Raised when the worker restarts or what is on the device changes."""
 
@@ -143,7 +164,7 @@ class Node:
             wall_s=lambda: 1e9 + world.now,
             choose=world.choose,
         )
-        self.owner = Operations(around, lambda model: MODEL if model == "m" else None)
+        self.owner = Operations(around, definition)
         self.answers: list[ScaleAnswer] = []
         self.ends: list[OperationEnded] = []
         self.log: list[Record] = []
@@ -155,7 +176,17 @@ class Node:
         return found.claim if found is not None and found.up else None
 
     def objection(self, device: str, model: str, digest: str) -> str:
-        return "an instance is there" if self.devices[device].instance else ""
+        found = self.devices[device]
+        taken = found.instance and found.state is not InstanceState.KEPT
+        return "an instance is there" if taken else ""
+
+    def revivable(self, device: str, model: str, digest: str) -> str:
+        found = self.devices[device]
+        same = found.model == model and known(model).digest == digest
+        return found.instance if same and found.state in REVIVABLE else ""
+
+    def keep_s(self, instance: str) -> float:
+        return self.world.keep_s
 
     def device_of(self, instance: str) -> str | None:
         return next((d.id for d in self.devices.values() if d.instance == instance), None)
@@ -209,9 +240,11 @@ class Node:
                 assert not device.instance, "two instances on a device"
                 assert effect.claim == device.claim + 1
                 device.claim, device.instance = effect.claim, effect.instance
-                device.state, device.store = InstanceState.LOADING, set()
+                device.state, device.store = BORN, set()
+                device.model = effect.model
                 device.life += 1
-                if device.copy is not None and len(device.copy) == len(MODEL.blob_bytes):
+                full = device.copy is not None and len(device.copy) == len(MODEL.blob_bytes)
+                if device.copy is not None and full and device.model == "m":
                     for index in sorted(device.copy):
                         world.after(0.001, self.arrive, device, device.life, index)
                 elif world.rng.random() < world.load_failures:
@@ -238,8 +271,26 @@ class Node:
             case RetireInstance():
                 device = self.devices[effect.device]
                 assert device.instance == effect.instance, "retired what is not there"
-                device.state = InstanceState.DRAINING
-                world.after(DRAIN_S, self.end_instance, device, device.life, "")
+                device.drains += 1
+                if device.state is InstanceState.SERVING:
+                    self.move(device, InstanceState.DRAINING)
+                world.after(world.drain_s, self.drained, device, device.life, device.drains)
+            case KeepInstance():
+                device = self.devices[effect.device]
+                assert device.instance == effect.instance, "kept what is not there"
+                self.move(device, InstanceState.KEPT)
+                device.claim += 1
+                world.kept += 1
+            case ReviveInstance():
+                device = self.devices[effect.device]
+                assert device.instance == effect.instance, "revived what is not there"
+                kept = device.state is InstanceState.KEPT
+                assert effect.claim == device.claim + kept
+                device.claim = effect.claim
+                device.drains += 1
+                self.move(device, InstanceState.SERVING)
+                world.revived += 1
+                self.tell_steward(InstanceServes(device.id, device.instance))
             case HoldWeights():
                 device = self.devices[effect.device]
                 if device.copy is None:
@@ -269,7 +320,8 @@ class Node:
         if store is None or index in store:
             return
         store.add(index)
-        self.tell_steward(WorkerSaid(device.id, BlobChecked(MODEL.weights, index)))
+        weights = known(device.model).weights if device.instance else MODEL.weights
+        self.tell_steward(WorkerSaid(device.id, BlobChecked(weights, index)))
         if len(store) == len(MODEL.blob_bytes):
             self.world.after(WARM_S, self.serve, device, life)
 
@@ -277,10 +329,19 @@ class Node:
         if not self.alive or device.life != life:
             return
         if device.instance and device.state is InstanceState.LOADING:
-            device.state, device.helps = InstanceState.SERVING, ""
+            self.move(device, InstanceState.SERVING)
+            device.helps = ""
             self.tell_steward(InstanceServes(device.id, device.instance))
         elif not device.instance and device.copy is not None:
             self.tell_steward(WorkerSaid(device.id, CopyHeld(MODEL.weights, 550)))
+
+    def drained(self, device: Device, life: int, drains: int) -> None:
+        if self.alive and (device.life, device.drains) == (life, drains) and device.instance:
+            self.tell_steward(InstanceDrained(device.id, device.instance))
+
+    def move(self, device: Device, state: InstanceState) -> None:
+        lifecycle.check(device.state, state)
+        device.state = state
 
     def end_instance(self, device: Device, life: int, reason: str) -> None:
         if self.alive and device.life == life and device.instance:
@@ -289,7 +350,9 @@ class Node:
             self.tell_steward(InstanceEnded(device.id, instance, reason))
 
     def clear(self, device: Device) -> None:
-        device.instance, device.state, device.store = "", InstanceState.GONE, set()
+        if device.instance:
+            self.move(device, InstanceState.GONE)
+        device.instance, device.store = "", set()
         device.helps, device.stage = "", None
         device.claim += 1
         device.life += 1
@@ -315,8 +378,8 @@ class Node:
         }
         instances = {
             d.instance: InstanceFacts(
-                d.instance, "m", MODEL.digest, d.id, d.claim, d.state, len(d.store), 2,
-                weights=MODEL.weights, blobs=mask_of(d.store), helps=d.helps,
+                d.instance, d.model, known(d.model).digest, d.id, d.claim, d.state, len(d.store),
+                2, weights=known(d.model).weights, blobs=mask_of(d.store), helps=d.helps,
                 stage=d.stage,
             )
             for d in self.devices.values()
@@ -368,7 +431,10 @@ class World:
         rate: float = 1e6,
         choose: Callable[..., Choice] = toy_choice,
         load_failures: float = 0.0,
+        keep_s: float = 0.0,
+        drain_s: float = DRAIN_S,
     ) -> None:
+        self.keep_s, self.drain_s, self.kept, self.revived = keep_s, drain_s, 0, 0
         self.rng, self.now, self.choose = random.Random(seed), 0.0, choose
         self.load_failures = load_failures
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -531,26 +597,27 @@ class World:
 
     # For tests.
 
-    def put(self, node: int, device: int = 0) -> Device:
+    def put(self, node: int, device: int = 0, model: str = "m") -> Device:
         """Put a serving instance there."""
         home = self.nodes[node]
         found = home.devices[f"g{device}"]
-        found.instance, found.state = f"m@{home.name}/{found.id}", InstanceState.SERVING
+        found.instance, found.state = f"{model}@{home.name}/{found.id}", InstanceState.SERVING
+        found.model = model
         found.store = set(range(len(MODEL.blob_bytes)))
         return found
 
-    def scale(self, instances: int, *, owner: int = 0, **more: Any) -> None:
+    def scale(self, instances: int, *, owner: int = 0, model: str = "m", **more: Any) -> None:
         node = self.nodes[owner]
-        order = ScaleOrder(1, "m", instances, **more)
+        order = ScaleOrder(1, model, instances, **more)
         node.tell_owner(OrderGiven(node.boot, order))
 
-    def serving(self) -> list[str]:
+    def serving(self, model: str = "m") -> list[str]:
         return [
             f"{node.name}/{device.id}"
             for node in self.nodes
             if node.alive
             for device in node.devices.values()
-            if device.state is InstanceState.SERVING
+            if device.state is InstanceState.SERVING and device.model == model
         ]
 
     def assert_quiet(self) -> None:
@@ -563,7 +630,7 @@ class World:
             assert node.steward.reserved() == {}
             assert node.owner.statistics().running == 0
             for device in node.devices.values():
-                assert device.state in (InstanceState.SERVING, InstanceState.GONE), (
+                assert device.state in STILL, (
                     node.name,
                     device,
                 )
@@ -574,4 +641,4 @@ class World:
             assert flow.over or not any(end[0].alive for end in ends), flow.terms.id
 
 
-__all__ = ["MODEL", "CancelAsked", "CopyWanted", "Tier", "World", "node_of", "toy_choice"]
+__all__ = ["MODEL", "OTHER", "CancelAsked", "CopyWanted", "Tier", "World", "node_of", "toy_choice"]

@@ -54,12 +54,15 @@ def test_targets_of_two_sources_make_a_pipeline_that_the_first_one_leads(strateg
     ((lead, end),) = facts.pipelines
     assert {lead.worker, end.worker} == {"n2/g0", "n3/g0"}
     assert (lead.span, end.span) == (Span(0, 5), Span(5, 10))
-    assert [pair.worker for pair in facts.pairs] == [lead.worker], "only the lead has a home"
+    assert {pair.worker for pair in facts.pairs} == {lead.worker, end.worker}
     assert {e.instance: (e.span, e.next) for e in stagings(world)} == {
         f"m@{lead.worker}": (lead.span, f"m@{end.worker}"),
         f"m@{end.worker}": (end.span, ""),
     }
-    assert [e.instance for e in pairings(world)] == [f"m@{lead.worker}"]
+    assert {e.instance: e.policy for e in pairings(world)} == {
+        f"m@{lead.worker}": LivePolicy.PIPELINE,
+        f"m@{end.worker}": LivePolicy.STOP,
+    }, "the others help when they are complete"
     (event,) = told(facts, "pipeline")
     assert event.about == lead.worker
     assert event.detail.startswith(f"{lead.worker} [0, 5) → {end.worker} [5, 10), predicted 0.")
@@ -72,9 +75,10 @@ def test_who_has_no_partner_helps_a_home():
     world.run(3.0)
     facts = last(world)
     ((lead, end),) = facts.pipelines
-    paired = {pair.worker for pair in facts.pairs}
-    assert paired == {"n2/g0", "n3/g0", "n4/g0"} - {end.worker}
-    assert lead.worker in paired
+    assert {pair.worker for pair in facts.pairs} == {"n2/g0", "n3/g0", "n4/g0"}
+    waiting = [e.instance for e in pairings(world) if e.policy is LivePolicy.STOP]
+    assert waiting == [f"m@{end.worker}"]
+    assert lead.worker != end.worker
     world.assert_quiet()
 
 
@@ -205,11 +209,12 @@ def test_a_steward_tells_its_own_stages_whom_they_are_before():
 
     for device in ("g0", "g1"):
         assert say(Claim("op", device, 1, "m", "d")) == []
-    pair = (Pair("n/g0", "m@home/x"),)
+    pair = (Pair("n/g0", "m@home/x"), Pair("n/g1", "m@home/y"))
     first = StageInstance("g0", "m@n/g0", Span(0, 3), "m@far/x")
     assert say(engaged(1, CHAIN, pairs=pair)) == [
         PairInstance("g0", "m@n/g0", "m@home/x", LivePolicy.PIPELINE),
         first,
+        PairInstance("g1", "m@n/g1", "m@home/y", LivePolicy.STOP),
         StageInstance("g1", "m@n/g1", Span(5, 8), ""),
     ]
     assert say(engaged(2, CHAIN, pairs=pair)) == [], "the same in a new plan"

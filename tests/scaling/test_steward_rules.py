@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blitzgw.core.instance import InstanceState
 from blitzgw.core.live import LivePolicy, Pair
 from blitzgw.core.operation import (
     Abandon,
@@ -39,26 +40,32 @@ from blitzgw.core.transfer import (
     OpenSend,
 )
 from blitzgw.scaling.duties import PairInstance, UnpairInstance
-from blitzgw.scaling.events import (
-    UNKNOWN_EPOCH,
+from blitzgw.scaling.effects import (
     BringUp,
     DropInstance,
     DropWeights,
     HoldWeights,
+    KeepInstance,
+    PublishNetworks,
+    ReadWeights,
+    RetireInstance,
+    ReviveInstance,
+    Send,
+    ToWorker,
+)
+from blitzgw.scaling.events import (
+    UNKNOWN_EPOCH,
+    InstanceDrained,
     InstanceEnded,
     InstanceServes,
     LinkLost,
     MessageCame,
     NodeDied,
-    PublishNetworks,
-    ReadWeights,
-    RetireInstance,
-    Send,
     TimePassed,
-    ToWorker,
     WorkerLost,
     WorkerSaid,
 )
+from blitzgw.scaling.keeping import MAX_KEEP_S
 from blitzgw.scaling.steward import MAX_LEASE_S, Steward
 
 W = "w" * 64
@@ -71,12 +78,23 @@ class House:
         self.claims = {"g0": 4, "g1": 7}
         self.instances = {}
         self.stores = set()
+        self.idle = {}
+        """What drains or is kept, by device: its state."""
+        self.keep = 0.0
 
     def claim(self, device):
         return self.claims.get(device)
 
     def objection(self, device, model, digest):
-        return "occupied" if device in self.instances else ""
+        free = device not in self.instances or self.idle.get(device) is InstanceState.KEPT
+        return "" if free else "occupied"
+
+    def revivable(self, device, model, digest):
+        same = (model, digest) == ("m", "d") and device in self.idle
+        return self.instances[device] if same else ""
+
+    def keep_s(self, instance):
+        return self.keep
 
     def device_of(self, instance):
         return next((d for d, i in self.instances.items() if i == instance), None)
@@ -96,7 +114,20 @@ class House:
                     self.instances[effect.device] = effect.instance
                 case DropInstance():
                     self.instances.pop(effect.device, None)
+                    self.idle.pop(effect.device, None)
                     self.claims[effect.device] += 1
+                case RetireInstance():
+                    assert self.instances[effect.device] == effect.instance
+                    assert effect.device not in self.idle
+                    self.idle[effect.device] = InstanceState.DRAINING
+                case KeepInstance():
+                    assert self.idle[effect.device] is InstanceState.DRAINING
+                    self.idle[effect.device] = InstanceState.KEPT
+                    self.claims[effect.device] += 1
+                case ReviveInstance():
+                    assert self.instances[effect.device] == effect.instance
+                    del self.idle[effect.device]
+                    self.claims[effect.device] = effect.claim
                 case HoldWeights():
                     self.stores.add((effect.device, effect.weights))
                 case DropWeights():
@@ -370,6 +401,103 @@ def test_who_has_no_lease_helps_nobody():
     assert paired(rig.say(helping(1, "m@p/x"))) == []
 
 
+def kept(rig, keep_s=10.0):
+    """A rig with an instance that is kept on g0, at claim 6."""
+    rig.house.keep = keep_s
+    rig.brought_up()
+    rig.tell(InstanceServes("g0", "m@n/g0"))
+    rig.say(Conclude("op"))
+    rig.say(Retire("down", "m@n/g0", 5), "else")
+    return rig.tell(InstanceDrained("g0", "m@n/g0"))
+
+
+def test_one_that_has_drained_is_kept_and_its_device_is_free():
+    rig = Rig()
+    effects = kept(rig)
+    assert effects == [
+        KeepInstance("g0", "m@n/g0", "it has drained"),
+        Send("else", Retired("down", "m@n/g0")),
+    ]
+    figures = rig.steward.statistics()
+    assert (figures.kept, figures.retiring) == (1, 0)
+    assert rig.steward.deadline() == 10.0
+    assert rig.tell(InstanceDrained("g0", "m@n/g0")) == [], "it drains no more"
+    again = rig.say(Retire("again", "m@n/g0", 6), "else")
+    assert again == [Send("else", Retired("again", "m@n/g0"))], "what is kept has gone already"
+    assert rig.tell(TimePassed(), 9.0) == []
+    (drop,) = rig.tell(TimePassed(), 10.0)
+    assert drop == DropInstance("g0", "m@n/g0", "it was kept for long enough", planned=True)
+    assert rig.steward.deadline() is None
+
+
+def test_nothing_is_kept_where_the_terms_say_so():
+    effects = kept(Rig(), keep_s=0.0)
+    assert effects[0] == DropInstance("g0", "m@n/g0", "retired", planned=True)
+    assert effects[1] == Send("else", Retired("down", "m@n/g0"))
+    for nonsense in (float("nan"), -1.0):
+        assert isinstance(kept(Rig(), keep_s=nonsense)[0], DropInstance)
+    rig = Rig()
+    kept(rig, keep_s=float("inf"))
+    assert rig.steward.deadline() == MAX_KEEP_S
+
+
+def test_a_claim_for_the_same_revives_and_for_another_makes_room():
+    rig = Rig()
+    kept(rig)
+    effects = rig.claim(claim=6, operation="up")
+    granted = Claimed("up", "g0", 7, "m@n/g0", revived=True)
+    assert effects == [Send("owner", granted), ReviveInstance("g0", "m@n/g0", 7, "up")]
+    assert rig.claim(claim=6, operation="up") == [Send("owner", granted)], "said again"
+    told = rig.tell(InstanceServes("g0", "m@n/g0"))
+    assert told == [Send("owner", TargetReady("up", "n/g0"))]
+    assert rig.say(Conclude("up")) == []
+    assert rig.steward.deadline() is None
+    rig = Rig()
+    kept(rig)
+    drop, begin, answer = rig.say(Claim("up", "g0", 6, "o", "other"))
+    assert drop == DropInstance("g0", "m@n/g0", "its device is claimed for o", planned=True)
+    assert (begin.instance, begin.claim) == ("o@n/g0", 8)
+    assert answer == Send("owner", Claimed("up", "g0", 8, "o@n/g0"))
+    assert rig.steward.statistics().kept == 0
+
+
+def test_one_that_drains_goes_on_at_the_claim_of_its_requests():
+    rig = Rig()
+    rig.house.keep = 10.0
+    rig.brought_up()
+    rig.tell(InstanceServes("g0", "m@n/g0"))
+    rig.say(Conclude("op"))
+    rig.say(Retire("down", "m@n/g0", 5), "else")
+    told, answer, revive = rig.claim(claim=5, operation="up")
+    assert told == Send("else", Retired("down", "m@n/g0", "revived by operation up"))
+    assert answer == Send("owner", Claimed("up", "g0", 5, "m@n/g0", revived=True))
+    assert revive == ReviveInstance("g0", "m@n/g0", 5, "up")
+    assert rig.tell(InstanceDrained("g0", "m@n/g0")) == [], "its drain has been given up"
+    rig.tell(InstanceServes("g0", "m@n/g0"))
+    (retire,) = rig.say(Abandon("up", "why"))
+    assert retire == RetireInstance("g0", "m@n/g0", "why"), "as it was before"
+
+
+def test_what_is_being_sent_from_a_kept_instance_is_waited_for():
+    rig = Rig()
+    kept(rig)
+    rig.say(engage(1, edge("e1", "n/g0", "p/x"), operation="else"), "other", 9.0)
+    rig.say(Renew("else"), "other", 10.0)
+    assert rig.tell(TimePassed(), 10.0) == []
+    assert rig.steward.deadline() == 11.0
+    rig.say(Conclude("else"), "other", 10.5)
+    assert rig.tell(TimePassed(), 11.0)[0].planned
+
+
+@pytest.mark.parametrize("event", [WorkerLost("g0", "killed"), InstanceEnded("g0", "m@n/g0")])
+def test_what_is_kept_is_forgotten_with_its_worker(event):
+    rig = Rig()
+    kept(rig)
+    assert rig.tell(event) == []
+    assert rig.steward.statistics().kept == 0
+    assert rig.steward.deadline() is None
+
+
 def test_retiring_waits_for_the_end_and_minds_the_claim():
     rig = Rig()
     rig.house.instances["g1"] = "m@n/g1"
@@ -467,18 +595,31 @@ EVENTS = st.one_of(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(EVENTS, st.floats(0, 3)), max_size=30))
-def test_in_any_order_the_books_hold_and_silence_ends_all(events):
+@given(
+    st.lists(st.tuples(EVENTS, st.floats(0, 3)), max_size=30),
+    st.sampled_from([0.0, 1.0, 20.0]),
+    st.booleans(),
+)
+def test_in_any_order_the_books_hold_and_silence_ends_all(events, keep_s, at_once):
     rig, now = Rig(), 0.0
+    rig.house.keep, waiting = keep_s, []
     for event, pause in events:
         now += pause
         effects = rig.tell(event, now)
-        for effect in effects:
-            if isinstance(effect, RetireInstance):
-                rig.house.instances.pop(effect.device)
-                rig.house.claims[effect.device] += 1
-                rig.tell(InstanceEnded(effect.device, effect.instance))
+        drained = [effect for effect in effects if isinstance(effect, RetireInstance)]
+        for effect in drained:
+            if rig.house.keep == 0.0 or at_once:
+                rig.tell(InstanceDrained(effect.device, effect.instance))
+        waiting += [] if rig.house.keep == 0.0 or at_once else drained
+        if isinstance(event, WorkerLost):
+            rig.house.instances.pop(event.device, None)
+            rig.house.idle.pop(event.device, None)
+    for effect in waiting:
+        if rig.house.instances.get(effect.device) == effect.instance:
+            rig.tell(InstanceDrained(effect.device, effect.instance))
     rig.tell(TimePassed(), now + 100.0)
+    rig.tell(TimePassed(), now + 200.0)
+    assert rig.steward.statistics().kept == 0
     figures = rig.steward.statistics()
     assert figures.operations == figures.leases == figures.edges == figures.retiring == 0
     assert rig.steward.reserved() == {}
