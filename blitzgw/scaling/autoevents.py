@@ -52,7 +52,8 @@ class CedeAsked:
 class OperationOver:
     """An operation of a model's instances that this node owns has ended: done, failed, cancelled.
 
-    `asked`: an operator has cancelled it.
+    `asked`: an operator has cancelled it. A growth that is done has a `reason` if it falls short.
+    Without an `operation`: an order was refused, `state` is failed.
     """
 
     model: str
@@ -62,7 +63,28 @@ class OperationOver:
     asked: bool = False
 
 
-AutoEvent = TimePassed | DemandCame | ViewChanged | WishGiven | CedeAsked | OperationOver | NodeDied
+@dataclass(frozen=True, slots=True)
+class OrderTaken:
+    """`Operations` has taken an `OrderInstances` on: `operation` carries that decision out.
+
+    One that is refused is told by `OperationOver` instead, without an operation.
+    """
+
+    model: str
+    decision: int
+    operation: str
+
+
+AutoEvent = (
+    TimePassed
+    | DemandCame
+    | ViewChanged
+    | WishGiven
+    | CedeAsked
+    | OrderTaken
+    | OperationOver
+    | NodeDied
+)
 
 # What it asks of `Operations`.
 
@@ -109,7 +131,7 @@ class OrderInstances:
 
 @dataclass(frozen=True, slots=True)
 class CancelOperation:
-    """Give an operation up: it works against what is wanted now."""
+    """Give an operation up: it works against what is wanted now. What is ready stays."""
 
     operation: str
     reason: str

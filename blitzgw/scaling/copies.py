@@ -21,13 +21,8 @@ from dataclasses import dataclass
 
 from blitzgw.core.instance import InstanceState
 from blitzgw.core.view import ClusterView, CopyFacts, NodeView
-from blitzgw.scaling.events import (
-    CopyTried,
-    DropWeights,
-    KeeperEffect,
-    KeeperEvent,
-    ObtainCopy,
-)
+from blitzgw.scaling.effects import DropWeights, KeeperEffect, ObtainCopy
+from blitzgw.scaling.events import CopyTried, KeeperEvent
 from blitzgw.scaling.ownership import draining, unit_hash
 from blitzgw.scaling.survey import ModelDefinition, speaks
 

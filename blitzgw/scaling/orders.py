@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from blitzgw.core.operation import EdgeOrder, ReadOrder
 from blitzgw.core.plan import Edge, Links, Plan, node_of
 from blitzgw.core.view import ClusterView
-from blitzgw.scaling.survey import dial_address
+from blitzgw.scaling.links import dial_address
 
 
 class Unreachable(Exception):

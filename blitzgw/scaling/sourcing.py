@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 
 from blitzgw.core.plan import Holder, Task, Tier, node_of
 from blitzgw.core.view import ClusterView
-from blitzgw.scaling.survey import ModelDefinition, holders_of
+from blitzgw.scaling.holders import holders_of
+from blitzgw.scaling.survey import ModelDefinition
 
 MAX_LOSSES = 2
 """Lost edges after which a source is avoided while others have the blobs: the first loss may be the

@@ -14,8 +14,9 @@ from blitzgw.core.transfer import (
     EdgeClosed,
     EdgeProgress,
 )
+from blitzgw.scaling.effects import Send, StewardEffect
 from blitzgw.scaling.engagement import Engagement, OpenEdge
-from blitzgw.scaling.events import InstanceServes, Send, StewardEffect, WorkerSaid
+from blitzgw.scaling.events import InstanceServes, WorkerSaid
 
 PROGRESS_S = 0.2
 """Between two reports of an edge's progress: five a second make a bar move, and cost nothing."""

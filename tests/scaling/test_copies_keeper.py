@@ -28,7 +28,8 @@ from blitzgw.scaling.copies import (
     CopyNeed,
     keepers,
 )
-from blitzgw.scaling.events import CopyTried, DropWeights, ObtainCopy, TimePassed
+from blitzgw.scaling.effects import DropWeights, ObtainCopy
+from blitzgw.scaling.events import CopyTried, TimePassed
 from blitzgw.scaling.ownership import owner_of
 from blitzgw.scaling.survey import ModelDefinition
 

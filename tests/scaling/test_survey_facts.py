@@ -18,19 +18,13 @@ from blitzgw.core.view import (
 )
 from blitzgw.scaling.departures import victims
 from blitzgw.scaling.events import OrderGiven
+from blitzgw.scaling.freedevices import free_devices
+from blitzgw.scaling.holders import holders_of
+from blitzgw.scaling.links import MIN_PORT_SHARE, RATE_BYTES_PER_S, dial_address, links_of
 from blitzgw.scaling.operation import Surroundings
 from blitzgw.scaling.operations import Operations
 from blitzgw.scaling.planner.choose import choose
-from blitzgw.scaling.survey import (
-    MIN_PORT_SHARE,
-    RATE_BYTES_PER_S,
-    ModelDefinition,
-    dial_address,
-    free_devices,
-    holders_of,
-    instances_of,
-    links_of,
-)
+from blitzgw.scaling.survey import ModelDefinition, instances_of
 from tests.scaling.view_kit import MODEL, W, device, instance, node, view
 
 ALL = frozenset(range(4))
@@ -213,7 +207,7 @@ def test_orders_that_cannot_be_meant():
 
 @pytest.mark.parametrize("figure", [float("nan"), float("inf"), -1.0, 5e-324, 1e300])
 def test_nonsense_of_one_member_stops_no_plan(figure):
-    from blitzgw.scaling.survey import _part, _told
+    from blitzgw.scaling.links import _part, told_rate
 
-    assert _told(figure, 7.0) == 7.0
+    assert told_rate(figure, 7.0) == 7.0
     assert 0.0 <= _part(figure, 5.0) <= 5.0

@@ -1,0 +1,76 @@
+"""What the loads of a model's instances say together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import fmean, median
+
+from blitzgw.core.view import LoadFacts
+
+
+def busy(load: LoadFacts) -> bool:
+    """Tell whether an instance has a request."""
+    return load.running > 0 or load.waiting > 0 or load.queued_tokens > 0
+
+
+def newest(*sources: Iterable[LoadFacts]) -> dict[str, LoadFacts]:
+    """Return the newest load of each instance; of two equally new ones that of the later source."""
+    found: dict[str, LoadFacts] = {}
+    for loads in sources:
+        for load in loads:
+            other = found.get(load.instance)
+            if other is None or load.number >= other.number:
+                found[load.instance] = load
+    return found
+
+
+def robust_mean(values: Sequence[float]) -> float | None:
+    """Return the mean of those that are within a factor of two of the median; None of nothing.
+
+    An instance that has just begun, or is throttled, does not speak for the others.
+    """
+    if not values:
+        return None
+    middle = median(values)
+    return fmean([each for each in values if middle / 2 <= each <= middle * 2] or [middle])
+
+
+def prefill_rate(loads: Iterable[LoadFacts]) -> float | None:
+    """Return the prompt tokens per second of one instance; None where none has measured it."""
+    rates = [load.prefill_tokens_per_s for load in loads]
+    return robust_mean([rate for rate in rates if rate is not None and _positive(rate)])
+
+
+def kv_tokens(loads: Iterable[LoadFacts]) -> int:
+    """Return what the KV of one instance holds, in tokens; 0 where none has told."""
+    return int(robust_mean([float(load.kv_tokens) for load in loads if load.kv_tokens > 0]) or 0)
+
+
+def decode_step_s(loads: Iterable[LoadFacts]) -> float | None:
+    """Return the median decode step of those that run requests, else of all that have decoded."""
+    known = [(load.running > 0, load.decode_step_s) for load in loads]
+    steps = [(runs, step) for runs, step in known if step is not None and _positive(step)]
+    running = [step for runs, step in steps if runs]
+    return median(running or [step for _, step in steps]) if steps else None
+
+
+def committed_tokens(loads: Sequence[LoadFacts], held: int, held_tokens: int) -> int:
+    """Return the KV promised to requests of all instances and of those that are held, in tokens.
+
+    A held request is expected to need what one that an instance has needs on average, its own
+    prompt at least. An instance that does not tell what it has promised tells what it uses.
+    """
+    promised = sum(max(load.kv_committed_tokens, _used(load)) for load in loads)
+    requests = sum(load.running + load.waiting for load in loads)
+    each = promised / requests if requests else 0.0
+    return promised + max(held_tokens, int(held * each))
+
+
+def _used(load: LoadFacts) -> int:
+    usage = load.kv_usage if _positive(load.kv_usage) else 0.0
+    return 0 if load.kv_committed_tokens else int(min(1.0, usage) * load.kv_tokens)
+
+
+def _positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0

@@ -1,0 +1,254 @@
+"""What is measured of one model: demands of nodes, loads of instances, latencies of clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from blitzgw.core.scale import Demand
+from blitzgw.core.view import LoadFacts, ScaleTerms
+from blitzgw.scaling.arrivals import Arrivals
+from blitzgw.scaling.autoevents import Coming
+from blitzgw.scaling.decodesteps import DecodeSteps
+from blitzgw.scaling.figures import Figures
+from blitzgw.scaling.forecast import foresee, joins_s
+from blitzgw.scaling.loads import (
+    busy,
+    committed_tokens,
+    decode_step_s,
+    kv_tokens,
+    newest,
+    prefill_rate,
+    robust_mean,
+)
+from blitzgw.scaling.quantiles import SlidingQuantiles
+
+STEADY_S = 10.0
+"""Over which the steady rate of arrivals is measured: some hundred requests of a busy model, and
+short enough that what was there before a change of load is soon forgotten."""
+
+RECENT_S = 2.0
+"""Over which the latest rate is measured that keeps instances from going: as long as patience is by
+default, for what arrives in one step down's time has to be served after it."""
+
+WINDOW_S = 10.0
+"""Over which quantiles of latencies are taken."""
+
+STALE_S = 5.0
+"""A demand that is not zero is repeated every second (core/scale.py): one that has not been for
+this long is of a node that tells another owner, or cannot be heard."""
+
+LOAD_S = 1.0
+"""What a loading takes, while nobody says: the order of magnitude of weights over a network."""
+
+KINDS = 64
+"""Kinds of devices whose rates are remembered, the latest ones: a cluster has a handful."""
+
+NAMES = {0.5: "p50", 0.9: "p90", 0.99: "p99"}
+"""Quantiles that are told, and what they are called."""
+
+
+@dataclass(slots=True)
+class Told:
+    """What a node has told last, and when."""
+
+    demand: Demand
+    at_s: float
+
+    def current(self, now: float) -> bool:
+        """Whether it still holds: nothing, which is not repeated, or heard lately."""
+        return now - self.at_s <= STALE_S
+
+    @property
+    def busy(self) -> bool:
+        """Whether it tells of a request."""
+        return self.demand.held > 0 or any(busy(load) for load in self.demand.loads)
+
+
+@dataclass(slots=True)
+class Pace:
+    """What an instance does on one kind of device; None and 0: never measured."""
+
+    prefill_tokens_per_s: float | None = None
+    kv_tokens: int = 0
+
+
+class Monitor:
+    """Keeps what nodes have told of one model. Pure: the clock is an argument of everything.
+
+    What it keeps is bounded by the nodes that live (`forget`), the instances that the view has, and
+    by windows of time.
+    """
+
+    def __init__(self, model: str, now: float) -> None:
+        self.model = model
+        self._told: dict[str, Told] = {}
+        self._devices: dict[str, str] = {}
+        self._viewed: dict[str, LoadFacts] = {}
+        self._paces: dict[str, Pace] = {}
+        self._steps = DecodeSteps()
+        self._arrivals = Arrivals(now, 2 * STEADY_S)
+        self._ttft, self._tpot, self._queue = (SlidingQuantiles() for _ in range(3))
+        self._active_s = now
+
+    def take(self, boot: str, demand: Demand, now: float) -> bool:
+        """Take a node's demand in place of its former one; False for one that is older."""
+        former = self._told.get(boot)
+        if former is not None and demand.number <= former.demand.number:
+            return False
+        self._told[boot] = Told(demand, now)
+        arrived = self._count_arrivals(former, demand, now)
+        for sliding, counts in (
+            (self._ttft, demand.ttft),
+            (self._tpot, demand.tpot),
+            (self._queue, demand.queue),
+        ):
+            if counts:
+                sliding.add(counts, now)
+        if arrived or self._told[boot].busy or (former is not None and former.busy):
+            self._active_s = max(self._active_s, now)
+        for load in demand.loads:
+            if load.decode_step_s is not None:
+                self._steps.observe(load.running, load.decode_step_s)
+        return True
+
+    def forget(self, boot: str, now: float) -> None:
+        """Forget what a node has told that has died: its held requests and the loads."""
+        self._learn_paces(self._loads(now))
+        gone = self._told.pop(boot, None)
+        if gone is not None and gone.busy:
+            self._active_s = max(self._active_s, now)
+
+    def look(self, devices: Mapping[str, str], loads: Iterable[LoadFacts], now: float) -> None:
+        """Take what the view tells: the kind of device of each instance, and loads.
+
+        `devices`: of each instance of the model that serves or drains, by id, what its device is
+        called (kind and name, any text): rates are remembered by it. `loads` are those of the
+        model's instances; where a node's demand tells something newer, that counts.
+        """
+        self._learn_paces(self._loads(now))
+        before = self._viewed.values()
+        self._devices = dict(devices)
+        self._viewed = newest(loads)
+        if any(busy(load) for load in (*before, *self._viewed.values())):
+            self._active_s = max(self._active_s, now)
+
+    def figures(
+        self,
+        terms: ScaleTerms,
+        serving: int,
+        coming: Sequence[Coming],
+        now: float,
+        device: str = "",
+        load_s: float = LOAD_S,
+    ) -> Figures:
+        """Return what is known now.
+
+        `device` is the kind of device that an instance would come on: its rate is used while no
+        instance has one. `load_s` is what a loading takes, for those `coming` that do not say.
+        """
+        loads = self._loads(now)
+        self._learn_paces(loads)
+        demands = [told.demand for told in self._told.values() if told.current(now)]
+        held_tokens = sum(each.held_tokens for each in demands)
+        held = sum(each.held for each in demands)
+        if held or any(busy(load) for load in loads):
+            self._active_s = max(self._active_s, now)
+        pace = self._pace(device)
+        arrivals_per_s, steady_tokens_per_s = self._arrivals.rate(now, STEADY_S)
+        figures = Figures(
+            model=self.model,
+            backlog_tokens=held_tokens + sum(load.queued_tokens for load in loads),
+            committed_tokens=committed_tokens(loads, held, held_tokens),
+            held=held,
+            held_tokens=held_tokens,
+            held_s=self._held_s(now),
+            waiting=sum(load.waiting for load in loads),
+            running=sum(load.running for load in loads),
+            arrivals_per_s=arrivals_per_s,
+            steady_tokens_per_s=steady_tokens_per_s,
+            recent_tokens_per_s=self._arrivals.rate(now, RECENT_S)[1],
+            steady_requests=self._arrivals.within(now - STEADY_S, now)[0],
+            prefill_tokens_per_s=pace.prefill_tokens_per_s,
+            kv_tokens=pace.kv_tokens,
+            decode_step_s=decode_step_s(loads),
+            batch_within=self._steps.batch_within(terms.tpot_s),
+            quantiles=self.quantiles(now),
+            idle_s=max(0.0, now - self._active_s),
+        )
+        seen, certain = self._arrivals.sustained(now, figures.prompt_s)
+        figures = replace(figures, sustained_tokens_per_s=seen, certain_tokens_per_s=certain)
+        return foresee(figures, terms, serving, joins_s(serving, coming, load_s))
+
+    def quantiles(self, now: float) -> dict[str, float]:
+        """Return the quantiles of the last window, as `core.scale.WhyFacts` names them."""
+        found: dict[str, float] = {}
+        kinds = (("ttft", self._ttft), ("tpot", self._tpot), ("queue", self._queue))
+        for kind, sliding in kinds:
+            values = sliding.quantiles(tuple(NAMES), now, WINDOW_S)
+            found |= {f"{kind}_{NAMES[q]}_s": value for q, value in values.items()}
+        return found
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if something is kept that should not be."""
+        for sliding in (self._ttft, self._tpot, self._queue):
+            sliding.check_integrity()
+        assert len(self._paces) <= KINDS
+
+    def _count_arrivals(self, former: Told | None, demand: Demand, now: float) -> bool:
+        """Count what has arrived since a node's former demand.
+
+        What a node tells first may be of long ago: of that only requests count that are in sight.
+        """
+        last = former.demand if former else None
+        requests = demand.arrived - (last.arrived if last else 0)
+        tokens = demand.arrived_tokens - (last.arrived_tokens if last else 0)
+        if last is None and requests > 0:
+            seen = demand.held + sum(load.running + load.waiting for load in demand.loads)
+            tokens = tokens * min(requests, seen) // requests
+            requests = min(requests, seen)
+        self._arrivals.add(max(0, requests), tokens, now)
+        return requests > 0
+
+    def _loads(self, now: float) -> list[LoadFacts]:
+        """Return the newest load known of each instance."""
+        told = (each.demand.loads for each in self._told.values() if each.current(now))
+        return list(newest(self._viewed.values(), *told).values())
+
+    def _held_s(self, now: float) -> float:
+        return max(
+            (
+                told.demand.held_s + now - told.at_s
+                for told in self._told.values()
+                if told.demand.held and told.current(now)
+            ),
+            default=0.0,
+        )
+
+    def _learn_paces(self, loads: Iterable[LoadFacts]) -> None:
+        """Remember what instances that are known to be whole do, by the kind of their device."""
+        kinds: dict[str, list[LoadFacts]] = {}
+        for load in loads:
+            kind = self._devices.get(load.instance)
+            if kind is not None:
+                kinds.setdefault(kind, []).append(load)
+        for kind, own in kinds.items():
+            known = self._paces.pop(kind, Pace())
+            self._paces[kind] = Pace(
+                prefill_rate(own) or known.prefill_tokens_per_s, kv_tokens(own) or known.kv_tokens
+            )
+        while len(self._paces) > KINDS:
+            del self._paces[next(iter(self._paces))]
+
+    def _pace(self, device: str) -> Pace:
+        """Return what one instance does: of those there are, else on `device`, else on any."""
+        there = [self._paces[kind] for kind in self._devices.values() if kind in self._paces]
+        asked = [self._paces[device]] if device in self._paces else []
+        pace = Pace()
+        for known in (there, asked, list(self._paces.values())):
+            rates = [p.prefill_tokens_per_s for p in known if p.prefill_tokens_per_s is not None]
+            sizes = [float(p.kv_tokens) for p in known if p.kv_tokens > 0]
+            if pace.prefill_tokens_per_s is None:
+                pace.prefill_tokens_per_s = robust_mean(rates)
+            pace.kv_tokens = pace.kv_tokens or int(robust_mean(sizes) or 0)
+        return pace
