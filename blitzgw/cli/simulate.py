@@ -30,6 +30,12 @@ LIVE_EXAMPLES = """\
   blitzgw simulate live --in-flight 4 --helpers 3 --format json
 """
 
+SCALING_EXAMPLES = """\
+  blitzgw simulate scaling --nodes 64 --models 8 --schedules 3
+  blitzgw simulate scaling --nodes 3-12 --schedules 20 --seed 100
+  blitzgw simulate scaling --nodes 12 --seed 4 --format json
+"""
+
 MOST_LAYERS, MOST_REQUESTS, MOST_HELPERS = 256, 1000, 64
 """Every layer of every request is a step: more of them take minutes, and show nothing new."""
 
@@ -62,7 +68,7 @@ def _units(_context: click.Context, _option: click.Parameter, value: float) -> f
     return int(value) if value == int(value) else value
 
 
-@click.group(epilog=HEADING + GOSSIP_EXAMPLES + LIVE_EXAMPLES)
+@click.group(epilog=HEADING + GOSSIP_EXAMPLES + LIVE_EXAMPLES + SCALING_EXAMPLES)
 def simulate() -> None:
     """Try out a cluster in virtual time.
 
@@ -230,6 +236,61 @@ def live(*, policy: str, layout: str, **numbers: Any) -> int:
     else:
         simulated.print_live(setup, outcome)
     return 0
+
+
+@simulate.command(epilog=HEADING + SCALING_EXAMPLES)
+@click.option(
+    "--nodes",
+    metavar="N|A-B",
+    default="3-64",
+    show_default=True,
+    callback=_node_range,
+    help="How many; of a range each schedule draws one.",
+)
+@click.option(
+    "--models",
+    type=click.IntRange(1, 64),
+    default=8,
+    show_default=True,
+    help="How many at most; there are no more than half as many as devices.",
+)
+@click.option(
+    "--schedules",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="How many to carry out, from SEED on.",
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of all that is drawn.")
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="How to print it.",
+)
+def scaling(nodes: tuple[int, int], models: int, schedules: int, seed: int, layout: str) -> int:
+    """Let a cluster scale itself under changing loads, crashes and partitions.
+
+    Checks what must hold all the time, and that all is right some time after the last fault; the
+    exit code is 1 if anything was not.
+    """
+    from blitzgw.cli import simulatedscaling  # noqa: PLC0415  keeps --help quick
+
+    if nodes[0] < 2:
+        raise click.UsageError("faults need two nodes at least")
+    with _no_collector(), _status() as show:
+        outcomes = simulatedscaling.run(seed, schedules, nodes, models, show)
+    command = f"blitzgw simulate scaling --nodes {nodes[0]}-{nodes[1]} --models {models}"
+    if layout == "json":
+        simulatedscaling.print_json_scaling(outcomes, command)
+    else:
+        simulatedscaling.print_scaling(outcomes, command)
+    lost = [outcome for outcome in outcomes if not outcome.passed]
+    if lost and schedules == 1:
+        simulatedscaling.print_faults(seed, lost[0].nodes, models)
+    return 1 if lost else 0
 
 
 def _phases(nodes: int, seed: int, knobs: Any, layout: str, options: dict[str, Any]) -> int:

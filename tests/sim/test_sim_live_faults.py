@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blitzgw.core.live import LivePolicy
-from blitzgw.scheduler.events import Effect, Event, PairingClosed
+from blitzgw.scheduler.events import Effect, Event, PairingClosed, Ticked
 from blitzgw.sim.live import HOME, LiveSetup, StuckError, simulate_live
 from tests.sim.live_faults_kit import Checked, Disturbed, Posting
 
@@ -68,9 +68,21 @@ class Deaf(Checked):
         return [] if isinstance(event, PairingClosed) else super().handle(event, now)
 
 
+class Patient(Deaf):
+    """One that does not notice that time passes, either."""
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        return [] if isinstance(event, Ticked) else super().handle(event, now)
+
+
 def test_what_is_lost_with_a_helper_is_found_out() -> None:
     with pytest.raises(StuckError, match="nothing goes on"):
-        Disturbed(LiveSetup(7, 6, 6), [(3.5, 1)], [], make=Deaf).run()
+        Disturbed(LiveSetup(7, 6, 6), [(3.5, 1)], [], make=Patient).run()
+
+
+def test_silence_is_enough_to_take_back_what_a_helper_has() -> None:
+    setup = LiveSetup(7, 6, 6)
+    assert len(Disturbed(setup, [(3.5, 1)], [], make=Deaf).run().completion) == setup.requests
 
 
 @pytest.mark.parametrize("moment", range(0, 30, 3))
