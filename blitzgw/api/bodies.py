@@ -149,9 +149,12 @@ class DetokenizeBody(msgspec.Struct, kw_only=True):
 
 
 class ScaleBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`POST /admin/v1/models/NAME/scale`. A misspelt `dry_run` must not scale anything."""
+    """`POST /admin/v1/models/NAME/scale`. A misspelt `dry_run` must not scale anything.
 
-    instances: int | None = None
+    `instances` may be the word `auto`.
+    """
+
+    instances: int | str | None = None
     dry_run: bool | None = None
     strategy: str | None = None
     policy: str | None = None

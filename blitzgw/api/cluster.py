@@ -8,14 +8,15 @@ nodes are told of for as long as they are remembered.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 from aiohttp import web
 
+from blitzgw.api.definitions import definitions, in_order
 from blitzgw.api.exchange import Exchange
 from blitzgw.api.respond import json_bytes, json_response
 from blitzgw.api.status import ClusterPort
@@ -28,21 +29,27 @@ from blitzgw.core.view import (
     HostFacts,
     InstanceFacts,
     LoadFacts,
-    ModelFacts,
     NodeView,
     RequestFacts,
     RequestList,
     blobs_in,
 )
-from blitzgw.gossip.catalogue import settle
+
+
+def unix_time() -> float:
+    """Return the wall clock in seconds of the Unix epoch, by which nodes say when to expect."""
+    return datetime.now(UTC).timestamp()
 
 
 class ClusterInfo:
     """Handlers that tell about the cluster."""
 
-    def __init__(self, cluster: ClusterPort, clock: Clock) -> None:
+    def __init__(
+        self, cluster: ClusterPort, clock: Clock, unix_time: Callable[[], float] = unix_time
+    ) -> None:
         self._cluster = cluster
         self._clock = clock
+        self._unix_time = unix_time
         self._rendered: tuple[RequestList, bytes] | None = None
 
     async def nodes(self, exchange: Exchange) -> web.StreamResponse:
@@ -51,7 +58,7 @@ class ClusterInfo:
         shared = {node.boot for nodes in view.namesakes().values() for node in nodes}
         nodes = [
             _node(node, _age_s(node, view, now)) | {"conflict": node.boot in shared}
-            for node in _sorted(view.nodes.values())
+            for node in in_order(view.nodes.values())
         ]
         return json_response({"nodes": nodes}, exchange.headers)
 
@@ -60,7 +67,7 @@ class ClusterInfo:
         view, now = self._cluster.view(), self._clock.now()
         items = [
             _instance(node, facts, _age_s(node, view, now))
-            for node in _sorted(view.living())
+            for node in in_order(view.living())
             for facts in node.instances.values()
         ]
         items.sort(key=lambda item: (item["model"], item["node"], item["id"]))
@@ -68,7 +75,8 @@ class ClusterInfo:
 
     async def models(self, exchange: Exchange) -> web.StreamResponse:
         """Answer all definitions of models: several of one name where nodes do not agree."""
-        return json_response({"models": list(_models(self._cluster.view()))}, exchange.headers)
+        items = list(definitions(self._cluster.view(), self._unix_time()))
+        return json_response({"models": items}, exchange.headers)
 
     async def requests(self, exchange: Exchange) -> web.StreamResponse:
         """Answer the requests under way, the oldest first, and which nodes did not tell theirs."""
@@ -99,35 +107,6 @@ def _request(facts: RequestFacts, names: Mapping[str, str]) -> dict[str, Any]:
         "max_tokens": facts.max_tokens,
         "age_s": facts.age_s,
     }
-
-
-@dataclass(slots=True)
-class _Definition:
-    """What a name means to some nodes, and what there is of it."""
-
-    name: str
-    digest: str
-    layers: int
-    since_s: int
-    weights: str
-    aliases: set[str] = field(default_factory=set)
-    nodes: list[str] = field(default_factory=list)
-    instances: Counter[str] = field(default_factory=Counter)
-    disks: list[str] = field(default_factory=list)
-    host_copies: int = 0
-    host_copies_wanted: int = 0
-
-    def add(self, node: str, facts: ModelFacts) -> None:
-        self.since_s = min(self.since_s, facts.since_s)
-        self.aliases.update(facts.aliases)
-        self.nodes.append(node)
-        self.host_copies_wanted = max(self.host_copies_wanted, facts.host_copies)
-        if facts.disk:
-            self.disks.append(node)
-
-
-def _sorted(nodes: Iterable[NodeView]) -> list[NodeView]:
-    return sorted(nodes, key=lambda node: (node.name, node.started_s, node.boot))
 
 
 def _age_s(node: NodeView, view: ClusterView, now: float) -> float:
@@ -217,46 +196,3 @@ def _load(load: LoadFacts | None) -> dict[str, Any]:
         "decode_step_s",
     )
     return {name: None if load is None else getattr(load, name) for name in names}
-
-
-def _models(view: ClusterView) -> Iterator[dict[str, Any]]:
-    """Yield every definition; of a name that has several, that which holds comes first."""
-    found: dict[tuple[str, str], _Definition] = {}
-    living = _sorted(view.living())
-    for node in living:
-        for facts in node.models.values():
-            key = facts.name, facts.digest
-            known = found.setdefault(
-                key, _Definition(*key, facts.layers, facts.since_s, facts.weights)
-            )
-            known.add(node.name, facts)
-    for node in living:
-        for instance in node.instances.values():
-            if definition := found.get((instance.model, instance.digest)):
-                definition.instances[instance.state.value] += 1
-        for definition in found.values():
-            copy = node.copies.get(definition.weights)
-            definition.host_copies += copy is not None and copy.complete
-    settled = settle(view)
-
-    def order(definition: _Definition) -> tuple[str, bool, int, str]:
-        rival = settled[definition.name].digest != definition.digest
-        return definition.name, rival, definition.since_s, definition.digest
-
-    for definition in sorted(found.values(), key=order):
-        holding = settled[definition.name]
-        yield {
-            "name": definition.name,
-            "aliases": sorted(definition.aliases),
-            "digest": definition.digest,
-            "layers": definition.layers,
-            "since": definition.since_s,
-            "nodes": definition.nodes,
-            "instances": dict(sorted(definition.instances.items())),
-            "weights": definition.weights or None,
-            "host_copies": definition.host_copies,
-            "host_copies_wanted": definition.host_copies_wanted,
-            "disks": definition.disks,
-            "conflict": bool(holding.rivals),
-            "prevails": holding.digest == definition.digest,
-        }

@@ -128,5 +128,7 @@ def _state(status: ModelStatus) -> dict[str, Any]:
         "instances": status.instances,
         "layers_resident": status.layers_resident,
         "layers_total": status.layers_total,
+        "wanted": status.wanted,
+        "mode": status.mode,
         "eta_s": eta_s if eta_s is not None and math.isfinite(eta_s) else None,
     }

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from blitzgw.api.histogram import Histogram, one_two_five
 from blitzgw.core.clock import Clock
 from blitzgw.core.request import FinishReason
+from blitzgw.core.scale import bucket_of
 
 TTFT_S = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
@@ -26,6 +27,29 @@ REQUEST_S = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
     480.0, 960.0, 1920.0, 7680.0,
 )  # fmt: skip
+
+
+class Recent:
+    """Latencies since they were last taken: how many by bucket (core/scale.py).
+
+    Only the first and the last event of a generation are noted, so tokens cost nothing here.
+    """
+
+    __slots__ = ("queue", "tpot", "ttft")
+
+    def __init__(self) -> None:
+        self.ttft, self.tpot, self.queue = Counter[int](), Counter[int](), Counter[int]()
+
+    def __bool__(self) -> bool:
+        return bool(self.ttft or self.tpot or self.queue)
+
+    def take(self) -> dict[str, dict[int, int]]:
+        """Return what there is by the names of `core.scale.Demand`, and begin anew."""
+        taken = {"ttft": dict(self.ttft), "tpot": dict(self.tpot), "queue": dict(self.queue)}
+        self.ttft.clear()
+        self.tpot.clear()
+        self.queue.clear()
+        return taken
 
 
 class ModelMetrics:
@@ -48,6 +72,7 @@ class ModelMetrics:
         self.cached_tokens = 0
         self.success: Counter[str] = Counter({reason.value: 0 for reason in FinishReason})
         self.rejections: Counter[str] = Counter()
+        self.recent = Recent()
 
 
 class Metrics:
@@ -65,6 +90,11 @@ class Metrics:
         if found is None:
             found = self.models[name] = ModelMetrics(name, max_model_len)
         return found
+
+    def recent(self, name: str) -> Recent | None:
+        """Return what has not been told yet of a model's latencies; None where nothing has been."""
+        found = self.models.get(name)
+        return None if found is None else found.recent
 
 
 class Meter:
@@ -108,6 +138,7 @@ class Meter:
         elif tokens:
             self._first = now
             self._metrics.time_to_first_token.observe(now - self._arrival)
+            self._metrics.recent.ttft[bucket_of(now - self._arrival)] += 1
             if self._leads:
                 self._metrics.prompt_tokens += self._prompt_tokens
         self._last = now
@@ -124,10 +155,13 @@ class Meter:
         metrics.request_generation_tokens.observe(self.tokens)
         if self.queued_s is not None:
             metrics.queue_time.observe(self.queued_s)
+            metrics.recent.queue[bucket_of(self.queued_s)] += 1
         if self.tokens:
             started = self._arrival + (self.queued_s or 0.0)
             metrics.prefill_time.observe(self._first - started)
             metrics.decode_time.observe(self._last - self._first)
             metrics.inference_time.observe(self._last - started)
         if self.tokens > 1:
-            metrics.time_per_output_token.observe((self._last - self._first) / (self.tokens - 1))
+            tpot_s = (self._last - self._first) / (self.tokens - 1)
+            metrics.time_per_output_token.observe(tpot_s)
+            metrics.recent.tpot[bucket_of(tpot_s)] += 1

@@ -2,13 +2,16 @@
 
     POST /admin/v1/models/NAME/scale      {"instances": N, "dry_run": false, "strategy": "",
                                            "policy": ""}
+                                          {"instances": "auto"}
     GET  /cluster/operations              {"operations": […], "truncated": false}
     GET  /cluster/operations/ID           the operation
     POST /admin/v1/operations/ID/cancel   the operation
 
-A scale is answered with the operation: 202 where it has begun, 200 where it was only planned or
-there was nothing to do. `api/operations.py` tells how an operation is formed. What is under /admin/
-needs the admin key.
+A scale to N is answered with the operation: 202 where it has begun, 200 where it was only planned
+or there was nothing to do. N holds until the next order; "auto" leaves it to the policy again and
+is answered with 200 and {"model", "instances": "auto", "why"}, the last null where nobody tells.
+`api/operations.py` tells how an operation is formed, `api/why.py` the reasons, which are served
+here too. What is under /admin/ needs the admin key.
 """
 
 from __future__ import annotations
@@ -30,9 +33,11 @@ from blitzgw.api.models import ModelTable
 from blitzgw.api.operations import newest_first, summary, whole
 from blitzgw.api.respond import HttpError, json_bytes
 from blitzgw.api.status import ScalePort
+from blitzgw.api.why import AUTO, Explaining, own_name
 from blitzgw.core.live import LivePolicy
 from blitzgw.core.operation import OperationFacts
-from blitzgw.errors import InvalidRequest, UnknownModel
+from blitzgw.core.scale import AUTOMATIC
+from blitzgw.errors import InvalidRequest
 
 ADMIN_PREFIX = "/admin/"
 MODELS_PREFIX = "/admin/v1/models/"
@@ -65,6 +70,7 @@ class Scaling:
         self._models = models
         self._limits = limits
         self._guard = guard
+        self._explaining = Explaining(port, models)
 
     def find(self, path: str) -> dict[str, Handler] | None:
         """Return the handlers of a path that names a model or an operation, by method."""
@@ -74,11 +80,12 @@ class Scaling:
             return {"POST": self.scale}
         if path.startswith(ADMIN_OPERATIONS_PREFIX) and path.endswith(CANCEL_SUFFIX):
             return {"POST": self.cancel}
-        return None
+        return self._explaining.find(path)
 
     def admits(self, path: str, authorization: str | None) -> bool:
-        """Tell whether the admin key opens a path that an API key would: those of operations."""
+        """Tell whether the admin key opens a path that an API key would: what scaling is about."""
         reading = path == OPERATIONS or path.startswith(f"{OPERATIONS}/")
+        reading = reading or self._explaining.find(path) is not None
         return reading and self._guard is not None and self._guard.knows(authorization)
 
     def check(self, request: web.BaseRequest) -> None:
@@ -105,19 +112,24 @@ class Scaling:
         return await _answer(facts, exchange)
 
     async def scale(self, exchange: Exchange) -> web.StreamResponse:
-        """Begin or plan an operation."""
+        """Begin or plan an operation, or leave a model to the policy."""
         name = exchange.request.path.removeprefix(MODELS_PREFIX).removesuffix(SCALE_SUFFIX)
         body = decode(await read_body(exchange.request, self._limits), ScaleBody)
-        entry = self._models.lookup(name)
-        if name not in (known for known, _ in self._models.names()):  # "*" stands for none here
-            raise UnknownModel("the model does not exist", param="model")
+        model = own_name(self._models, name)
         facts = await self._port.scale(  # bounded by the port
-            entry.name,
+            model,
             _instances(body),
             dry_run=bool(body.dry_run),
             strategy=_strategy(body),
             policy=_policy(body),
         )
+        if facts is None or body.instances == AUTO:
+            answer = {
+                "model": model,
+                "instances": AUTO,
+                "why": await self._explaining.at_once(model),
+            }
+            return json_bytes(orjson.dumps(answer), exchange.headers)
         begun = facts.state not in ("planned", "done")
         if begun:
             exchange.headers["Location"] = f"{OPERATIONS}/{quote(facts.id, safe='')}"
@@ -153,9 +165,23 @@ async def _answer(
 def _instances(body: ScaleBody) -> int:
     if body.instances is None:
         raise InvalidRequest("instances is required", param="instances")
-    if not 0 <= body.instances <= MAX_INSTANCES:
-        raise InvalidRequest(f"instances must be 0 to {MAX_INSTANCES}", param="instances")
+    if body.instances == AUTO:
+        _check_automatic(body)
+        return AUTOMATIC
+    if isinstance(body.instances, str) or not 0 <= body.instances <= MAX_INSTANCES:
+        text = f'instances must be 0 to {MAX_INSTANCES}, or "{AUTO}"'
+        raise InvalidRequest(text, param="instances")
     return body.instances
+
+
+def _check_automatic(body: ScaleBody) -> None:
+    """Refuse what goes with a number only: the policy's operations are planned as they begin."""
+    if body.dry_run:
+        text = "dry_run goes with a number: GET /cluster/models/NAME/why tells what is decided"
+        raise InvalidRequest(text, param="dry_run")
+    for field in ("strategy", "policy"):
+        if getattr(body, field):
+            raise InvalidRequest(f'{field} goes with a number, not with "{AUTO}"', param=field)
 
 
 def _strategy(body: ScaleBody) -> str:

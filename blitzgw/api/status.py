@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from blitzgw.core.operation import OperationFacts, ProbeFacts, ProbeWish
+from blitzgw.core.scale import WhyFacts
 from blitzgw.core.view import ClusterView, RequestList
 
 
@@ -14,8 +15,10 @@ class ModelStatus:
     """One configured model, as this node sees it.
 
     `state` is what operators read: serving, loading, scaled_to_zero, …; `eta_s` the seconds until
-    a loading model serves, None where nothing is on its way. `kv_usage` is within [0, 1] and means
-    full at 1; `kv_blocks` and `preemptions` are sums over this node's instances.
+    a loading model serves, or the next instance of one that grows; None where nothing is on its
+    way. `wanted` instances are what its owner means it to have, None where nobody has told. `mode`
+    is a `core.scale.ScaleMode`. `kv_usage` is within [0, 1] and means full at 1; `kv_blocks` and
+    `preemptions` are sums over this node's instances.
     """
 
     name: str
@@ -29,6 +32,10 @@ class ModelStatus:
     kv_usage: float = 0.0
     kv_blocks: int = 0
     preemptions: int = 0
+    wanted: int | None = None
+    mode: str = "manual"
+    starting: bool = False
+    """An instance of this node loads because its worker starts, not for a scale operation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +96,21 @@ class ScalePort(Protocol):
 
     async def scale(
         self, model: str, instances: int, *, dry_run: bool, strategy: str, policy: str
-    ) -> OperationFacts:
-        """Have so many instances of a model (its own name).
+    ) -> OperationFacts | None:
+        """Have so many instances of a model (its own name) until another order.
 
-        An empty strategy: the quickest; an empty live policy: the model's own.
+        `core.scale.AUTOMATIC` instances: as many as its owner decides, from now on. An empty
+        strategy: the quickest; an empty live policy: the model's own.
 
         Returns the operation as it began, as it would be (planned), or done where nothing is to
-        do. Raises RequestError.
+        do; None for AUTOMATIC, after which operations begin by themselves. Raises RequestError.
         """
+
+    async def why(self, model: str) -> WhyFacts | None:
+        """Ask a model's owner why it has as many instances as it has; None: it does not answer."""
+
+    async def whys(self) -> tuple[WhyFacts, ...]:
+        """Return what all owners that answer tell of their models, by model, sorted."""
 
     async def operations(self) -> tuple[OperationFacts, ...]:
         """Return what the owners among the living nodes know of, in any order, without parts."""

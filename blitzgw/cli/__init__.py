@@ -1,1 +1,1 @@
-"""The face for operators: `blitzgw run`, `scale`, `inspect`, `models`, `simulate` and so on."""
+"""The face for operators: `blitzgw run`, `scale`, `inspect`, `top`, `models` and so on."""

@@ -1,4 +1,4 @@
-"""Follow an operation: ask about it until it has ended, whatever becomes of the node meanwhile."""
+"""Find an operation, and follow it: ask until it has ended, whatever becomes of the node."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from blitzgw.cli.ask import NotFound, Unreachable
+from blitzgw.cli.ask import Asker, NotFound, Unreachable
+from blitzgw.cli.output import quoted
 from blitzgw.errors import BlitzError
 
 Operation = dict[str, Any]
+
+
+class NoOperation(BlitzError):
+    """Nobody has scaled anything of late."""
 
 
 def followed(
@@ -48,3 +53,16 @@ def latest(operations: list[Operation]) -> Operation | None:
     """
     ranked = sorted(operations, key=lambda o: (o["kind"] != "scale", o["ended"]))
     return next(iter(ranked), None)
+
+
+def operation_of(asker: Asker, id_: str | None) -> Operation:
+    """Return an operation, the one that is probably meant where no id is given.
+
+    Raises BlitzError where there is none.
+    """
+    if id_ is None:
+        found = latest(asker.get("/cluster/operations").get("operations") or [])
+        if found is None:
+            raise NoOperation("no operation is known: begin one with `blitzgw scale MODEL N`")
+        id_ = str(found["id"])
+    return asker.get(f"/cluster/operations/{quoted(id_)}")

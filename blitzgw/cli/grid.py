@@ -46,18 +46,26 @@ STYLES = {
     "conflict": "red",
     "left": "dim",
     "kept": "dim",
+    "met": "green",
+    "missed": "red",
 }
 """Words that are coloured wherever a cell begins with them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: its head, what a cell says, which columns go before it, which way it is set."""
+    """One column: its head, what a cell says, which columns go before it, which way it is set.
+
+    `wrap`: cells go on in further lines instead of being cut. `style` of a cell goes before that of
+    its first word.
+    """
 
     head: str
     cell: Callable[[Item], str]
     rank: int = 0
     right: bool = False
+    wrap: bool = False
+    style: Callable[[Item], str] | None = None
 
 
 def guarded(show: Callable[P, R]) -> Callable[P, R]:
@@ -78,7 +86,7 @@ def grid(columns: Sequence[Column], items: Sequence[Item], width: int) -> Render
     """Return items as rows below the columns' heads, of at most `width` characters if possible."""
     from rich.table import Table  # noqa: PLC0415
 
-    cells = {column: [cell_text(column.cell(item)) for item in items] for column in columns}
+    cells = {column: [_cell(column, item) for item in items] for column in columns}
     widths = _fit(cells, width)
     grid = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     for column, room in widths.items():
@@ -86,8 +94,8 @@ def grid(columns: Sequence[Column], items: Sequence[Item], width: int) -> Render
             column.head,
             justify="right" if column.right else "left",
             width=room,
-            no_wrap=True,
-            overflow="ellipsis",
+            no_wrap=not column.wrap,
+            overflow="fold" if column.wrap else "ellipsis",
         )
     for row in zip(*(cells[column] for column in widths), strict=True):
         grid.add_row(*row)
@@ -116,6 +124,14 @@ def _fit(cells: Mapping[Column, Sequence[Text]], width: int) -> dict[Column, int
         widest = max(words, key=lambda column: words[column])
         widths[widest] -= 1
     return widths
+
+
+def _cell(column: Column, item: Item) -> Text:
+    text = cell_text(column.cell(item))
+    style = "" if column.style is None else column.style(item)
+    if style:
+        text.style = style
+    return text
 
 
 def cell_text(cell: str) -> Text:

@@ -22,6 +22,7 @@ from blitzgw.cli.probe import probe
 from blitzgw.cli.scale import scale
 from blitzgw.cli.serve import run
 from blitzgw.cli.simulate import simulate
+from blitzgw.cli.top import top
 from blitzgw.errors import BlitzError, ConfigError
 
 EXIT_FAILED = 1
@@ -62,6 +63,7 @@ cli.add_command(run)
 cli.add_command(scale)
 cli.add_command(probe)
 cli.add_command(inspect)
+cli.add_command(top)
 cli.add_command(check_config)
 cli.add_command(models)
 cli.add_command(simulate)

@@ -22,6 +22,7 @@ Examples:
   blitzgw scale smollm2-135m 4 --strategy star --format json
   blitzgw scale smollm2-135m 4 --live stop   new instances wait until they are complete
   blitzgw scale smollm2-135m --cancel        give up what is under way
+  blitzgw scale smollm2-135m auto            let its owner decide again
 """
 
 MAX_INSTANCES = 4096
@@ -35,6 +36,9 @@ POLL_S = 0.5
 
 LOST_S = 30.0
 """How long a node may be out of reach while it is waited for: longer than a restart."""
+
+AUTO = "auto"
+"""In place of a number of instances: as many as the model's owner decides."""
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -74,9 +78,24 @@ def node_options(command: F) -> F:
     return command
 
 
+def _instances(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> int | str | None:
+    """Return a number of instances, or the word for as many as are needed."""
+    if value is None or value == AUTO:
+        return value
+    try:
+        number = int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a number nor {AUTO}") from None
+    if not 0 <= number <= MAX_INSTANCES:
+        raise click.BadParameter(f"{number} is not within 0 to {MAX_INSTANCES}")
+    return number
+
+
 @click.command(epilog=EXAMPLES)
 @click.argument("model")
-@click.argument("instances", type=click.IntRange(0, MAX_INSTANCES), required=False, metavar="[N]")
+@click.argument("instances", required=False, metavar="[N|auto]", callback=_instances)
 @click.option("--dry-run", is_flag=True, help="Show the plan and what it would take; do nothing.")
 @click.option("--wait", is_flag=True, help="Show the progress, and end when it has ended.")
 @click.option("--strategy", metavar="S", default="", help="Plan by this one, not by the quickest.")
@@ -90,12 +109,18 @@ def node_options(command: F) -> F:
 @click.option("--cancel", is_flag=True, help="Give up what is under way for MODEL instead.")
 @node_options
 @click.pass_context
-def scale(context: click.Context, /, model: str, instances: int | None, **options: Any) -> None:
+def scale(
+    context: click.Context, /, model: str, instances: int | str | None, **options: Any
+) -> None:
     """Have N instances of MODEL in the cluster: bring some up, or let some go.
 
     Weights come over the network from whoever has them, as planned. Prints the id of the operation
     and returns; `blitzgw inspect plan` and `blitzgw inspect events` show what became of it. Where
     it fails, everything is as it was before.
+
+    N holds, whatever the load is and whoever dies, until the next order. With `auto` the model's
+    owner decides from then on by the targets and bounds of its configuration, also where that says
+    mode = "manual"; `blitzgw inspect why MODEL` shows how.
     """
     from blitzgw.cli.ask import Asker  # noqa: PLC0415  keeps --help quick
 
@@ -104,6 +129,10 @@ def scale(context: click.Context, /, model: str, instances: int | None, **option
     if options["cancel"]:
         _cancel(asker, model, options["layout"])
         return
+    path = f"/admin/v1/models/{quoted(model)}/scale"
+    if instances == AUTO:
+        _print_automatic(asker.post(path, {"instances": AUTO}), options["layout"])
+        return
     body = {
         "instances": instances,
         "dry_run": options["dry_run"],
@@ -111,22 +140,37 @@ def scale(context: click.Context, /, model: str, instances: int | None, **option
     }
     if options["policy"]:
         body["policy"] = options["policy"]
-    operation = _order(asker, f"/admin/v1/models/{quoted(model)}/scale", body)
+    operation = _order(asker, path, body)
     if options["wait"]:
         operation = _wait(asker, operation, options["layout"])
     _print(operation, options["layout"], bool(options["wait"]))
     context.exit(EXIT_FAILED if operation.get("state") in ("failed", "cancelled") else 0)
 
 
-def _check_usage(instances: int | None, options: dict[str, Any]) -> None:
+def _check_usage(instances: int | str | None, options: dict[str, Any]) -> None:
     if options["cancel"]:
         others = ("dry_run", "wait", "strategy", "policy")
         if instances is not None or any(options[name] for name in others):
             raise click.UsageError("--cancel goes with MODEL alone")
     elif instances is None:
-        raise click.UsageError("how many instances? blitzgw scale MODEL N")
+        text = "how many instances? blitzgw scale MODEL N, or auto for as many as are needed"
+        raise click.UsageError(text)
+    elif instances == AUTO:
+        _check_automatic(options)
     elif options["dry_run"] and options["wait"]:
         raise click.UsageError("--dry-run does nothing that --wait could wait for")
+
+
+def _check_automatic(options: dict[str, Any]) -> None:
+    if options["dry_run"]:
+        text = "--dry-run goes with N: `blitzgw inspect why MODEL` shows what would be decided"
+        raise click.UsageError(text)
+    if options["wait"]:
+        raise click.UsageError(
+            "--wait goes with N: `blitzgw inspect events --follow` shows what comes"
+        )
+    if options["strategy"] or options["policy"]:
+        raise click.UsageError("--strategy and --live go with N: [[models]] live is for the others")
 
 
 def admin_key(given: str | None) -> str | None:
@@ -200,6 +244,23 @@ def _remains(operation: Operation) -> str:
         f"the operation goes on: `blitzgw inspect plan {printable(operation['id'])}` shows it,"
         f" `blitzgw scale {printable(operation['model'])} --cancel` gives it up"
     )
+
+
+@guarded
+def _print_automatic(answer: dict[str, Any], layout: str) -> None:
+    """Print that the owner decides now, and what at once, where it has told already."""
+    if layout == "json":
+        print_json(answer)
+        return
+    text, why = f"{answer['model']}: automatic from now on", answer["why"]
+    if why is not None:
+        now = why["now"]
+        text += f"; {now['present']} instance{'' if now['present'] == 1 else 's'}"
+        if now["wanted"] != now["present"]:
+            text += f", {now['wanted']} wanted"
+        text += f": {now['reason']}" if now["reason"] else ""
+    click.echo(printable(text))
+    click.echo(f"`blitzgw inspect why {printable(answer['model'])}` shows more", err=True)
 
 
 @guarded

@@ -120,6 +120,12 @@ def _short(key: str) -> Callable[[Item], str]:
     return lambda item: (item[key] or "")[:10]
 
 
+def _wanted(model: Item) -> str:
+    """Return how many instances a model's owner wants, where nodes tell."""
+    scaling = model.get("scaling")
+    return "" if scaling is None else str(scaling["wanted"])
+
+
 def _others(model: Item) -> str:
     counts = {s: n for s, n in model["instances"].items() if s not in ("serving", "loading")}
     return ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
@@ -171,6 +177,7 @@ MODELS = (
     Column("MODEL", _known("name")),
     Column("SERVING", _in_state("serving"), right=True),
     Column("LOADING", _in_state("loading"), right=True),
+    Column("WANTED", _wanted, 2, right=True),
     Column("OTHERS", _others, 2),
     Column("LAYERS", _count("layers"), 3, right=True),
     Column("COPIES", lambda m: f"{m['host_copies']}/{m['host_copies_wanted']}", 4, right=True),

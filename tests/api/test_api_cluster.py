@@ -2,6 +2,8 @@
 
 import pytest
 
+from blitzgw.api.definitions import definitions
+from blitzgw.api.why import terms as told_terms
 from blitzgw.core.instance import DeviceKind, InstanceState
 from blitzgw.core.rumours import Status
 from blitzgw.core.view import (
@@ -17,6 +19,9 @@ from blitzgw.core.view import (
     NodeView,
     RequestFacts,
     RequestList,
+    ScaleFacts,
+    ScaleTerms,
+    ScaleWish,
 )
 
 ROUTES = ("/cluster/nodes", "/cluster/instances", "/cluster/models", "/cluster/requests")
@@ -46,7 +51,7 @@ class FakeCluster:
 def node(boot, name, status=Status.ALIVE, **facts):
     """A node; its facts are given as lists."""
     keys = {"devices": "id", "models": "name", "instances": "id", "loads": "instance",
-            "copies": "weights"}  # fmt: skip
+            "copies": "weights", "scaling": "model", "wishes": "model"}  # fmt: skip
     for kind, key in keys.items():
         facts[kind] = {getattr(fact, key): fact for fact in facts.get(kind, [])}
     return NodeView(boot, name, "10.0.0.1", 7946, status, 1_700_000_000, **facts)
@@ -254,7 +259,43 @@ async def test_models_are_counted_over_nodes(world, cluster):
         "disks": ["b"],
         "conflict": False,
         "prevails": True,
+        "terms": told_terms(ScaleTerms()),
+        "wish": None,
+        "scaling": None,
     }
+
+
+async def test_how_a_models_number_is_decided_is_told_by_its_latest_owner(world, cluster):
+    older = ModelFacts("m", "d1", 30, 5, scaling=ScaleTerms("auto", ttft_s=0.5, max_instances=8))
+    first = ScaleFacts("m", "auto", 1, 1, since_s=100.0)
+    second = ScaleFacts("m", "auto", 2, 3, 1.4, 4e9, 200.0, "more than it can serve")
+    cluster.nodes = [
+        node("b1", "a", models=[ModelFacts("m", "d1", 30, 7)], scaling=[first],
+             wishes=[ScaleWish("m", 4, 1, "b1")]),
+        node("b2", "b", models=[older], scaling=[second], wishes=[ScaleWish("m", -1, 2, "b2")]),
+        node("b3", "c", Status.DEAD, scaling=[ScaleFacts("m", "auto", 9, 9, since_s=300.0)],
+             wishes=[ScaleWish("m", 9, 3, "b3")]),
+    ]  # fmt: skip
+    [model] = (await get(world, "/cluster/models"))["models"]
+    assert model["terms"]["ttft_s"] == 0.5, "those of the oldest definition"
+    assert (model["terms"]["max_instances"], model["terms"]["idle_to_zero_s"]) == (8, None)
+    assert model["wish"] == "auto"
+    eta_s = model["scaling"].pop("eta_s")
+    assert model["scaling"] == {
+        "owner": "b", "mode": "auto", "present": 2, "wanted": 3, "pressure": 1.4,
+        "reason": "more than it can serve",
+    }  # fmt: skip
+    assert 1e9 < eta_s < 4e9
+
+
+def test_an_instance_is_expected_by_the_wall_clock():
+    view = ClusterView("b1", {"b1": node("b1", "a", models=[ModelFacts("m", "d1", 30, 7)],
+                                         scaling=[ScaleFacts("m", "auto", 1, 2, ready_s=105.5)],
+                                         wishes=[ScaleWish("m", 0, 1, "b1")])})  # fmt: skip
+    for now_s, eta_s in ((100.0, 5.5), (106.0, 0.0)):
+        [model] = definitions(view, now_s)
+        assert model["scaling"]["eta_s"] == eta_s
+    assert model["wish"] == 0
 
 
 async def test_a_name_that_nodes_define_differently_is_told_as_such(world, cluster):

@@ -57,7 +57,7 @@ async def test_information_routes(world):
         "id": "m", "object": "model", "created": 1700000000, "owned_by": "blitzgw", "root": "m",
         "parent": None, "max_model_len": 4096,
         "blitzgw": {"state": "serving", "instances": 1, "layers_resident": 30,
-                    "layers_total": 30, "eta_s": None},
+                    "layers_total": 30, "wanted": None, "mode": "manual", "eta_s": None},
     }  # fmt: skip
     assert (await world.get("/v1/models/m"))[2] == item
     assert (await world.get("/v1/models/alias"))[2]["root"] == "m"

@@ -53,6 +53,8 @@ COMMANDS = [
     ["models", "add"],
     ["inspect"],
     *(["inspect", what] for what in ("nodes", "instances", "models", "requests", "plan", "events")),
+    ["inspect", "why"],
+    ["top"],
     ["scale"],
     ["probe"],
     ["simulate"],

@@ -94,6 +94,9 @@ def test_models_show_instances_and_disputes():
     assert lines[2].endswith("conflict: in use")
     assert lines[3].endswith("conflict: not served")
     assert "NOTE" not in drawn("models", [model()])[0]
+    wide = drawn("models", [model(scaling={"wanted": 7}), model(scaling=None), model()], 120)
+    assert wide[0].split()[:4] == ["MODEL", "SERVING", "LOADING", "WANTED"]
+    assert wide[1].split()[3] == "7"
     assert "1 draining, 2 kept" in drawn("models", [model(instances={"kept": 2, "draining": 1})])[1]
 
 

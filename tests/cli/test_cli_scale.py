@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from blitzgw.cli import follow, happenings, scale
+from blitzgw.cli import follow, happenings, scale, timeline
 from blitzgw.cli.main import main
 from blitzgw.core.live import LivePolicy
 from blitzgw.core.operation import OperationEvent
 from blitzgw.errors import Unavailable
-from blitzgw.scaling import policy
+from blitzgw.scaling import livechoice
+from tests.api.why_kit import ExplainingScaling, decision, why
 from tests.cli.inspect_kit import serving
 from tests.support.scalenode import ADMIN_KEY, scale_node_beside
-from tests.support.scaling import FakeScaling, chain
+from tests.support.scaling import chain
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "blitzgw.cli.main"]
@@ -32,13 +33,13 @@ def environment(monkeypatch, tmp_path):
     for name in ("BLITZGW_URL", "BLITZGW_API_KEY", "BLITZGW_ADMIN_KEY", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BLITZGW_CACHE", str(tmp_path / "cache"))
-    for module in (scale, happenings):
+    for module in (scale, happenings, timeline):
         monkeypatch.setattr(module, "POLL_S", 0.01)
 
 
 @pytest.fixture
 def scaling():
-    return FakeScaling()
+    return ExplainingScaling()
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def said(capsys, *command, code=0):
     return capsys.readouterr()
 
 
-class Progressing(FakeScaling):
+class Progressing(ExplainingScaling):
     """An operation that has got on whenever one looks, and then ends as told."""
 
     def __init__(self, end="done", reason=""):
@@ -118,7 +119,7 @@ def test_a_live_policy_is_asked_for_by_name(url, scaling, capsys):
 
 
 def test_the_policies_are_those_of_nodes():
-    assert scale.POLICIES == policy.POLICIES == ("auto", *LivePolicy)
+    assert scale.POLICIES == livechoice.POLICIES == ("auto", *LivePolicy)
 
 
 @pytest.mark.parametrize("options", [["--dry-run"], [], ["--wait"]])
@@ -233,11 +234,17 @@ def test_what_is_under_way_can_be_given_up(url, scaling, capsys):
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        (["m"], "how many instances"),
+        (["m"], "how many instances? blitzgw scale MODEL N, or auto"),
         ([], "Missing argument"),
         (["m", "-1"], "-1"),
         (["m", "4097"], "4097"),
-        (["m", "four"], "four"),
+        (["m", "four"], "'four' is neither a number nor auto"),
+        (["m", "AUTO"], "'AUTO' is neither a number nor auto"),
+        (["m", "auto", "--dry-run"], "`blitzgw inspect why MODEL` shows what would be decided"),
+        (["m", "auto", "--wait"], "`blitzgw inspect events --follow` shows what comes"),
+        (["m", "auto", "--strategy", "chain"], "go with N"),
+        (["m", "auto", "--live", "stop"], "go with N"),
+        (["m", "auto", "--cancel"], "--cancel goes with MODEL alone"),
         (["m", "4", "--cancel"], "--cancel goes with MODEL alone"),
         (["m", "--cancel", "--wait"], "--cancel goes with MODEL alone"),
         (["m", "4", "--dry-run", "--wait"], "--dry-run does nothing"),
@@ -248,6 +255,24 @@ def test_commands_that_cannot_be_meant_are_mistakes_of_usage(url, scaling, capsy
     _, err = said(capsys, "scale", *command, code=2)
     assert says in err
     assert scaling.asked == []
+
+
+# -- leaving it to the owner -----------------------------------------------------------------------
+
+
+def test_a_model_is_left_to_its_owner(url, scaling, capsys):
+    out, err = said(capsys, "scale", "m", "auto")
+    assert (out, scaling.asked) == ("m: automatic from now on\n", [("m", -1, False, "")])
+    assert "`blitzgw inspect why m` shows more" in err
+    grown = decision(present=1, wanted=3, reason="a queue\x1b of 8 s")
+    scaling.told["m"] = why(now=grown)
+    out, _ = said(capsys, "scale", "m", "auto")
+    assert out == "m: automatic from now on; 1 instance, 3 wanted: a queue? of 8 s\n"
+    told = json.loads(said(capsys, "scale", "m", "auto", "--format", "json").out)
+    assert (told["instances"], told["why"]["now"]["wanted"]) == ("auto", 3)
+    scaling.refusal = Unavailable("its owner does not answer")
+    _, err = said(capsys, "scale", "m", "auto", code=1)
+    assert "answered 503: its owner does not answer" in err
 
 
 # -- keys ------------------------------------------------------------------------------------------
@@ -386,7 +411,7 @@ def test_followed_events_come_once_each_and_end_with_the_operation(monkeypatch, 
     options = ["--blobs"] if layout == "table" else []
     layout = "json" if layout == "json" else "table"
     with scale_node_beside(scaling) as url:
-        command = ["inspect", "events", "--follow", "--format", layout, "--url", url]
+        command = ["inspect", "events", "--last", "--follow", "--format", layout, "--url", url]
         out, _ = said(capsys, *command, *options)
     lines = out.splitlines()
     if layout == "json":
@@ -399,7 +424,7 @@ def test_followed_blobs_are_a_line_for_each_target(monkeypatch, capsys):
     scaling = Progressing()
     scaling.known["op-1"] = chain()
     with scale_node_beside(scaling) as url:
-        out, _ = said(capsys, "inspect", "events", "--follow", "--url", url)
+        out, _ = said(capsys, "inspect", "events", "op-1", "--follow", "--url", url)
     lines, events = out.splitlines(), chain(at_s=99.0).events
     workers = {event.about for event in events if event.what == "blob"}
     assert not any("  blob  " in line for line in lines)
@@ -412,7 +437,7 @@ def test_followed_events_are_a_picture_on_a_terminal():
     scaling = Progressing()
     scaling.known["op-1"] = chain()
     with scale_node_beside(scaling) as url:
-        process, text, fd = terminal(["inspect", "events", "--follow"], "never", url)
+        process, text, fd = terminal(["inspect", "events", "--last", "--follow"], "never", url)
         text += drained(fd)
         assert process.wait(60) == 0
     assert "◆" in text
