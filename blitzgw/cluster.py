@@ -23,6 +23,7 @@ from blitzgw.core.rumours import Rumour, Status
 from blitzgw.core.view import ClusterView, Fact, LoadFacts, NodeFacts, RequestList
 from blitzgw.definitions import Definitions
 from blitzgw.errors import PeerLost
+from blitzgw.following import Following
 from blitzgw.gossip.crossing import News
 from blitzgw.gossip.directory import Directory
 from blitzgw.gossip.events import MemberChanged, MemberForgotten, StateChanged
@@ -33,7 +34,7 @@ from blitzgw.publishing import Publisher
 from blitzgw.requestlist import REQUESTS, RequestLists
 from blitzgw.router.router import Router
 from blitzgw.routes import Routes
-from blitzgw.scaleorders import OPERATION, OPERATIONS
+from blitzgw.scaleorders import OPERATION, OPERATIONS, WHY, WHYS
 from blitzgw.scaler import Scaler
 from blitzgw.scheduler.shell import LocalInstance
 
@@ -84,18 +85,25 @@ class Cluster:
             dilation=config.node.dilation,
         )
         self.definitions = Definitions(models, clock, self._fetch)
-        self.scaling.join(self.network, self.definitions)
+        self.scaling.join(self.network, self.definitions, router)
         self.routes = Routes(router, self.network, self.definitions, clock)
         router.summon = lambda instance: self.routes.summon(instance, self.view())
         self._publisher = Publisher(self.directory, self.network, clock)
         self._lists = RequestLists(router, self.network, clock)
         self._reasons: dict[str, str] = {}
-        self._hopeless: set[str] = set()
-        self._namesakes: dict[str, tuple[str, ...]] = {}
+        self._news = asyncio.Event()
+        self._following = Following(
+            router,
+            self.routes,
+            self.definitions,
+            self._reasons,
+            self.scaling.view_changed,
+            self.changed,
+            self._news.set,
+        )
         self._http = ""
         self._draining = False
         self._dirty = True
-        self._news = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -113,7 +121,7 @@ class Cluster:
         self.scaling.open(self._me)
         self._refresh()
         loop = asyncio.get_running_loop()
-        self._tasks = {loop.create_task(self._refreshing()), loop.create_task(self._following())}
+        self._tasks = {loop.create_task(self._refreshing()), loop.create_task(self._follow())}
 
     def view(self) -> ClusterView:
         """Return this node's picture of the cluster."""
@@ -153,8 +161,7 @@ class Cluster:
 
     def displaced(self) -> bool:
         """Tell whether an older node has this one's name, so that its instances have its ids."""
-        eldest, *_ = self._namesakes.get(self._me.name, (self._me.boot,))
-        return eldest != self._me.boot
+        return self._following.eldest(self._me.name) not in ("", self._me.boot)
 
     async def requests(self) -> RequestList:
         """Return the requests of the whole cluster, as of the last second."""
@@ -230,50 +237,15 @@ class Cluster:
             self.network.links.drop(member.boot, why, expected=left)
             self.scaling.node_died(member.boot)
 
-    async def _following(self) -> None:
+    async def _follow(self) -> None:
         while True:  # unbounded on purpose: until `close`
             await self._news.wait()
             self._news.clear()
             try:
-                self._follow()
+                self._following.follow(self.view())
             except Exception:  # the next news may do better; running streams do not need it
                 log.exception("follow_failed")
             await self._clock.sleep(FOLLOW_S)
-
-    def _follow(self) -> None:
-        """Draw the consequences of what all nodes are and define by now."""
-        view = self.view()
-        before = _digests(self.definitions)
-        self._dirty |= self.definitions.settle(view)
-        after = _digests(self.definitions)
-        for name in before.keys() | after.keys():
-            if before.get(name) != after.get(name):
-                self._router.redefined(name, after.get(name, ""))
-        if self.routes.follow(view):
-            self._news.set()
-        self._judge(self.routes.hopeless(view))
-        self._compare_names(view)
-
-    def _judge(self, hopeless: set[str]) -> None:
-        """Answer who waits for what has failed everywhere.
-
-        The router takes new hope when an instance is up.
-        """
-        for model in hopeless - self._hopeless:
-            reason = self._reasons.get(model, f"model {model} could not be loaded by any node")
-            log.warning("model_given_up name=%s", model)
-            self._router.give_up(model, reason)
-        self._hopeless = hopeless
-
-    def _compare_names(self, view: ClusterView) -> None:
-        """Tell of nodes that share a name, and with it the ids of their instances."""
-        found = {
-            name: tuple(node.boot for node in nodes) for name, nodes in view.namesakes().items()
-        }
-        for name, boots in found.items():
-            if self._namesakes.get(name) != boots:
-                log.warning("node_name_conflict name=%s boots=%s", name, ",".join(boots))
-        self._namesakes = found
 
     # What this node tells.
 
@@ -293,7 +265,7 @@ class Cluster:
             self._dirty = False
             own = NodeFacts(self._me.name, self._http, self._draining, SOFTWARE)
             if self._publisher.stable([*self._facts(), own, *self.definitions.facts()]):
-                self._follow()
+                self._following.follow(self.view())
         self._publisher.loads(self._loads())
 
     # What others ask.
@@ -307,13 +279,9 @@ class Cluster:
     def _content(self, what: str) -> bytes | None:
         if what == REQUESTS:
             return self._lists.own()
-        if what == OPERATIONS or what.startswith(OPERATION):
+        if what in (OPERATIONS, WHYS) or what.startswith((OPERATION, WHY)):
             return self.scaling.orders.content(what)
         return self.definitions.content(what)
-
-
-def _digests(definitions: Definitions) -> dict[str, str]:
-    return {name: definition.digest for name, definition in definitions.settled.items()}
 
 
 def _url(host: str, reachable: str, port: int) -> str:

@@ -17,6 +17,7 @@ from blitzgw.gossip.terms import GossipStatistics
 from blitzgw.network import Network
 from blitzgw.router.router import Router
 from blitzgw.router.statistics import RouterStatistics
+from blitzgw.scaleview import scale_facts
 
 GATHER_S = 2.0
 """How long the event loop may take to give the figures; a scraper waits longer than that."""
@@ -82,6 +83,13 @@ def _of_view(view: ClusterView) -> Iterator[Metric]:
     instances = Counter((each.model, each.state.value) for each in facts)
     text = "Instances in the whole cluster."
     yield _gauge("blitzgw_instances", text, ["model", "state"], instances)
+    scaling = scale_facts(view)
+    wanted = {(name,): facts.wanted for name, facts in scaling.items()}
+    text = "Instances that a model's owner wants it to have."
+    yield _gauge("blitzgw_scale_wanted_instances", text, ["model"], wanted)
+    pressure = {(name,): facts.pressure for name, facts in scaling.items()}
+    text = "Predicted P90 time to first token over its target."
+    yield _gauge("blitzgw_scale_pressure", text, ["model"], pressure)
     layers = {(each.model, each.id): each.layers_resident for each in facts}
     text = "Decoder layers that an instance has."
     yield _gauge("blitzgw_layers_resident", text, ["model", "instance"], layers)

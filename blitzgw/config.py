@@ -20,6 +20,7 @@ from msgspec import Meta
 
 from blitzgw.core.instance import DeviceKind, DeviceSpec, PacedCost
 from blitzgw.core.model import Dtype
+from blitzgw.core.view import ScaleTerms
 
 DAY_S = 86_400
 """Seconds: the longest time-out that can be meant; more is a slip of the unit."""
@@ -132,6 +133,21 @@ Live = Annotated[
     Meta(description="one of auto, stop, best-effort, zigzag, pipeline"),
     _lower,
 ]
+Strategy = Annotated[
+    Literal["auto", "star", "chain", "multi-chain", "binomial", "lanes", "disk-shards", "disk"],
+    Meta(description="one of auto, star, chain, multi-chain, binomial, lanes, disk-shards, disk"),
+    _lower,
+]
+Scaling = Annotated[
+    Literal["manual", "advise", "auto"],
+    Meta(description="one of manual, advise, auto"),
+    _lower,
+]
+Target = Annotated[
+    float, Meta(gt=0, le=DAY_S, description="a number of seconds above 0, up to 86400")
+]
+Instances = Annotated[int, Meta(ge=0, le=4096, description="a whole number, 0 to 4096")]
+Priority = Annotated[int, Meta(ge=-1000, le=1000, description="a whole number, -1000 to 1000")]
 DtypeName = Annotated[
     Literal["auto", "bfloat16", "float16", "float32"],
     Meta(description="one of auto, bfloat16, float16, float32"),
@@ -212,6 +228,7 @@ class TransferConfig:
         Meta(description='a list such as [{ name = "fast", host = "10.1.0.1", rate = "100Gbit" }]'),
     ] = ()
     max_weight_rate: Rate = 0.0
+    max_disk_rate: Rate = 0.0
     encrypt: bool = True
     zone: Label = ""
     copies_dir: OptionalPath = ""
@@ -245,7 +262,32 @@ class ModelConfig:
     load_at_start: bool = True
     digest: Digest = ""
     host_copies: Copies = 1
+    strategy: Strategy = "auto"
     live: Live = "auto"
+    scaling: Scaling = "manual"
+    ttft_target_s: Target = 1.0
+    tpot_target_s: Target = 0.1
+    min_instances: Instances = 1
+    max_instances: Instances = 0
+    scale_down_after_s: Seconds = 2.0
+    idle_to_zero_s: Seconds = 0.0
+    keep_s: Seconds = 30.0
+    priority: Priority = 0
+
+    @property
+    def scale_terms(self) -> ScaleTerms:
+        """What its owner in the cluster is told of its scaling."""
+        return ScaleTerms(
+            mode=self.scaling,
+            ttft_s=self.ttft_target_s,
+            tpot_s=self.tpot_target_s,
+            min_instances=self.min_instances,
+            max_instances=self.max_instances,
+            patience_s=self.scale_down_after_s,
+            idle_to_zero_s=self.idle_to_zero_s,
+            keep_s=self.keep_s,
+            priority=self.priority,
+        )
 
     @property
     def forced_dtype(self) -> Dtype | None:

@@ -25,6 +25,7 @@ from blitzgw.core.view import CopyFacts, mask_of
 from blitzgw.definitions import Definitions
 from blitzgw.device import DeviceRunner
 from blitzgw.errors import BlitzError
+from blitzgw.scaling import effects as eff
 from blitzgw.scaling import events as ev
 from blitzgw.weights.hostcache import HostCopies
 
@@ -115,7 +116,7 @@ class CopyShelf:
             known = self._definitions.known(definition.digest)
             if known is not None and known.card.weights in there - self.held.keys():
                 weights = known.card.weights
-                self.hold(ev.HoldWeights(device, name, definition.digest, weights, ()))
+                self.hold(eff.HoldWeights(device, name, definition.digest, weights, ()))
 
     def worker_lost(self, device: str, reason: str) -> None:
         """Forget what a worker has held; the files stay for the next one."""
@@ -146,7 +147,7 @@ class CopyShelf:
 
     # Effects.
 
-    def hold(self, effect: ev.HoldWeights) -> None:
+    def hold(self, effect: eff.HoldWeights) -> None:
         """Have a worker hold weights; what stands against it is told as a failure."""
         known, runner = self._definitions.known(effect.digest), self._devices[effect.device]
         if not runner.up or known is None or known.card.weights != effect.weights:
@@ -158,7 +159,7 @@ class CopyShelf:
         self.held[effect.weights] = HeldWeights(effect.device, effect.model, size)
         runner.supervisor.send(HoldCopy(effect.weights, known.spec, blobs, effect.reads))
 
-    def drop(self, effect: ev.DropWeights) -> None:
+    def drop(self, effect: eff.DropWeights) -> None:
         """Have a worker let weights go."""
         held = self.held.get(effect.weights)
         if held is not None and held.device == effect.device:
@@ -166,19 +167,21 @@ class CopyShelf:
             self._devices[effect.device].supervisor.send(DropCopy(effect.weights))
             self._on_change()
 
-    def read(self, effect: ev.ReadWeights) -> None:
+    def read(self, effect: eff.ReadWeights) -> None:
         """Have a worker read blobs of a checkpoint that is here."""
         known = self._definitions.known(effect.digest)
         if known is not None:
             read = ReadBlobs(effect.weights, known.spec, effect.blobs)
             self._devices[effect.device].supervisor.send(read)
 
-    def read_copy(self, effect: ev.ObtainCopy) -> None:
+    def read_copy(self, effect: eff.ObtainCopy) -> None:
         """Have a worker make a host copy of a checkpoint that is here."""
         known = self._definitions.known(effect.digest)
         reads = () if known is None else tuple(range(len(known.card.blobs)))
-        self.hold(ev.HoldWeights(effect.device, effect.model, effect.digest, effect.weights, reads))
+        self.hold(
+            eff.HoldWeights(effect.device, effect.model, effect.digest, effect.weights, reads)
+        )
 
-    def _not_held(self, effect: ev.HoldWeights, why: str) -> None:
+    def _not_held(self, effect: eff.HoldWeights, why: str) -> None:
         self._deciders.steward(ev.WorkerSaid(effect.device, CopyFailed(effect.weights, why)))
         self._deciders.keeper(ev.CopyTried(effect.weights, why))

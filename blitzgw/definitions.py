@@ -22,7 +22,7 @@ from blitzgw.attempts import Attempts
 from blitzgw.config import ModelConfig
 from blitzgw.core.card import content_digest
 from blitzgw.core.clock import Clock
-from blitzgw.core.view import ClusterView, ModelFacts
+from blitzgw.core.view import ClusterView, ModelFacts, ScaleTerms
 from blitzgw.errors import BlitzError
 from blitzgw.gossip.catalogue import KEPT_S, Catalogue, Definition, first_since
 from blitzgw.placement import LoadedModel
@@ -108,7 +108,9 @@ class Definitions:
                 max_num_seqs=self._models[name].config.max_num_seqs,
                 max_batched_tokens=self._models[name].config.max_batched_tokens,
                 prefix_caching=self._models[name].config.prefix_caching,
+                strategy=self._models[name].config.strategy,
                 live=self._models[name].config.live,
+                scaling=self._models[name].config.scale_terms,
             )
             for name, known in self._own.items()
         ]
@@ -144,6 +146,16 @@ class Definitions:
             max_batched_tokens=told.max_batched_tokens,
             prefix_caching=told.prefix_caching,
         )
+
+    def terms_of(self, name: str, digest: str) -> ScaleTerms:
+        """Return how a model is scaled: as the oldest node says that defines it."""
+        told = self._view.oldest_definition(name, digest)
+        if told is not None:
+            return told.scaling
+        own = self._own.get(name)
+        if own is not None and own.digest == digest:
+            return self._models[name].config.scale_terms
+        return ScaleTerms()
 
     def holds(self, name: str, digest: str) -> bool:
         """Tell whether a definition of a name is the one that the cluster serves."""

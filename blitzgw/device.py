@@ -17,6 +17,7 @@ from typing import Any
 from blitzgw.config import ModelConfig
 from blitzgw.core.clock import Clock
 from blitzgw.core.instance import DeviceSpec, InstanceState, ModelSpec
+from blitzgw.core.live import StageReady
 from blitzgw.core.manifest import BlobDigest
 from blitzgw.core.messages import Hello, StepFailed
 from blitzgw.core.ports import Ingress, PairingPort
@@ -25,11 +26,13 @@ from blitzgw.core.step import StepResult
 from blitzgw.core.transfer import TrafficReport
 from blitzgw.devicelistener import DeviceListener
 from blitzgw.placement import Instance, LoadedModel, WorkerTerms, kv_bytes, place
+from blitzgw.scaling.lifecycle import REVIVABLE
 from blitzgw.scheduler.events import (
     Event,
     InstanceOpened,
     InstanceReady,
     LayersResident,
+    PairingClosed,
     PairingOpened,
     StageAssigned,
     StageResident,
@@ -41,6 +44,11 @@ from blitzgw.worker.supervisor import WorkerSupervisor
 
 log = logging.getLogger(__name__)
 
+OPENING = (StageReady, PairingOpened, PairingClosed)
+"""What can make a lead take requests, or none any more."""
+
+DRAINABLE = (InstanceState.SERVING, InstanceState.DRAINING)
+"""States in which an instance has what its requests need, without others."""
 
 STEP_BITS = 40
 """Of the number of a step, within its scheduler: decades of steps. Results of a former one's are
@@ -94,6 +102,7 @@ class DeviceRunner:
             networks=terms.networks,
             copies=terms.copies,
             weight_bytes_per_s=terms.weight_bytes_per_s,
+            disk_bytes_per_s=terms.disk_bytes_per_s,
         )
         self._scheduler = self._new_scheduler()
 
@@ -165,34 +174,81 @@ class DeviceRunner:
         if isinstance(event, PairingOpened):
             self._open(event.here)
         self._scheduler.tell(event)
+        if isinstance(event, OPENING):
+            self._mind_leads(gone=isinstance(event, PairingClosed))
 
     def retire(self, name: str) -> bool:
-        """Let an instance take nothing new; return whether it still computes something."""
+        """Let an instance take nothing new; return whether it still computes something.
+
+        One that is not complete computes nothing that is worth waiting for.
+        """
         instance = self.instances.get(name)
-        if instance is None:
+        if instance is None or instance.state not in DRAINABLE:
             return False
         if instance.state is not InstanceState.DRAINING:
-            instance.state = InstanceState.DRAINING
+            instance.move(InstanceState.DRAINING)
             if name in self._ports:
                 self._ports[name].open = False
             self._listener.device_changed()
         lane = self.lanes().get(name)
         return lane is not None and lane.running + lane.waiting + lane.live.sending > 0
 
+    def keep(self, name: str, reason: str) -> None:
+        """Let an instance that has drained do nothing, and stay loaded; unknown ones are ignored.
+
+        What it may still have is tried elsewhere.
+        """
+        instance = self.instances.get(name)
+        if instance is None:
+            return
+        log.info("instance_kept instance=%s reason=%s", name, reason)
+        instance.move(InstanceState.KEPT)
+        self._stop(name, reason, planned=True)
+        self._listener.device_changed()
+
+    def revive(self, name: str) -> bool:
+        """Let an instance that drains or is kept serve again; return whether it is there."""
+        instance = self.instances.get(name)
+        if instance is None or instance.state not in REVIVABLE:
+            return False
+        log.info("instance_revived instance=%s former=%s", name, instance.state)
+        instance.move(InstanceState.SERVING)
+        port = self._ports.get(name)
+        if port is None:
+            self._ports[name] = port = self._scheduler.add_instance(instance.served)
+        port.open = True
+        self._listener.instance_up(self.device.id, port, self.claim, instance.digest)
+        self._listener.device_changed()
+        return True
+
     def drop(self, name: str, reason: str, *, planned: bool = False) -> None:
         """Remove an instance, whatever its state; unknown ones are ignored.
 
         What it still had is tried elsewhere, which is no failed attempt if it is `planned`.
         """
-        if self.instances.pop(name, None) is None:
+        instance = self.instances.pop(name, None)
+        if instance is None:
             return
         log.info("instance_dropped instance=%s reason=%s", name, reason)
-        self._ports.pop(name, None)
+        instance.move(InstanceState.GONE)
         self.supervisor.unload(name)
+        self._stop(name, reason, planned=planned)
+        self._listener.device_changed()
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if the books contradict themselves."""
+        for name, instance in self.instances.items():
+            assert not instance.slips, instance.slips
+            serves = instance.state in DRAINABLE
+            assert serves == (name in self._ports) or instance.opened, (name, instance.state)
+        assert self._ports.keys() <= self.instances.keys()
+
+    def _stop(self, name: str, reason: str, *, planned: bool) -> None:
+        """Have nobody come to an instance any more, and its scheduler forget it."""
+        self._ports.pop(name, None)
         self._listener.instance_down(name, reason, planned=planned)
         if name in self.lanes():
             self._scheduler.remove_instance(name)
-        self._listener.device_changed()
 
     # What its worker tells.
 
@@ -213,8 +269,11 @@ class DeviceRunner:
         self.up, self.software = False, {}
         self._ports.clear()
         for name, instance in [*self.instances.items()]:
+            if instance.state in REVIVABLE:
+                self.drop(name, reason)  # it was about to go, and does not come back
+                continue
             if not instance.failure:
-                instance.state = InstanceState.LOADING
+                instance.move(InstanceState.LOADING)
                 instance.blobs.clear()
             instance.forget_duties()
             self._listener.instance_down(name, reason)
@@ -243,10 +302,11 @@ class DeviceRunner:
         ready = self.instances.get(instance)
         if ready is None:
             return  # dropped meanwhile
-        ready.load_s, ready.state = duration_s, InstanceState.SERVING
+        ready.load_s = duration_s
+        ready.move(InstanceState.SERVING)
         ready.blobs = set(range(ready.served.n_layers + 2))
         self._tell_stage(instance, ready)
-        ready.opened = False
+        ready.opened = ready.open = False
         log.info("instance_ready instance=%s load_s=%.3f", instance, duration_s)
         port = self._ports.get(instance)
         if port is None:
@@ -261,7 +321,8 @@ class DeviceRunner:
         failed = self.instances.get(instance)
         if failed is None:
             return
-        failed.state, failed.failure = InstanceState.GONE, message
+        failed.failure = message
+        failed.move(InstanceState.GONE)
         failed.blobs.clear()
         log.error("instance_failed instance=%s message=%s", instance, message)
         self._listener.instance_failed(self.device.id, instance, failed.served.model, message)
@@ -300,6 +361,23 @@ class DeviceRunner:
         if not instance.staged and instance.stage_resident:
             instance.staged = True
             self._scheduler.tell(StageResident(name))
+            self._mind_leads()
+
+    def _mind_leads(self, *, gone: bool = False) -> None:
+        """Tell of leads that take requests by now; `gone`: or none any more.
+
+        One that is full for a moment takes more soon, and is not told of.
+        """
+        for name, instance in self.instances.items():
+            port = self._ports.get(name) if instance.leads else None
+            is_open = port is not None and self._scheduler.outlook(name).open
+            if is_open == instance.open or not (is_open or gone or port is None):
+                continue
+            instance.open = is_open
+            log.info("lead_open instance=%s open=%s", name, is_open)
+            if port is not None and is_open:
+                self._listener.instance_leads(port, self.claim, instance.digest)
+            self._listener.device_changed()
 
     def _new_scheduler(self) -> SchedulerShell:
         """Return a scheduler whose steps have numbers that no earlier one's had."""

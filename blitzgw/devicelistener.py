@@ -19,7 +19,8 @@ class DeviceListener(Protocol):
     def instance_leads(self, port: LocalInstance, claim: int, digest: str) -> None:
         """An instance that is loading keeps requests: those who have them may come for them.
 
-        It takes no others; `instance_up` follows when it is complete.
+        It takes no others until its pipeline is there, which is told in the same way; `instance_up`
+        follows when it is complete.
         """
 
     def instance_down(self, instance: str, reason: str, *, planned: bool = False) -> None:

@@ -128,6 +128,12 @@ class Helping:
         then = partial(MoveOut, count=count, queued=queued)
         return self._pairings.attach(device, instance, target, Purpose.MOVE, then=then)
 
+    def stay(self, instance: str) -> None:
+        """Move nothing more out of an instance: it serves again. What has moved stays moved."""
+        for name, end in self._pairings.of(instance, Purpose.MOVE):
+            if end.opened.guest:
+                self._pairings.dissolve(name, end, "it serves again")
+
     def ended(self, opened: PairingOpened) -> None:
         """Take the news that a pairing has ended: a guest looks for another.
 
@@ -157,11 +163,21 @@ class Helping:
                 self._pairings.attach(name, instance, found, Purpose.MOVE, then=then)
 
     def completed(self, instance: str) -> None:
-        """Take the news that an instance is complete: it is a stage as long as one is before it."""
+        """Take the news that an instance is complete: it is a stage as long as one is before it.
+
+        One that leads is joined to the next stage until its scheduler has what it takes over.
+        """
         self.settled(instance)
         ends = self._pairings.of(instance, Purpose.STAGE)
         if all(end.opened.guest for _, end in ends):
-            self._give_up((instance, Purpose.STAGE), "the pipeline is over")
+            for name, end in ends:
+                if not (end.open and self._leads(instance)):
+                    self._pairings.dissolve(name, end, "the pipeline is over")
+
+    def _leads(self, instance: str) -> bool:
+        known = [runner.instances.get(instance) for runner in self._devices.values()]
+        stages = [one.stage for one in known if one is not None]
+        return any(stage is not None and stage.start == 0 for stage in stages)
 
     def settled(self, instance: str) -> None:
         """Take the news that an instance is complete, or gone: it asks nobody from now on."""

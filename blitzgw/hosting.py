@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from blitzgw.core.instance import InstanceState
-from blitzgw.core.live import Attach, Purpose
+from blitzgw.core.live import Attach, Purpose, Road, back_of
 from blitzgw.core.parcels import PARCELS
 from blitzgw.device import DeviceRunner
 from blitzgw.scheduler.events import MoveOut, PairingOpened
@@ -36,6 +36,8 @@ class End:
     boot: str
     open: bool = False
     then: MoveOut | None = None
+    back: Road | None = None
+    """By which parcels come to a guest, which dials once the host has agreed."""
 
 
 def admit(devices: Mapping[str, DeviceRunner], message: Attach) -> tuple[str, str]:
@@ -51,5 +53,16 @@ def admit(devices: Mapping[str, DeviceRunner], message: Attach) -> tuple[str, st
         edge = message.road.edge
         if edge.weights != PARCELS or edge.id != message.pairing or not edge.id.startswith(PREFIX):
             return name, "that is not a road"
+        if not _is_back(message):
+            return name, "that is not a road back"
         return name, ""
     return "", f"{message.host} is not here"
+
+
+def _is_back(message: Attach) -> bool:
+    """Tell whether a guest asks for no road back, or for one of stages and of this pairing."""
+    if message.back is None:
+        return True
+    edge = message.back.edge
+    named = edge.weights == PARCELS and edge.id == back_of(message.pairing)
+    return named and message.purpose is Purpose.STAGE

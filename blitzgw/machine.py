@@ -63,8 +63,8 @@ class Machine:
             tx, rx = reserved.get(network.name, (0.0, 0.0))
             busy = 0.0 if network.name else float(f"{serving:.1g}")
             networks.append(NetworkFacts(network.name, host, rate, tx, rx, busy))
-        zone = self._config.zone
-        return HostFacts(self._free_bytes, zone=zone, networks=tuple(networks))
+        read = max([report.disk for report in traffic], default=0.0) or self._config.max_disk_rate
+        return HostFacts(self._free_bytes, self._config.zone, tuple(networks), float(f"{read:.1g}"))
 
     def _rate_of(self, host: str) -> float:
         if host not in self._rates:

@@ -48,6 +48,7 @@ from blitzgw.placement import (
 )
 from blitzgw.reporting import ModelReport, device_facts, hindrance, load_facts
 from blitzgw.router.router import Router
+from blitzgw.scaleview import wall_time
 from blitzgw.scheduler.shell import LocalInstance
 
 log = logging.getLogger(__name__)
@@ -160,9 +161,8 @@ class Node:
     def status(self) -> NodeStatus:
         """Return the state of the node and of every model that it answers for."""
         definitions = self.cluster.definitions
-        report = ModelReport(
-            self.devices, self.router, self.cluster.view(), definitions.table.coming
-        )
+        view, coming = self.cluster.view(), definitions.table.coming
+        report = ModelReport(self.devices, self.router, view, coming, wall_time())
         loads = {i.served.model: i.load_s for i in self._instances() if i.load_s is not None}
         models = tuple(
             report.status(definition, loads.get(name))
@@ -343,6 +343,7 @@ class Node:
             self.cluster.view, self.cluster.network, self.router, lambda: pairings.sent_bytes
         )
         services.metrics.registry.register(collector)
+        self.cluster.scaling.numbers.demands.latencies = services.metrics.recent
         self.cluster.scaling.metrics.register(services.metrics.registry)
         routes = frozenset(http.public_routes)
         return HttpServer(

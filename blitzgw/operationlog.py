@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from blitzgw.scaling.events import OperationEnded, Record
+from blitzgw.scaling.effects import OperationEnded, Record
 
 log = logging.getLogger(__name__)
 

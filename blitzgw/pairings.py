@@ -16,14 +16,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from blitzgw.core.live import Attach, Attached, Detach, LivePolicy, Purpose
+from blitzgw.core.live import (
+    Attach,
+    Attached,
+    Detach,
+    LivePolicy,
+    Purpose,
+    Road,
+    back_of,
+    pairing_of,
+)
 from blitzgw.core.parcels import DropParcels, ParcelArrived, ParcelsSent
 from blitzgw.core.ports import PairingPort
 from blitzgw.core.transfer import CloseEdge, EdgeClosed, EdgeProgress, OpenReceive, OpenSend
 from blitzgw.core.view import ClusterView, InstanceFacts, NodeView
 from blitzgw.device import DeviceRunner
 from blitzgw.hosting import PREFIX, End, admit
-from blitzgw.roads import make_road
+from blitzgw.roads import make_road, rate_between
 from blitzgw.scheduler.events import MoveOut, PairingClosed, PairingOpened
 
 log = logging.getLogger(__name__)
@@ -101,7 +110,8 @@ class Pairings:
         """Take what a worker tells of a road; return whether it is one's."""
         if isinstance(message, ParcelArrived | ParcelsSent):
             self.sent_bytes += message.size_bytes if isinstance(message, ParcelsSent) else 0
-            end = self._ends.get((message.edge, isinstance(message, ParcelsSent)))
+            name, guest = pairing_of(message.edge), isinstance(message, ParcelsSent)
+            end = self._ends.get((name, guest == (name == message.edge)))
             if end is not None and end.open and end.device == device:
                 self._devices[device].live(message)
             elif isinstance(message, ParcelArrived):
@@ -110,12 +120,11 @@ class Pairings:
             return True
         if not isinstance(message, EdgeClosed | EdgeProgress):
             return False
-        ends = [end for end in self._both(message.edge) if end.device == device]
+        name = pairing_of(message.edge)
+        ends = [end for end in self._both(name) if end.device == device]
         if isinstance(message, EdgeClosed):
             for end in ends:
-                self.dissolve(
-                    message.edge, end, f"its road has ended: {message.reason or 'closed'}"
-                )
+                self.dissolve(name, end, f"its road has ended: {message.reason or 'closed'}")
         return bool(ends) or message.edge.startswith(PREFIX)
 
     def instance_gone(self, instance: str) -> None:
@@ -168,11 +177,18 @@ class Pairings:
         match message:
             case Attached():
                 if guest and not end.open:
+                    self._take_back(end)
                     self._open(end)
             case Detach(reason=reason):
                 self._close(name, end, reason)
             case _ if end.open:
                 self._devices[end.device].live(message)
+
+    def _take_back(self, end: End) -> None:
+        """Dial for what comes from a host, where anything may: it listens by now."""
+        if end.back is not None:
+            dial = OpenReceive(end.back.edge, end.back.host, end.back.port)
+            self._devices[end.device].supervisor.send(dial)
 
     def _tell(self, end: End, message: Any) -> None:
         """Tell the other end."""
@@ -226,6 +242,8 @@ class Pairings:
         )  # fmt: skip
         runner = self._devices[end.device]
         runner.supervisor.send(CloseEdge(name))
+        if opened.purpose is Purpose.STAGE:
+            runner.supervisor.send(CloseEdge(back_of(name)))
         if opened.guest and opened.purpose is Purpose.HELP:
             runner.helps(opened.here, "")
         return True
@@ -252,13 +270,27 @@ class Pairings:
         road = make_road(self._view(), here, far, name, encrypt=self._encrypt)
         if road is None or not runner.up or here == far or len(self._ends) >= MAX_PAIRINGS:
             return False
-        opened = PairingOpened(name, purpose, instance, facts.id, guest=True, policy=policy)
-        end = self._ends[name, True] = End(opened, device, node.boot, then=then and then(name))
+        back, rate = self._way_back(far, here, name, purpose)
+        opened = PairingOpened(
+            name, purpose, instance, facts.id, guest=True, policy=policy, back_bytes_per_s=rate
+        )
+        end = End(opened, device, node.boot, then=then and then(name), back=back)
+        self._ends[name, True] = end
         runner.supervisor.send(OpenSend(road.edge))
         layers = runner.instances[instance].served.n_layers
-        attach = Attach(name, purpose, instance, facts.id, facts.claim, road, policy, layers)
+        attach = Attach(name, purpose, instance, facts.id, facts.claim, road, policy, layers, back)
         self._tell(end, attach)
         return True
+
+    def _way_back(
+        self, far: str, here: str, name: str, purpose: Purpose
+    ) -> tuple[Road | None, float]:
+        """Return the road from the next stage to this one, and its rate; none for anybody else."""
+        if purpose is not Purpose.STAGE:
+            return None, 0.0
+        view = self._view()
+        back = make_road(view, far, here, back_of(name), encrypt=self._encrypt)
+        return back, rate_between(view, far, here) if back is not None else 0.0
 
     # The host's side.
 
@@ -278,6 +310,8 @@ class Pairings:
         self._ends[name, False] = end
         road = message.road
         self._devices[device].supervisor.send(OpenReceive(road.edge, road.host, road.port))
+        if message.back is not None:
+            self._devices[device].supervisor.send(OpenSend(message.back.edge))
         self._open(end)
         self._tell(end, Attached(name))
 

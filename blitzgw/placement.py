@@ -16,6 +16,7 @@ from blitzgw.core.span import Span
 from blitzgw.core.step import BLOCK_TOKENS, KvGeometry
 from blitzgw.core.transfer import DataNetwork
 from blitzgw.errors import BlitzError, CheckpointError
+from blitzgw.scaling.lifecycle import BORN, illegal
 from blitzgw.scheduler.events import ServedInstance
 from blitzgw.weights.cache import resolve
 from blitzgw.weights.hostcache import HostCopies, default_folder
@@ -55,6 +56,7 @@ class WorkerTerms:
     networks: tuple[DataNetwork, ...] = ()
     copies: str = ""
     weight_bytes_per_s: float = 0.0
+    disk_bytes_per_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -63,7 +65,8 @@ class Instance:
 
     load: LoadModel
     served: ServedInstance
-    state: InstanceState = InstanceState.LOADING
+    state: InstanceState = BORN
+    """Set by `move` only."""
     blobs: set[int] = field(default_factory=set)
     failure: str = ""
     load_s: float | None = None
@@ -77,17 +80,36 @@ class Instance:
     """The layers that it runs for a pipeline while that loads."""
     staged: bool = False
     """Its scheduler knows that it has what its stage needs."""
+    open: bool = False
+    """It leads a pipeline all of which is there: it takes requests while it loads."""
+    slips: list[str] = field(default_factory=list)
+    """Illegal transitions that it has made: each is a mistake of the program."""
+
+    def move(self, state: InstanceState) -> None:
+        """Go to a state. One that scaling/lifecycle.py does not allow is logged, and counted."""
+        wrong = illegal(self.state, state)
+        if wrong:
+            log.error("illegal_transition instance=%s error=%s", self.served.id, wrong)
+            self.slips.append(wrong)
+        self.state = state
 
     def assign(self, stage: Span | None) -> bool:
         """Make it a stage, or none; return whether it was not so before."""
         if self.stage == stage:
             return False
-        self.stage, self.staged = stage, False
+        self.stage, self.staged, self.open = stage, False, False
         return True
 
     def forget_duties(self) -> None:
         """Do nothing while it loads: its worker has begun anew."""
         self.opened, self.helps, self.stage, self.staged = False, "", None, False
+        self.open = False
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is the first stage of a pipeline, and loads."""
+        loads = self.state is InstanceState.LOADING
+        return loads and self.stage is not None and self.stage.start == 0
 
     @property
     def layers_resident(self) -> int:
@@ -226,7 +248,8 @@ def worker_terms(
 ) -> WorkerTerms:
     """Return what the workers are started with. In a cluster of one nothing moves."""
     dilation = config.node.dilation
+    disk = config.transfer.max_disk_rate / dilation
     if not config.cluster_keys:
-        return WorkerTerms(dilation)
+        return WorkerTerms(dilation, disk_bytes_per_s=disk)
     folder = "" if copies is None else str(copies.folder)
-    return WorkerTerms(dilation, networks, folder, config.transfer.max_weight_rate)
+    return WorkerTerms(dilation, networks, folder, config.transfer.max_weight_rate, disk)

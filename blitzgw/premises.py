@@ -9,6 +9,8 @@ from blitzgw.core.instance import DeviceKind, DeviceSpec, InstanceState
 from blitzgw.core.view import HostFacts
 from blitzgw.definitions import Definitions
 from blitzgw.device import DeviceRunner
+from blitzgw.scaling.freedevices import FREE
+from blitzgw.scaling.lifecycle import REVIVABLE
 from blitzgw.scaling.survey import ModelDefinition
 
 
@@ -39,7 +41,7 @@ class Premises:
             return f"{runner.node} is draining"
         if runner.device.kind is DeviceKind.HOST:
             return f"{where} computes nothing"
-        there = [i for i in runner.instances.values() if i.state is not InstanceState.GONE]
+        there = [i for i in runner.instances.values() if i.state not in FREE]
         if there:
             return f"{where} has an instance of {there[0].served.model}"
         known = self._definitions.known(digest)
@@ -51,6 +53,30 @@ class Premises:
         if need > runner.memory_bytes:
             return f"{where} has {runner.memory_bytes >> 20} MiB, {model} needs {need >> 20}"
         return ""
+
+    def revivable(self, device: str, model: str, digest: str) -> str:
+        """Return the instance of that definition that drains or is kept on a device, or ""."""
+        runner, known = self._devices.get(device), self._definitions.known(digest)
+        if runner is None or known is None or self._is_draining():
+            return ""
+        for name, instance in runner.instances.items():
+            same = instance.served.model == model == known.card.name
+            if same and instance.load.model.weights == known.card.weights:
+                defined = instance.digest or self._definitions.digest_of(model)
+                return name if instance.state in REVIVABLE and defined == digest else ""
+        return ""
+
+    def keep_s(self, instance: str) -> float:
+        """Return for how long an instance that has drained is kept: as its model's terms say."""
+        device = self.device_of(instance)
+        if device is None or self._is_draining():
+            return 0.0
+        there = self._devices[device].instances[instance]
+        if there.state is not InstanceState.DRAINING:
+            return 0.0  # it was not complete
+        model = there.served.model
+        digest = there.digest or self._definitions.digest_of(model)
+        return self._definitions.terms_of(model, digest).keep_s
 
     def device_of(self, instance: str) -> str | None:
         """Return the device of an instance that is here, in whatever state."""

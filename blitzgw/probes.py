@@ -30,7 +30,8 @@ from blitzgw.device import DeviceRunner
 from blitzgw.errors import InvalidRequest, Overloaded, Unavailable
 from blitzgw.probeends import MAX_PROBES, MAX_SECONDS, OPEN_S, ProbeEnds
 from blitzgw.roads import fastest_network, rates
-from blitzgw.scaling.survey import dial_address, members
+from blitzgw.scaling.links import dial_address
+from blitzgw.scaling.survey import members
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from blitzgw.core.parcels import PARCELS
 from blitzgw.core.plan import node_of
 from blitzgw.core.transfer import EdgeTerms, TrafficClass
 from blitzgw.core.view import ClusterView, NodeView
-from blitzgw.scaling.survey import dial_address, members
+from blitzgw.scaling.links import dial_address
+from blitzgw.scaling.survey import members
 
 
 def rates(node: NodeView) -> dict[str, float]:
@@ -25,6 +26,19 @@ def fastest_network(source: NodeView, target: NodeView) -> str | None:
     if not common:
         return None
     return max(common, key=lambda name: min(from_rates[name], to_rates[name]))
+
+
+def rate_between(view: ClusterView, source: str, target: str) -> float:
+    """Return how fast a road from one worker to another is at most, in bytes per second.
+
+    0 where that is not known.
+    """
+    nodes = members(view)
+    ends = nodes.get(node_of(source)), nodes.get(node_of(target))
+    if ends[0] is None or ends[1] is None:
+        return 0.0
+    network = fastest_network(ends[0], ends[1])
+    return 0.0 if network is None else min(rates(end)[network] for end in ends if end is not None)
 
 
 def make_road(

@@ -1,8 +1,8 @@
 """Which instances a node's router may choose from: its own, and those of other living nodes.
 
 An instance is in the router while its node lives and can be reached, it serves, and the definition
-of its model is the one that holds. So is one that leads a pipeline while it loads: it is not open,
-but who is told that it keeps a request goes there.
+of its model is the one that holds. So is one that leads a pipeline while it loads: who is told that
+it keeps a request goes there, and once all of its stages are there, whoever finds no other.
 """
 
 from __future__ import annotations
@@ -168,7 +168,8 @@ class Routes:
             return False
         if (port.boot, port.digest) != (node.boot, facts.digest):
             return False
-        port.update(node, facts)
+        if port.update(node, facts):
+            self._router.instance_changed(facts.id)
         return True
 
     def _wanted(self, view: ClusterView) -> Wanted:

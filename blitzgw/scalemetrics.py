@@ -1,7 +1,8 @@
 """How scale operations go, as metrics of the node that owns them.
 
 Phases, each in seconds from the decision: `connect` until all edges are up, `first_layer` until
-some target has a layer, `transfer` until all have all blobs, `ready` until all serve.
+some target has a layer, `transfer` until all have all blobs, `ready` until all serve. Before it,
+`decide` is the time from what was decided upon, on the node that it happened at, to the decision.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from blitzgw.core.operation import OperationFacts
+from blitzgw.core.scale import DecisionFacts
 
 BOUNDS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """From a small model on one machine to a large one from a disk."""
@@ -21,7 +23,7 @@ class ScaleMetrics:
         self._ended = Counter(
             "blitzgw_scale_events",
             "Scale operations that have ended.",
-            ["model", "direction", "outcome"],
+            ["model", "direction", "reason", "outcome"],
             registry=None,
         )
         self._phases = Histogram(
@@ -37,10 +39,18 @@ class ScaleMetrics:
         registry.register(self._ended)
         registry.register(self._phases)
 
-    def ended(self, facts: OperationFacts) -> None:
-        """Take an operation that has ended."""
+    def decided(self, decision: DecisionFacts, after_s: float | None) -> None:
+        """Take a decision, so long after what it answers had happened; None: not known."""
+        if after_s is not None:
+            self._phases.labels("decide").observe(after_s)
+        if not decision.acted:
+            direction = "up" if decision.wanted > decision.present else "down"
+            self._ended.labels(decision.model, direction, decision.action, "advised").inc()
+
+    def ended(self, facts: OperationFacts, reason: str) -> None:
+        """Take an operation that has ended; `reason` is the action of the decision behind it."""
         direction = "up" if facts.instances_wanted > facts.instances_before else "down"
-        self._ended.labels(facts.model, direction, facts.state).inc()
+        self._ended.labels(facts.model, direction, reason, facts.state).inc()
         if facts.state != "done" or direction == "down":
             return
         for phase, at_s in phases(facts).items():

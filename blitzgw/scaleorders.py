@@ -16,10 +16,11 @@ from typing import Any
 
 from blitzgw.core.clock import Clock
 from blitzgw.core.operation import CancelOrder, OperationFacts, ScaleAnswer, ScaleOrder
+from blitzgw.core.scale import AUTOMATIC, WhyFacts
 from blitzgw.core.view import ClusterView
 from blitzgw.errors import InvalidRequest, ProtocolError, RequestError, Unavailable, UnknownModel
 from blitzgw.network import Network
-from blitzgw.wire import decode_operations, encode_operations
+from blitzgw.wire import decode_operations, decode_whys, encode_operations, encode_whys
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,12 @@ OPERATIONS = "operations"
 
 OPERATION = "operation/"
 """Before the id of one of them, with all its parts."""
+
+WHYS = "whys"
+"""The name of what a node tells of the models that it owns, among what peers can fetch."""
+
+WHY = "why/"
+"""Before the name of one of these models."""
 
 _ID = re.compile(r"[0-9a-f]{1,64}")
 
@@ -51,11 +58,13 @@ class ScaleOrders:
         local: str,
         view: Callable[[], ClusterView],
         own: Callable[[], Sequence[OperationFacts]],
+        own_whys: Callable[[str], Sequence[WhyFacts]],
         owner_of: Callable[[str], str],
         tell: Tell,
         clock: Clock,
     ) -> None:
-        self._local, self._view, self._own = local, view, own
+        self._local, self._view = local, view
+        self._own, self._own_whys = own, own_whys
         self._owner_of, self._tell, self._clock = owner_of, tell, clock
         self._ids = itertools.count(1)
         self._waiting: dict[int, tuple[str, asyncio.Future[ScaleAnswer]]] = {}
@@ -75,10 +84,35 @@ class ScaleOrders:
         dry_run: bool = False,
         strategy: str = "",
         policy: str = "",
-    ) -> OperationFacts:
-        """Have the model's owner begin or plan an operation; raises RequestError."""
+    ) -> OperationFacts | None:
+        """Have the model's owner begin or plan an operation; None: it goes by its policy.
+
+        Raises RequestError.
+        """
         order = ScaleOrder(next(self._ids), model, instances, dry_run, strategy, policy)
-        return await self._ask(self._owner_of(model), order)
+        answer = await self._ask(self._owner_of(model), order)
+        if instances == AUTOMATIC and answer.operation is None and not answer.code:
+            return None
+        return _facts(answer)
+
+    async def why(self, model: str) -> WhyFacts | None:
+        """Return what a model's owner tells; None where it does not answer, or is another now."""
+        owner = self._owner_of(model)
+        if owner == self._local or self._network is None:
+            return next(iter(self._own_whys(model)), None)
+        nodes = [node for node in self._view().living() if node.boot == owner]
+        answers = await self._network.ask_all(nodes, f"{WHY}{model}")
+        return next((why for answer in answers for why in _decoded_whys(answer)), None)
+
+    async def whys(self) -> tuple[WhyFacts, ...]:
+        """Return what all owners that answer tell, by model; of two that own one, the later's."""
+        found = list(self._own_whys(""))
+        others = [node for node in self._view().living() if node.boot != self._local]
+        if self._network is not None and others:
+            for answer in await self._network.ask_all(others, WHYS):
+                found += _decoded_whys(answer)
+        latest = {why.model: why for why in sorted(found, key=lambda why: why.now.at_s)}
+        return tuple(why for _, why in sorted(latest.items()))
 
     async def operations(self) -> tuple[OperationFacts, ...]:
         """Return the operations of all nodes that answer, the newest first, without their parts."""
@@ -113,10 +147,14 @@ class ScaleOrders:
         if not owners:
             text = f"no living node has an operation {operation:.40}"
             raise InvalidRequest(text, param="operation")
-        return await self._ask(owners[0], CancelOrder(next(self._ids), operation))
+        return _facts(await self._ask(owners[0], CancelOrder(next(self._ids), operation)))
 
     def content(self, what: str) -> bytes | None:
-        """Return what a peer asks for: the list of this node's operations, or one of them."""
+        """Return what a peer asks for: this node's operations or one, its reasons or one's."""
+        if what == WHYS:
+            return encode_whys(self._own_whys(""))
+        if what.startswith(WHY) and len(what) > len(WHY):
+            return encode_whys(self._own_whys(what.removeprefix(WHY)))
         if what == OPERATIONS:
             return encode_operations([brief(facts) for facts in self._own()])
         if not what.startswith(OPERATION):
@@ -145,7 +183,7 @@ class ScaleOrders:
         """Return how many answers are awaited from a node."""
         return sum(owner == boot for owner, _ in self._waiting.values())
 
-    async def _ask(self, boot: str, order: ScaleOrder | CancelOrder) -> OperationFacts:
+    async def _ask(self, boot: str, order: ScaleOrder | CancelOrder) -> ScaleAnswer:
         future: asyncio.Future[ScaleAnswer] = asyncio.get_running_loop().create_future()
         self._waiting[order.id] = boot, future
         timer = asyncio.get_running_loop().create_task(self._clock.sleep(ANSWER_S))
@@ -155,7 +193,7 @@ class ScaleOrders:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if not future.done():
                 raise Unavailable("the model's owner does not answer", retry_after_s=2.0)
-            return _facts(future.result())
+            return future.result()
         finally:
             timer.cancel()
             del self._waiting[order.id]
@@ -172,6 +210,14 @@ def _decoded(answer: bytes | None) -> list[OperationFacts]:
         return decode_operations(answer) if answer else []
     except ProtocolError as error:
         log.warning("operations_ignored error=%s", error)
+        return []
+
+
+def _decoded_whys(answer: bytes | None) -> list[WhyFacts]:
+    try:
+        return decode_whys(answer) if answer else []
+    except ProtocolError as error:
+        log.warning("reasons_ignored error=%s", error)
         return []
 
 

@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any, get_args
 
 from blitzgw.alarm import Alarm, Deadline
-from blitzgw.api.services import unix_time
 from blitzgw.config import Config
 from blitzgw.copyshelf import CopyShelf, Deciders
 from blitzgw.core import operation as op
@@ -25,6 +24,7 @@ from blitzgw.core.clock import Clock
 from blitzgw.core.live import LiveMessage
 from blitzgw.core.operation import OperationFacts
 from blitzgw.core.rumours import Rumour
+from blitzgw.core.scale import Cede, Demand, WhyFacts
 from blitzgw.core.transfer import TrafficReport
 from blitzgw.core.view import ClusterView, Fact, HostFacts
 from blitzgw.definitions import Definitions
@@ -33,12 +33,15 @@ from blitzgw.helping import Helping
 from blitzgw.instancing import Instancing
 from blitzgw.machine import Machine
 from blitzgw.network import Network
-from blitzgw.operationlog import record, record_end
+from blitzgw.operationlog import record
 from blitzgw.pairings import Pairings
 from blitzgw.premises import Premises, definition_for_scaling
 from blitzgw.probes import Probes
+from blitzgw.router.router import Router
 from blitzgw.scalemetrics import ScaleMetrics
 from blitzgw.scaleorders import ScaleOrders
+from blitzgw.scaleview import wall_time
+from blitzgw.scaling import effects as eff
 from blitzgw.scaling import events as ev
 from blitzgw.scaling.copies import CopyKeeper
 from blitzgw.scaling.operation import Surroundings
@@ -46,6 +49,7 @@ from blitzgw.scaling.operations import Operations
 from blitzgw.scaling.ownership import owner_of
 from blitzgw.scaling.planner.choose import choose
 from blitzgw.scaling.steward import Steward
+from blitzgw.selfscaling import Hands, SelfScaling
 from blitzgw.weights.hostcache import HostCopies
 
 log = logging.getLogger(__name__)
@@ -75,8 +79,8 @@ class Scaler:
         self._alarm = Alarm(clock, config.node.dilation, self._deadlines)
         self._closed = False
 
-    def join(self, network: Network, definitions: Definitions) -> None:
-        """Work over this network, with these definitions."""
+    def join(self, network: Network, definitions: Definitions, router: Router) -> None:
+        """Work over this network, with these definitions, for the requests of this router."""
         self._network = network
         self.copies = CopyShelf(
             self._devices, definitions, Deciders(self._steward, self._keep), self._on_change
@@ -101,7 +105,7 @@ class Scaler:
         local = self._me.boot
         self.steward = Steward(self._me.name, local, self.premises)
         around = Surroundings(
-            local, self._me.name, self._view, lambda: secrets.token_bytes(32), unix_time, choose
+            local, self._me.name, self._view, lambda: secrets.token_bytes(32), wall_time, choose
         )
         define = partial(definition_for_scaling, definitions, devices=self._config.devices)
         self.operations = Operations(around, define)
@@ -110,11 +114,25 @@ class Scaler:
             local,
             self._view,
             self._own_facts,
+            self._whys,
             lambda model: owner_of(model, self._view()),
             self._say,
             self._clock,
         )
         self.orders.join(network)
+        self.numbers = SelfScaling(
+            self._me,
+            self._view,
+            self._devices,
+            definitions,
+            define,
+            self.operations,
+            router,
+            self._hands(),
+            metrics=self.metrics,
+            clock=self._clock,
+            dilation=self._config.node.dilation,
+        )
         self.probes = Probes(self._me.name, self._view, self._devices, self._say)
         self.pairings = Pairings(
             local,
@@ -128,6 +146,12 @@ class Scaler:
         self.helping.join(self.pairings)
         self._performers = self._make_performers()
 
+    def _hands(self) -> Hands:
+        def cancel(operation: str, reason: str) -> None:
+            self._operate(ev.CancelAsked(operation, reason, rest=True))
+
+        return Hands(self._perform, cancel, self._say, self._on_change, self._alarm.arm)
+
     def attach(self, devices: Sequence[DeviceRunner], copies: HostCopies | None) -> None:
         """Have these devices, and host copies in that folder, which is this node's alone."""
         self._devices.update({runner.device.id: runner for runner in devices})
@@ -139,10 +163,12 @@ class Scaler:
         for device in self._devices:
             self.copies.worker_up(device)
         self._alarm.arm()
+        self.numbers.demands.open()
 
     async def close(self) -> None:
         """End what is under way here; other nodes notice, or are told by gossip."""
         self._closed = True
+        self.numbers.demands.close()
         self.probes.ends.close()
         self.helping.close()
         self.pairings.close()
@@ -150,10 +176,15 @@ class Scaler:
         await self.instancing.close()
 
     def facts(self) -> list[Fact]:
-        """Return what this node publishes of its machine and of the weights in its memory."""
+        """Return what this node publishes of its machine, of weights there and of scaling."""
+        scaling = self.numbers.autoscaling.facts()
         if not self._config.cluster_keys:
-            return []
-        return [self._host(), *self.copies.facts()]
+            return scaling
+        return [self._host(), *self.copies.facts(), *scaling]
+
+    def view_changed(self, view: ClusterView) -> None:
+        """Take the news that members, models, devices, instances or wishes have changed."""
+        self.numbers.view_changed(view)
 
     # What links tell: implements `gossip.switchboard.OperationsPort`.
 
@@ -162,10 +193,8 @@ class Scaler:
         match message:
             case op.ScaleAnswer():
                 self.orders.answered(boot, message)
-            case op.ScaleOrder():
-                self._operate(ev.OrderGiven(boot, message))
-            case op.CancelOrder():
-                self._cancel(boot, message)
+            case Demand() | Cede() | op.ScaleOrder() | op.CancelOrder():
+                self.numbers.said(boot, message)
             case op.ProbeOrder() | op.ProbeDone() | op.ProbeCancel():
                 self.probes.said(boot, message)
             case _ if isinstance(message, LIVE):
@@ -196,6 +225,7 @@ class Scaler:
         self.pairings.link_lost(boot)
         self._operate(ev.NodeDied(boot))
         self._steward(ev.NodeDied(boot))
+        self.numbers.autoscaling.tell(ev.NodeDied(boot))
 
     # What devices tell.
 
@@ -263,6 +293,7 @@ class Scaler:
         found: list[Deadline] = [
             (self.operations.deadline(), self._operate),
             (self.steward.deadline(), self._steward),
+            (self.numbers.autoscaling.deadline(), self.numbers.autoscaling.tell),
         ]
         if self._config.cluster_keys:
             found.append((self.keeper.deadline(), self._keep))
@@ -272,19 +303,21 @@ class Scaler:
 
     def _make_performers(self) -> dict[type, Callable[[Any], None]]:
         return {
-            ev.Send: lambda effect: self._say(effect.boot, effect.message),
-            ev.Record: record,
-            ev.OperationEnded: self._operation_ended,
-            ev.BringUp: self.instancing.bring_up,
-            ev.DropInstance: self.instancing.drop,
+            eff.Send: lambda effect: self._say(effect.boot, effect.message),
+            eff.Record: record,
+            eff.OperationEnded: self._operation_ended,
+            eff.BringUp: self.instancing.bring_up,
+            eff.DropInstance: self.instancing.drop,
             **self.helping.performers(),
-            ev.RetireInstance: self.instancing.retire,
-            ev.HoldWeights: self.copies.hold,
-            ev.DropWeights: self.copies.drop,
-            ev.ReadWeights: self.copies.read,
-            ev.ToWorker: self._to_worker,
-            ev.PublishNetworks: lambda _: self._on_change(),
-            ev.ObtainCopy: self._obtain_copy,
+            eff.RetireInstance: self.instancing.retire,
+            eff.KeepInstance: self.instancing.keep,
+            eff.ReviveInstance: self.instancing.revive,
+            eff.HoldWeights: self.copies.hold,
+            eff.DropWeights: self.copies.drop,
+            eff.ReadWeights: self.copies.read,
+            eff.ToWorker: self._to_worker,
+            eff.PublishNetworks: lambda _: self._on_change(),
+            eff.ObtainCopy: self._obtain_copy,
         }
 
     def _say(self, boot: str, message: Any) -> None:
@@ -299,31 +332,20 @@ class Scaler:
         if not self._closed:
             self.said(self._me.boot, message)
 
-    def _operation_ended(self, effect: ev.OperationEnded) -> None:
-        record_end(effect)
-        facts = self.operations.facts_of(effect.operation, self._clock.now())
-        if facts is not None and not effect.copy:
-            self.metrics.ended(facts)
+    def _operation_ended(self, effect: eff.OperationEnded) -> None:
+        facts = self.numbers.desk.ended(effect)
         if effect.copy and facts is not None:
             reason = "" if effect.state == "done" else effect.reason or effect.state
             self._keep(ev.CopyTried(facts.weights, reason))
 
-    def _obtain_copy(self, effect: ev.ObtainCopy) -> None:
+    def _obtain_copy(self, effect: eff.ObtainCopy) -> None:
         if effect.disk:
             self.copies.read_copy(effect)
         else:
             self._operate(ev.CopyWanted(effect.model, f"{self._me.name}/{effect.device}"))
 
-    def _to_worker(self, effect: ev.ToWorker) -> None:
+    def _to_worker(self, effect: eff.ToWorker) -> None:
         self._devices[effect.device].supervisor.send(effect.message)
-
-    def _cancel(self, boot: str, order: op.CancelOrder) -> None:
-        self._operate(ev.CancelAsked(order.operation, "cancelled by an operator"))
-        found = self.operations.facts_of(order.operation, self._clock.now())
-        answer = op.ScaleAnswer(order.id, found)
-        if found is None:
-            answer = op.ScaleAnswer(order.id, None, "unknown_operation", "nothing is known of it")
-        self._say(boot, answer)
 
     # What deciders ask.
 
@@ -333,3 +355,6 @@ class Scaler:
 
     def _own_facts(self) -> list[OperationFacts]:
         return self.operations.facts(self._clock.now())
+
+    def _whys(self, model: str) -> list[WhyFacts]:
+        return self.numbers.autoscaling.whys(model)

@@ -58,6 +58,7 @@ def resolve_models(
         model = _located(written, base, key, mistakes)
         _check_names(model, key, taken, mistakes)
         _check_batch(model, key, mistakes)
+        _check_bounds(model, key, mistakes)
         resolved.append(replace(model, devices=_device_ids(model, groups, key, mistakes)))
     return resolved
 
@@ -125,6 +126,24 @@ def _check_batch(model: ModelConfig, key: str, mistakes: Mistakes) -> None:
             f"{key}.max_batched_tokens",
             f"{model.max_batched_tokens} is below max_num_seqs ({model.max_num_seqs}), and each"
             " sequence takes a token of every step; raise it or lower max_num_seqs",
+        )
+
+
+def _check_bounds(model: ModelConfig, key: str, mistakes: Mistakes) -> None:
+    """Check that numbers of instances agree with each other."""
+    if mistakes.under(f"{key}.min_instances") or mistakes.under(f"{key}.max_instances"):
+        return
+    if 0 < model.max_instances < model.min_instances:
+        mistakes.add(
+            f"{key}.max_instances",
+            f"{model.max_instances} is below min_instances ({model.min_instances}); raise it, lower"
+            " that, or give 0 for as many as there are devices",
+        )
+    if model.idle_to_zero_s and model.min_instances:
+        mistakes.add(
+            f"{key}.idle_to_zero_s",
+            f"never comes true while min_instances keeps {model.min_instances}; set that to 0, or"
+            " this",
         )
 
 

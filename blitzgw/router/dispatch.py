@@ -6,15 +6,16 @@ The part of the router that places; router.py tells it what has happened. Synchr
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from blitzgw.core.clock import Clock
 from blitzgw.core.request import GenerationRequest
 from blitzgw.errors import Overloaded, RequestError, Unavailable
+from blitzgw.router.arrivals import Arrivals
 from blitzgw.router.choice import Dice
 from blitzgw.router.fleet import Fleet, Seat, same_definition
 from blitzgw.router.placing import Placing
-from blitzgw.router.refusal import bounded, redefined, unavailable
+from blitzgw.router.refusal import bounded, redefined, sooner, unavailable
 from blitzgw.router.statistics import Counts
 from blitzgw.router.tokenlog import Entry, Round
 from blitzgw.router.waiting import WaitingRoom
@@ -43,12 +44,20 @@ class Dispatcher:
         self.placing = Placing(dice)
         self.waiting = WaitingRoom()
         self.counts = Counts()
+        self.arrivals = Arrivals()
+
+        self.eta_s: Callable[[str], float | None] = lambda _: None
+        """Returns in how many seconds a model's next instance is expected; None: not known."""
+        self.stirred: Callable[[str], None] = lambda _: None
+        """Is told the model of each request that comes, and of each that is held; must be quick."""
 
     def admit(self, entry: Entry) -> None:
         """Place a new request, or hold it; raises RequestError where it is refused.
 
         Let who waits go before it: `release`.
         """
+        self.arrivals.came(entry.request)
+        self.stirred(entry.request.model)
         if self.is_outdated(entry):
             self.counts.refused += 1
             raise redefined(entry.request.model, begun=False)
@@ -151,7 +160,8 @@ class Dispatcher:
             refusal = unavailable("no instance is ready, and too many wait")
         if refusal is not None:
             self.counts.refused += 1
-            raise bounded(refusal)
+            self.arrivals.refused(model)
+            raise bounded(sooner(refusal, self.eta_s(model)))
         self._wait(entry)
 
     def _set_aside(self, entry: Entry) -> None:
@@ -173,6 +183,7 @@ class Dispatcher:
         if entry.held_since is None:
             entry.held_since = self._clock.now()
         self.waiting.add(entry)
+        self.stirred(entry.request.model)
 
     def release(self, model: str) -> None:
         """Place who waits for a model, as far as there is room."""
@@ -235,7 +246,10 @@ class Dispatcher:
         """Answer who has waited since `limit` or longer."""
         for entry in self.waiting.overdue(limit):
             if entry in self.waiting:
-                self.fail(entry, unavailable("no instance became ready in time"))
+                model = entry.request.model
+                self.arrivals.refused(model)
+                refusal = unavailable("no instance became ready in time")
+                self.fail(entry, bounded(sooner(refusal, self.eta_s(model))))
 
     def fail(self, entry: Entry, error: RequestError) -> None:
         """Answer a request with an error."""

@@ -50,6 +50,19 @@ def bounded(refusal: Refusal) -> Refusal:
     return type(refusal)(refusal.message, param=refusal.param, retry_after_s=wait_s)
 
 
+def sooner(refusal: Refusal, eta_s: float | None) -> Refusal:
+    """Return a refusal that tells to come back when the next instance serves, in `eta_s` seconds.
+
+    One by an instance that says when there is room keeps that time where it is the sooner one; a
+    time that a node without instances has guessed does not count. None: nothing is expected.
+    """
+    if eta_s is None:
+        return refusal
+    guessed = refusal.status == Unavailable.status
+    wait_s = eta_s if guessed else min(eta_s, refusal.retry_after_s or eta_s)
+    return type(refusal)(refusal.message, param=refusal.param, retry_after_s=wait_s)
+
+
 def unavailable(reason: str) -> Unavailable:
     """Return the refusal of a node that knows no instance for a request."""
     return Unavailable(reason, retry_after_s=RETRY_AFTER_S)

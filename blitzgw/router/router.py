@@ -25,6 +25,7 @@ from blitzgw.core.ports import InstancePort, TokenSink
 from blitzgw.core.request import GenerationRequest, Stage, TokenEvent
 from blitzgw.core.view import RequestFacts
 from blitzgw.errors import GenerationFailed, InvalidRequest, RequestError
+from blitzgw.router.arrivals import Arrived, Held
 from blitzgw.router.choice import Dice
 from blitzgw.router.dispatch import Dispatcher
 from blitzgw.router.integrity import check_books
@@ -72,11 +73,19 @@ class Router:
         self._fleet = self._dispatcher.fleet
         self._waiting = self._dispatcher.waiting
         self._counts = self._dispatcher.counts
+        self._arrivals = self._dispatcher.arrivals
         self._splits = Counter[str]()
         self._migrations = Counter[tuple[str, str]]()
 
         self.summon: Callable[[str], None] = lambda _: None
         """Brings an instance up that another one says has something of ours, if it can be."""
+
+    def watch(self, stirred: Callable[[str], None], eta_s: Callable[[str], float | None]) -> None:
+        """Tell `stirred` the model of what comes and is held; refuse with what `eta_s` expects.
+
+        See `Dispatcher`.
+        """
+        self._dispatcher.stirred, self._dispatcher.eta_s = stirred, eta_s
 
     # What the API asks.
 
@@ -93,6 +102,14 @@ class Router:
     def held(self, model: str) -> int:
         """Return how many requests for a model wait for an instance."""
         return self._waiting.count(model)
+
+    def queue(self, model: str) -> Held:
+        """Return what waits for an instance of a model."""
+        return self._waiting.held(model)
+
+    def arrived(self, model: str) -> Arrived:
+        """Return what clients have asked of a model since the start; it goes on counting."""
+        return self._arrivals.of(model)
 
     def generate(self, request: GenerationRequest, sink: TokenSink) -> None:
         """Route a request; raises `RequestError` where it is refused."""
@@ -121,6 +138,8 @@ class Router:
             if entry.attempt and entry.tokens:
                 event.cached_tokens = 0  # of a prompt that the client did not send
                 event.queued_s = None
+            if event.cached_tokens:
+                self._arrivals.cached(entry.request.model, event.cached_tokens)
             entry.alive = True
             if event.route:
                 entry.route = event.route

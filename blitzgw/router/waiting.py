@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from blitzgw.router.arrivals import Held
 from blitzgw.router.tokenlog import Entry
 
 
@@ -17,6 +18,15 @@ class WaitingRoom:
     def count(self, model: str) -> int:
         """Return how many wait for a model."""
         return len(self._rooms.get(model, ()))
+
+    def held(self, model: str) -> Held:
+        """Return what the requests that wait for a model amount to."""
+        room = self._rooms.get(model)
+        if room is None:
+            return Held()
+        tokens = sum(len(entry.request.tokens) + len(entry.tokens) for entry in room.values())
+        since = [entry.held_since for entry in room.values() if entry.held_since is not None]
+        return Held(len(room), tokens, min(since, default=None))
 
     def models(self) -> list[str]:
         """Return the models that somebody waits for."""

@@ -6,6 +6,7 @@ from blitzgw.config import Config, HttpConfig
 from blitzgw.configfile.load import Option, load
 from blitzgw.core.instance import DeviceKind, DeviceSpec, PacedCost
 from blitzgw.core.model import Dtype
+from blitzgw.core.view import ScaleTerms
 from blitzgw.errors import ConfigError
 
 
@@ -111,6 +112,18 @@ def test_five_mistakes_are_five_problems_with_key_and_remedy(write):
             "0 to 1048576",
         ),
         ('[[models]]\nlive="zagzig"', "models[0].live", "one of auto, stop"),
+        ('[[models]]\nscaling="automatic"', "models[0].scaling", "one of manual, advise, auto"),
+        ("[[models]]\nttft_target_s=0", "models[0].ttft_target_s", "above 0"),
+        ("[[models]]\ntpot_target_s=-1", "models[0].tpot_target_s", "above 0"),
+        ("[[models]]\nmin_instances=-1", "models[0].min_instances", "0 to 4096"),
+        (
+            "[[models]]\nmin_instances=3\nmax_instances=2",
+            "models[0].max_instances",
+            "below min_instances (3)",
+        ),
+        ("[[models]]\nidle_to_zero_s=9", "models[0].idle_to_zero_s", "min_instances keeps 1"),
+        ("[[models]]\nscale_down_after_s=-1", "models[0].scale_down_after_s", "0 to 86400"),
+        ("[[models]]\npriority=5000", "models[0].priority", "-1000 to 1000"),
         ('[[devices]]\nkind="paced"\ncost={token=1}', "devices[0].cost.token", '"token_us"'),
         ('[[devices]]\nkind="paced"\ncost={token_us="1"}', "devices[0].cost.token_us", "a number"),
         ('[[models]]\npath="~nobody-here/x"', "models[0].path", "does not exist"),
@@ -195,6 +208,25 @@ def test_devices_without_ids_are_numbered(write):
     assert ids == ["cpu0", "paced0", "cpu1", "paced1"]
     two = '[[devices]]\nkind="cuda"\nindex=3\n[[devices]]\nkind="cuda"'
     assert [device.id for device in load(write(two)).devices] == ["cuda3", "cuda0"]
+
+
+def test_what_is_written_of_scaling_is_what_owners_are_told(write):
+    text = """
+[[models]]
+scaling = "AUTO"
+ttft_target_s = 0.5
+tpot_target_s = 0.05
+min_instances = 0
+max_instances = 7
+scale_down_after_s = 1.5
+idle_to_zero_s = 60
+keep_s = 5
+priority = -2
+"""
+    [model] = load(write(text)).models
+    assert model.scale_terms == ScaleTerms("auto", 0.5, 0.05, 0, 7, 1.5, 60.0, 5.0, -2)
+    [default] = load().models
+    assert default.scale_terms == ScaleTerms(), "the defaults are the same in both places"
 
 
 def test_the_forced_dtype_is_none_for_auto(write):

@@ -69,7 +69,7 @@ class Half:
 
     def __init__(self, name: str, instance: str, state: InstanceState, world: World) -> None:
         served = SimpleNamespace(n_layers=LAYERS, model="m")
-        self.instance = SimpleNamespace(state=state, served=served)
+        self.instance = SimpleNamespace(state=state, served=served, stage=None)
         self.runner = Runner({instance: self.instance})
         devices: Mapping[str, Any] = {"gpu": self.runner}
         self.helping = Helping(world.view, devices)

@@ -30,10 +30,10 @@ def test_operations_are_counted_and_only_finished_scale_ups_timed() -> None:
     registry, metrics = CollectorRegistry(), ScaleMetrics()
     metrics.register(registry)
     for one in (facts(), facts("failed"), facts(wanted=0)):
-        metrics.ended(one)
+        metrics.ended(one, "grow")
 
     def count(direction: str, outcome: str) -> float | None:
-        labels = {"model": "m", "direction": direction, "outcome": outcome}
+        labels = {"model": "m", "direction": direction, "reason": "grow", "outcome": outcome}
         return registry.get_sample_value("blitzgw_scale_events_total", labels)
 
     assert (count("up", "done"), count("up", "failed"), count("down", "done")) == (1, 1, 1)

@@ -141,9 +141,19 @@ async def test_one_that_is_complete_is_a_stage_as_long_as_one_is_before_it() -> 
     await settle()
     assert chain.closed("b") == chain.closed("c") == []
     name = chain.opened("b")[0].pairing
+    chain.halves["b"].instance.stage = Span(1, 2)
     chain.halves["b"].helping.completed(LEAD)
     await asyncio.sleep(2 * RETRY_S)
     assert chain.closed("b") == chain.closed("c") == [name]
+    assert len(chain.opened("b")) == 1
+
+
+async def test_one_that_leads_is_joined_to_the_next_until_its_scheduler_takes_over() -> None:
+    chain = await staged()
+    chain.halves["b"].instance.stage = Span(0, 2)
+    chain.halves["b"].helping.completed(LEAD)
+    await asyncio.sleep(2 * RETRY_S)
+    assert chain.closed("b") == chain.closed("c") == []
     assert len(chain.opened("b")) == 1
 
 

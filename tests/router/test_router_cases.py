@@ -476,3 +476,46 @@ def test_an_instance_that_goes_down_while_others_are_placed(world):
     for sink in sinks:
         run(world, b, sink)
         assert (sink.tokens, len(sink.finishes)) == (sink.whole(), 1)
+
+
+# What the model's owner wants to know.
+
+
+def test_who_comes_waits_and_is_refused_is_counted_by_model():
+    world = World(max_held=1)
+    stirred = []
+    world.router.watch(stirred.append, lambda _: None)
+    world.ask("first", prompt=(1, 2, 3))
+    world.clock.seconds += 2.0
+    assert (world.router.queue("m").requests, world.router.queue("m").tokens) == (1, 3)
+    assert world.router.queue("m").since_s == 100.0
+    with pytest.raises(Unavailable):
+        world.ask("second")
+    arrived = world.router.arrived("m")
+    assert (arrived.requests, arrived.refused) == (2, 1)
+    assert stirred == ["m", "m", "m"], "two came, and one of them is held"
+    world.up().at_once = True
+    world.router.tick()
+    assert world.router.queue("m").requests == 0
+    assert world.router.queue("m").since_s is None
+
+
+@pytest.mark.parametrize(
+    ("eta_s", "retry_s"), [(None, 10.0), (3.5, 3.5), (0.1, 1.0), (1000.0, 120.0)]
+)
+def test_who_is_refused_while_a_model_scales_is_told_when_to_come_back(eta_s, retry_s):
+    world = World(max_held=0)
+    world.router.watch(lambda _: None, lambda _: eta_s)
+    with pytest.raises(Unavailable) as refusal:
+        world.ask("first")
+    assert refusal.value.retry_after_s == retry_s
+
+
+def test_an_instance_that_is_sooner_free_than_another_one_comes_is_believed():
+    for eta_s, retry_s in ((9.0, 2.0), (1.5, 1.5)):
+        world = World()
+        world.router.watch(lambda _: None, lambda _, eta_s=eta_s: eta_s)
+        world.up(room=0)
+        with pytest.raises(Overloaded) as refusal:
+            world.ask("first")
+        assert refusal.value.retry_after_s == retry_s
