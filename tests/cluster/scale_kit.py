@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.support.checkpoints import tiny_checkpoint
 from tests.support.clusters import Cluster, spare
@@ -14,6 +17,11 @@ from tests.support.nodes import until
 MODEL = "small"
 LAYERS = 6
 ENDED = ("done", "failed", "cancelled")
+
+LONG = pytest.mark.skipif(
+    os.environ.get("BLITZGW_LONG") != "1",
+    reason="a variant that takes its time: set BLITZGW_LONG=1, as scripts/test --long",
+)
 
 SOURCE = """
 [[devices]]
@@ -24,6 +32,7 @@ kv_bytes = "256MiB"
 name = "small"
 path = "{path}"
 host_copies = {copies}
+keep_s = 0.0
 {model}
 """
 
@@ -105,10 +114,10 @@ def ended(nodes: Cluster, asked: str, name: str) -> dict[str, Any]:
 
 
 def serves(nodes: Cluster, asked: str, names: set[str]) -> None:
-    """Wait until exactly these nodes serve the model, and nothing else is there."""
+    """Wait until exactly these nodes serve the model; nothing else is there but what is kept."""
 
     def right() -> bool:
-        found = nodes.get(asked, "instances")
+        found = [i for i in nodes.get(asked, "instances") if i["state"] != "kept"]
         return {(i["node"], i["state"]) for i in found} == {(name, "serving") for name in names}
 
     until(right, f"instances on {sorted(names)}")

@@ -104,3 +104,52 @@ async def test_a_lead_of_this_node_goes_on_when_it_is_complete(world):
     await until(lambda: world.cluster.view().nodes[ME].instances["lead"].state is SERVING)
     assert port.calls == [("submit", "r", 1)], "it is where it was"
     assert world.router._log["r"].instance == "lead"
+
+
+# From zero: whoever holds something goes to a lead whose pipeline is there.
+
+
+async def test_what_is_held_goes_to_a_lead_whose_pipeline_is_there(world):
+    world.news(A, model())
+    world.news(B, leading("lead"))
+    await world.routed("lead")
+    world.ask("r")
+    assert world.router.held("m") == 1, "its pipeline is not there yet"
+    assert world.submitted() == []
+    world.news(B, replace(leading("lead"), open=True))
+    await until(lambda: world.submitted() == [(B, "r")])
+    assert world.router.held("m") == 0
+    outlook = world.router._fleet.get("lead").port.outlook()
+    assert (outlook.open, outlook.reluctant) == (True, True)
+
+
+async def test_an_open_lead_is_left_alone_where_somebody_serves(world):
+    world.news(A, model(), instance("home"))
+    world.news(B, replace(leading("lead"), open=True))
+    await world.routed("home", "lead")
+    for number in range(8):
+        world.ask(f"r{number}")
+    assert {boot for boot, _ in world.submitted()} == {A}
+
+
+async def test_a_lead_whose_pipeline_is_over_takes_nothing_more(world):
+    world.news(A, model())
+    world.news(B, replace(leading("lead"), open=True))
+    await world.routed("lead")
+    world.ask("one")
+    assert world.submitted() == [(B, "one")]
+    world.news(B, leading("lead"))
+    await until(lambda: not world.router._fleet.get("lead").port.outlook().open)
+    world.ask("two")
+    assert world.router.held("m") == 1
+    world.news(B, instance("lead"))
+    await until(lambda: world.router.held("m") == 0)
+    assert world.submitted()[-1] == (B, "two")
+
+
+async def test_only_the_first_stage_can_be_open(world):
+    world.news(A, model())
+    world.news(B, replace(leading("end", 1), open=True))
+    world.ask("r")
+    await world.routed()
+    assert world.router.held("m") == 1

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.scale_kit import LAYERS, MODEL, admin, ended, ready, scale, small_model
+from tests.cluster.scale_kit import LAYERS, LONG, MODEL, admin, ended, ready, scale, small_model
 from tests.support.clusters import Cluster
 from tests.support.nodes import Reply, until
 
@@ -121,7 +121,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, path: Path) -> list[list[int
         return [token_ids(reply) for reply in Burst(nodes).answers()]
 
 
-@pytest.mark.parametrize("policy", ["zigzag", "best-effort", "pipeline", "stop"])
+@pytest.mark.parametrize(
+    "policy", ["zigzag", pytest.param("best-effort", marks=LONG), "pipeline", "stop"]
+)
 def test_a_burst_during_a_scale_up_gets_the_tokens_of_one_instance(
     tmp_path: Path, path: Path, alone: list[list[int]], policy: str
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.scale_kit import LAYERS, ended, operation, ready, scale, small_model
+from tests.cluster.scale_kit import LAYERS, LONG, ended, operation, ready, scale, small_model
 from tests.cluster.test_cluster_live import (
     DEVICE,
     HAS_IT,
@@ -105,7 +105,7 @@ def test_receivers_serve_requests_by_themselves_before_any_is_complete(
         assert [token_ids(reply) for reply in again] == alone
 
 
-@pytest.mark.parametrize("whose", ["c", "d"])
+@pytest.mark.parametrize("whose", ["c", pytest.param("d", marks=LONG)])
 def test_a_stage_that_dies_alters_no_token(
     tmp_path: Path, path: Path, alone: list[list[int]], whose: str
 ) -> None:

@@ -373,11 +373,11 @@ def test_an_ejection_lasts_as_long_as_gossip_needs(interval_s, members, expected
 
 async def test_a_model_that_has_failed_everywhere_is_given_up_and_hoped_for_again(world):
     world.news(A, model(), instance("m@a/d", GONE))
-    await until(lambda: world.cluster._hopeless == {"m"})
+    await until(lambda: world.cluster._following._hopeless == {"m"})
     with pytest.raises(Unavailable, match="could not be loaded"):
         world.ask("r1")
     world.news(B, instance("m@b/d", LOADING))
-    await until(lambda: not world.cluster._hopeless)
+    await until(lambda: not world.cluster._following._hopeless)
     world.news(B, instance("m@b/d"))
     await world.routed("m@b/d")
     world.news(B, instance("m@b/d", LOADING))
@@ -392,12 +392,12 @@ async def test_a_model_that_has_failed_everywhere_is_given_up_and_hoped_for_agai
 async def test_what_a_rival_definition_has_is_no_hope_and_no_failure(world):
     world.news(A, model("d1", since=1), instance("m@a/d", GONE))
     world.news(B, model("d2", since=2), instance("m@b/d", digest="d2"))
-    await until(lambda: world.cluster._hopeless == {"m"})
+    await until(lambda: world.cluster._following._hopeless == {"m"})
     world.news(A, instance("m@a/d", LOADING))
     world.news(B, instance("m@b/d", GONE, digest="d2"))
-    await until(lambda: not world.cluster._hopeless)
+    await until(lambda: not world.cluster._following._hopeless)
     await asyncio.sleep(0.1)
-    assert not world.cluster._hopeless
+    assert not world.cluster._following._hopeless
 
 
 async def test_a_failure_here_is_told_with_its_reason(world):
@@ -425,7 +425,7 @@ async def test_a_name_given_twice_is_told_once_and_the_younger_makes_room(world,
     world.news(A, status=Status.DEAD, name=mine, started_s=1)
     await until(lambda: not world.cluster.displaced())
     world.news(B, name=mine, started_s=1 << 40)
-    await until(lambda: world.cluster._namesakes)
+    await until(lambda: world.cluster._following._namesakes)
     assert not world.cluster.displaced()
 
 

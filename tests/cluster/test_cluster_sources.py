@@ -58,6 +58,7 @@ def start(nodes, **rest):
     for name, text in rest.items():
         nodes.add(name, text)
     nodes.settle()
+    until(lambda: all(are_up(nodes, name, rest) for name in rest), "all workers to be known")
 
 
 def order(nodes, asked, instances):
@@ -68,6 +69,14 @@ def order(nodes, asked, instances):
         return found if "id" in found else None
 
     return ended(nodes, asked, until(begun, "an operation")["id"])
+
+
+def are_up(nodes, asked, names):
+    """Whether a node knows that the devices of these are ready."""
+    found = [node["devices"] for node in nodes.get(asked, "nodes") if node["name"] in names]
+    return len(found) == len(names) and all(
+        devices and all(device["data_ports"] for device in devices) for devices in found
+    )
 
 
 def holders(nodes, asked):
@@ -98,6 +107,8 @@ def test_an_order_right_after_the_start_waits_for_facts(nodes, path):
     nodes.add("c", spare(0.0))
     for node in nodes.nodes.values():
         node.listen()
+    for name in nodes.nodes:  # what a node knows of itself is on its way to the others
+        until(lambda n=name: are_up(nodes, n, {n}), f"the worker of {name}")
     done = order(nodes, "c", 3)
     assert done["state"] == "done", done
     assert done["reason"] in ("", None), done

@@ -26,6 +26,7 @@ VERSION = 1
 KEPT = 3
 """Models that stay in the cache folder; the ones that were used longest ago are removed."""
 
+CONTEXT = 2048
 HEADS, KV_HEADS = 4, 1
 MIN_HIDDEN, MAX_HIDDEN = 64, 4096
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -64,7 +65,7 @@ class Sizes:
         yield "model.norm.weight", (d,)
         yield "lm_head.weight", (self.vocab, d)
 
-    def config(self) -> dict[str, Any]:
+    def config(self, context: int) -> dict[str, Any]:
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -75,7 +76,7 @@ class Sizes:
             "num_key_value_heads": KV_HEADS,
             "head_dim": self.hidden // HEADS,
             "vocab_size": self.vocab,
-            "max_position_embeddings": 2048,
+            "max_position_embeddings": context,
             "rms_norm_eps": 1e-5,
             "rope_theta": 10000.0,
             "hidden_act": "silu",
@@ -102,17 +103,20 @@ def sizes(size_bytes: int, blobs: int) -> Sizes:
     return Sizes(blobs - 2, hidden, intermediate, vocab)
 
 
-def bench_model(size_mb: float, blobs: int, folder: Path | None = None) -> Path:
-    """Return the folder of a checkpoint, made where it is not there yet.
+def bench_model(
+    size_mb: float, blobs: int, folder: Path | None = None, context: int = CONTEXT
+) -> Path:
+    """Return the folder of a checkpoint for `context` tokens, made where it is not there yet.
 
     MB are 10⁶ bytes. It is kept in `folder`, or `bench/` of the cache folder.
     """
     made = sizes(round(size_mb * 1e6), blobs)
     home = folder or cache_dir() / "bench"
     home.mkdir(parents=True, exist_ok=True)
-    target = home / f"bench-v{VERSION}-{size_mb:g}mb-{blobs}blobs"
+    longer = "" if context == CONTEXT else f"-{context}tokens"
+    target = home / f"bench-v{VERSION}-{size_mb:g}mb-{blobs}blobs{longer}"
     if not target.is_dir():
-        _write(made, target)
+        _write(made, target, context)
     target.touch()  # used now
     _prune(home)
     return target
@@ -130,12 +134,12 @@ def size_bytes(folder: Path) -> list[int]:
     return [layout.size_bytes for layout in layouts]
 
 
-def _write(made: Sizes, target: Path) -> None:
+def _write(made: Sizes, target: Path, context: int) -> None:
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        (partial / "config.json").write_text(json.dumps(made.config(), indent=1))
+        (partial / "config.json").write_text(json.dumps(made.config(context), indent=1))
         _write_tokenizer(partial)
         with (partial / "model.safetensors").open("wb") as file:
             _write_weights(made, file)

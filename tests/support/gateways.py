@@ -41,6 +41,7 @@ join = [{seeds}]
 host = "{address}"
 rate = {rate}
 networks = [{networks}]
+max_disk_rate = {disk_rate}
 copies_dir = "{copies}"
 [[devices]]
 id = "p0"
@@ -82,14 +83,17 @@ class Terms:
     """
 
     device: str = NO_TIME
-    settings: str = "max_model_len = 512"
+    settings: str = "max_model_len = 512\nkeep_s = 0.0"
     dilation: float = 1.0
     traced: bool = False
+    disk_bytes_per_s: float = 0.0
+    """Undilated; 0: as fast as it goes."""
 
     @property
     def of_node(self) -> dict[str, Any]:
         """What CONFIG asks of them."""
-        return {"device": self.device, "dilation": self.dilation}
+        disk = self.disk_bytes_per_s
+        return {"device": self.device, "dilation": self.dilation, "disk_rate": disk}
 
 
 @dataclass(frozen=True, slots=True)

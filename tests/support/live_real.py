@@ -26,7 +26,8 @@ RATE_MBIT, CORES = 400.0, 1.0
 DEVICE = """kind = "cpu"
 threads = 1
 kv_bytes = "1GiB\""""
-SETTINGS = f"""dtype = "float32"
+SETTINGS = f"""keep_s = 0.0
+dtype = "float32"
 max_model_len = {CONTEXT}
 max_batched_tokens = 512
 prefix_caching = false"""

@@ -74,7 +74,7 @@ class Pace:
         return self.model_bytes / self.layer_bytes * self.load_over_compute * self.layer_s
 
     def terms(self, *, traced: bool = False) -> Terms:
-        """What nodes are told. No prefixes are kept: rounds repeat their prompts."""
+        """What nodes are told. No prefix is kept and no instance: rounds repeat what they do."""
         return Terms(self._device(), SETTINGS, self.slowed, traced)
 
     @property
@@ -100,4 +100,5 @@ class Pace:
 SETTINGS = f"""max_model_len = {CONTEXT}
 max_num_seqs = {MAX_SEQUENCES}
 max_batched_tokens = {BUDGET_TOKENS}
+keep_s = 0.0
 prefix_caching = false"""
