@@ -21,7 +21,7 @@ from tests.cluster.live_real_kit import (
     pair,
     token_ids,
 )
-from tests.cluster.scale_kit import ended, scale
+from tests.cluster.scale_kit import LONG, ended, scale
 from tests.support.clusters import Cluster
 from tests.support.nodes import Reply, until
 
@@ -80,7 +80,7 @@ def test_a_burst_while_the_second_instance_loads(
     assert not after.split
 
 
-@pytest.mark.parametrize("whose", ["helper", "home"])
+@pytest.mark.parametrize("whose", ["helper", pytest.param("home", marks=LONG)])
 def test_a_worker_that_dies_in_mid_load(
     nodes: Cluster, alone: list[Reply], capsys: pytest.CaptureFixture[str], whose: str
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.scale_kit import small_model
+from tests.cluster.scale_kit import LONG, small_model
 from tests.support.clusters import Cluster
 from tests.support.nodes import Reply, until
 
@@ -82,6 +82,7 @@ def ask(nodes: Cluster, model: str, number: int) -> Reply:
     return nodes.nodes["abc"[number % 3]].post("/v1/completions", body)
 
 
+@LONG
 def test_a_device_goes_to_the_higher_priority_and_comes_back(tmp_path: Path, path: Path) -> None:
     least = {HIGH: 1, LOW: 1}
     with three(tmp_path, path) as nodes, ThreadPoolExecutor(4 * BURST) as pool:
