@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.scale_kit import MODEL, ready, scale, small_model, source
+from tests.cluster.scale_kit import LONG, MODEL, ready, scale, small_model, source
 from tests.support.clusters import Cluster, spare
 from tests.support.nodes import Reply, until
 
@@ -185,6 +185,29 @@ def test_an_owner_that_dies_while_a_model_grows_is_replaced(crowd: Cluster) -> N
         until(lambda: serving(crowd, left[0]) >= 2, "the growth under another owner")
     assert why(crowd, left[0])["owner"] in left
     until(lambda: settled(crowd, left[0], 1), "one instance, and nothing begun and not ended")
+
+
+@LONG
+@pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.1, 0.4, 0.8, 1.0, 1.2])
+def test_whenever_an_owner_dies_its_growth_is_completed_or_undone(
+    model: Path, delay_s: float
+) -> None:
+    """From right after the claims until just before the new instances are ready."""
+    with scaling(model, AUTO, definers="ab", others="cd", transfer=PACE) as nodes:
+        until(lambda: settled(nodes, "c", 1), "the first instance, and no other")
+        owner = why(nodes, "c")["owner"]
+        left = [name for name in nodes.nodes if name != owner]
+        with burst(nodes, "".join(left), 60):
+            until(lambda: grows(nodes, owner), "a decision to grow")
+            time.sleep(delay_s)
+            nodes.kill(owner)
+            until(lambda: serving(nodes, left[0]) >= 2, "the growth, under whatever owner")
+        assert why(nodes, left[0])["owner"] in left
+        until(lambda: settled(nodes, left[0], 1), "one instance, and nothing begun and not ended")
+
+
+def grows(nodes: Cluster, owner: str) -> bool:
+    return any(each["acted"] and each["action"] == "grow" for each in decisions(nodes, owner))
 
 
 def test_a_held_request_wakes_a_model_which_goes_to_zero_again(model: Path) -> None:

@@ -131,3 +131,28 @@ def test_a_stage_that_dies_from_zero_alters_no_token(
         os.kill(nodes.nodes[name].worker(), signal.SIGKILL)
         assert [token_ids(reply) for reply in burst.answers()] == alone
         ended(nodes, "a", begun["id"])
+
+
+def test_no_more_requests_are_held_than_may_wait(tmp_path: Path, path: Path) -> None:
+    """Those beyond are told at once when to come again; those held are answered."""
+    nodes = Cluster(tmp_path)
+    try:
+        has = "devices = []" + HAS_IT.format(path=path)
+        nodes.add("a", has, http=f"max_queue = {SIZE}")
+        nodes.add("c", DEVICE.format(models="models = []", token_us=TOKEN_US))
+        nodes.settle(0)
+        until(lambda: all(ready(nodes, name) for name in nodes.nodes), "all to know of all")
+        burst = Burst(nodes, "a", size=SIZE)
+        until(lambda: held(nodes, "a"), "requests to be held")
+        began_s = time.monotonic()
+        further = Burst(nodes, "a", size=3 * SIZE).answers()
+        assert time.monotonic() - began_s < 2.0
+        assert [reply.status for reply in further] == [503] * (3 * SIZE)
+        waits = [int(reply.headers["Retry-After"]) for reply in further]
+        assert all(1 <= wait_s <= 120 for wait_s in waits)
+        assert held(nodes, "a"), "the others wait on"
+        scale(nodes, "a", 1)
+        assert all(token_ids(reply) for reply in burst.answers())
+        nodes.stop()
+    finally:
+        nodes.end()

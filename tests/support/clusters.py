@@ -84,6 +84,7 @@ class Cluster:
         cluster: str = "",
         node: str = "",
         transfer: str = "",
+        http: str = "",
         key: str = KEY,
     ) -> Node:
         """Start a node, and do not wait for it."""
@@ -99,6 +100,7 @@ name = "{name}"
 [http]
 port = 0
 admin_key_file = "admin.key"
+{http}
 [cluster]
 port = {port}
 join = [{joined}]
