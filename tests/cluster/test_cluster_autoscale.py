@@ -206,6 +206,24 @@ def test_whenever_an_owner_dies_its_growth_is_completed_or_undone(
         until(lambda: settled(nodes, left[0], 1), "one instance, and nothing begun and not ended")
 
 
+@LONG
+def test_an_operators_number_outlives_the_owner(model: Path) -> None:
+    with scaling(model, AUTO, definers="ab", others="cd", transfer=PACE) as nodes:
+        until(lambda: settled(nodes, "c", 1), "the first instance, and no other")
+        owner = why(nodes, "c")["owner"]
+        left = next(name for name in nodes.nodes if name != owner)
+        scale(nodes, left, 2)
+        time.sleep(0.5)  # what gossip takes to tell the heirs
+        nodes.kill(owner)
+        until(lambda: why(nodes, left).get("owner", owner) != owner, "another owner")
+        until(lambda: settled(nodes, left, 2), "two instances")
+        time.sleep(1.5)  # three times the patience with a load for which one would do
+        assert settled(nodes, left, 2)
+        assert why(nodes, left)["wish"] == 2
+        scale(nodes, left, "auto")  # type: ignore[arg-type]
+        until(lambda: settled(nodes, left, 1), "one instance again")
+
+
 def grows(nodes: Cluster, owner: str) -> bool:
     return any(each["acted"] and each["action"] == "grow" for each in decisions(nodes, owner))
 
