@@ -15,7 +15,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from blitzgw.core.clock import Clock
@@ -108,7 +108,8 @@ class Demands:
     """Call it from the event loop; `follow` tells it of views, `open` starts it.
 
     `loads` returns those of this node's instances by model, `latencies` those of a model's clients,
-    None where there have been none. `dilation` is the clock's.
+    None where there have been none. `dilation` is the clock's. `published` returns the number under
+    which an instance's load was last told to all: what an owner hears from here is newer than that.
     """
 
     local: str
@@ -119,6 +120,7 @@ class Demands:
     clock: Clock
     dilation: float = 1.0
     latencies: Callable[[str], Latencies | None] = field(default=lambda _: None)
+    published: Callable[[str], int] = field(default=lambda _: 0)
     _courses: dict[str, _Course] = field(default_factory=dict)
     _told: dict[str, _Told] = field(default_factory=dict)
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
@@ -219,6 +221,9 @@ class Demands:
         told.news_s = None  # all is as it was told
         return not gauge.idle and waited_s >= REPEAT_S
 
+    def _numbered(self, load: LoadFacts) -> LoadFacts:
+        return replace(load, number=self.published(load.instance))
+
     def _measured(self, model: str) -> bool:
         return bool(self.latencies(model))
 
@@ -234,7 +239,9 @@ class Demands:
             arrived=gauge.requests,
             arrived_tokens=max(0, gauge.tokens),
             refused=gauge.refused,
-            loads=gauge.loads,
+            loads=tuple(
+                replace(each, number=self.published(each.instance)) for each in gauge.loads
+            ),
             news_s=0.0 if told.news_s is None else max(0.0, now - told.news_s),
             **(latencies.take() if latencies else {}),
         )

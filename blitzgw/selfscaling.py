@@ -64,7 +64,7 @@ class SelfScaling:
         clock: Clock,
         dilation: float,
     ) -> None:
-        self._view, say = view, hands.say
+        self._view, self._boot, say = view, me.boot, hands.say
         self.desk = OrderDesk(
             me.boot,
             operations,
@@ -93,6 +93,7 @@ class SelfScaling:
             say,
             clock,
             dilation,
+            published=self._number_of,
         )
         router.watch(self.demands.stirred, self._eta_s)
 
@@ -110,6 +111,12 @@ class SelfScaling:
                 self.desk.order(boot, message)
             case op.CancelOrder():
                 self.desk.cancel(boot, message)
+
+    def _number_of(self, instance: str) -> int:
+        """Return the number under which this node has last told of an instance's load."""
+        me = self._view().nodes.get(self._boot)
+        load = me.loads.get(instance) if me is not None else None
+        return load.number if load is not None else 0
 
     def _eta_s(self, model: str) -> float | None:
         return eta_s(scale_facts(self._view()).get(model), wall_time())

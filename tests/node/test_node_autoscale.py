@@ -37,6 +37,7 @@ from blitzgw.scalemetrics import ScaleMetrics
 from blitzgw.scaleview import eta_s, scale_facts
 from blitzgw.scaling import autoevents as auto
 from blitzgw.scaling import effects as eff
+from blitzgw.scaling.loads import newest
 from blitzgw.scaling.ownership import owner_of
 
 ME, OTHER = "a" * 16, "b" * 16
@@ -134,6 +135,17 @@ def test_what_changes_is_told_and_no_more_than_that(desk: Desk) -> None:
     desk.loads = [LoadFacts("m@a/gpu", kv_tokens=100)]
     assert len(desk.look()) == 1, "that it has ended is told"
     assert desk.look(REPEAT_S) == [], "and then there is silence"
+
+
+def test_a_load_is_told_as_newer_than_what_all_have_been_told(desk: Desk) -> None:
+    """Or an owner would decide on what gossip says, which is a second old."""
+    desk.demands.published = {"m@a/gpu": 7}.get  # type: ignore[assignment]
+    desk.loads = [LoadFacts("m@a/gpu", running=1)]
+    [demand] = desk.look()
+    [told] = demand.loads
+    assert newest([LoadFacts("m@a/gpu", number=7)], demand.loads)["m@a/gpu"] == told
+    assert newest([LoadFacts("m@a/gpu", number=8)], demand.loads)["m@a/gpu"] != told
+    assert desk.look() == [], "a number alone is no news"
 
 
 def test_held_requests_are_told_at_every_look_with_how_long_they_have_waited(desk: Desk) -> None:
