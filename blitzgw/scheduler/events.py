@@ -152,6 +152,21 @@ class StepCompleted:
 
 
 @dataclass(frozen=True, slots=True)
+class StepsRepeated:
+    """The worker has carried out several steps, each of which only repeated the one before it.
+
+    At most `Scheduler.repeats` of them. `tokens` are, for each sequence that decodes in the order
+    of its rows, one for each step; none of them ends it. They took `durations_s`. The steps in
+    flight are now the last ones that would have been posted, their numbers raised accordingly: no
+    `RunStep` tells of that.
+    """
+
+    instance: str
+    tokens: tuple[tuple[int, ...], ...]
+    durations_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RunStep:
     """Post a step to the worker, in the order in which these effects stand."""
 
@@ -208,6 +223,7 @@ Event = (
     RequestArrived
     | RequestAborted
     | StepCompleted
+    | StepsRepeated
     | StepFailed
     | InstanceOpened
     | LayersResident

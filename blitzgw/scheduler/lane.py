@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from blitzgw.core.span import Span
 from blitzgw.core.step import BLOCK_TOKENS, Send
+from blitzgw.core.view import LoadFacts
 from blitzgw.scheduler.budget import KvBudget
 from blitzgw.scheduler.events import ServedInstance
 from blitzgw.scheduler.fairness import FairQueue
@@ -223,6 +224,21 @@ class Lane:
         posted = 0 if self.loading else self.posted_prefill_tokens
         staged = sum(relay.prefill_left for relay in self.relays.values()) if self.relays else 0
         return self.queue.tokens + self.lent_tokens + unposted + posted + staged
+
+    def load(self, committed_tokens: int) -> LoadFacts:
+        """Return how busy the instance is."""
+        active_bytes = self.allocator.active_blocks * self.instance.kv.block_bytes
+        return LoadFacts(
+            instance=self.instance.id,
+            running=self.n_running,
+            waiting=len(self.queue),
+            queued_tokens=self.queued_tokens(),
+            kv_usage=active_bytes / max(1, self.budget.total_bytes),
+            prefill_tokens_per_s=self.pace.prefill_tokens_per_s,
+            decode_step_s=self.pace.decode_step_s,
+            kv_tokens=self.kv_tokens,
+            kv_committed_tokens=committed_tokens,
+        )
 
     def statistics(
         self, live: LiveStatistics | None = None, committed_tokens: int = 0

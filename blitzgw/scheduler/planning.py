@@ -92,6 +92,22 @@ class Planner:
         ids = [step.id for step in self.in_flight.values() if step.lane is lane]
         lane.held_until = max(ids, default=0)
 
+    def is_held(self, lane: Lane) -> bool:
+        """Tell whether an instance waits for what was in flight when a step failed."""
+        return any(
+            step.lane is lane and step.id <= lane.held_until for step in self.in_flight.values()
+        )
+
+    def renumber(self, count: int) -> None:
+        """Let the steps in flight be the last of `count` more, each of which was like them."""
+        last, self._last_step = self._last_step, self._last_step + count
+        ids = [*self.in_flight, *range(last + 1, self._last_step + 1)]
+        steps = [*self.in_flight.values()]
+        self.in_flight.clear()
+        for number, step in zip(ids[-len(steps) :], steps, strict=True):
+            step.id = number
+            self.in_flight[number] = step
+
     def requeue(self, seq: Sequence) -> None:
         """Let a preempted sequence, all of whose tokens are known, wait in front."""
         seq.move(Phase.WAITING)
@@ -148,7 +164,7 @@ class Planner:
     def _post_next(self, effects: list[Effect]) -> bool:
         """Post a step for the next instance that has something to run."""
         for lane in self._turns:
-            if lane.held_until and self._is_held(lane):
+            if lane.held_until and self.is_held(lane):
                 continue
             batch = self._compose(lane)
             if not batch:
@@ -164,11 +180,6 @@ class Planner:
             self._turns.append(lane)
             return True
         return False
-
-    def _is_held(self, lane: Lane) -> bool:
-        return any(
-            step.lane is lane and step.id <= lane.held_until for step in self.in_flight.values()
-        )
 
     def _post_news(self, lane: Lane, effects: list[Effect]) -> None:
         self._last_step += 1

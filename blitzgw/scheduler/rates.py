@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 SMOOTHING = 0.1
 """Weight of the newest step: the memory is about ten steps, less than a second of serving."""
 
@@ -31,10 +33,7 @@ class Pace:
         if duration_s <= 0:
             return
         if not prefill_tokens:
-            before = self.decode_step_s
-            if before is None:
-                before = duration_s
-            self.decode_step_s = before + SMOOTHING * (duration_s - before)
+            self.observe_decoding((duration_s,))
             return
         own_s = duration_s
         if decode_rows:
@@ -43,3 +42,13 @@ class Pace:
         keep = 1.0 - SMOOTHING
         self._prefill_tokens = keep * self._prefill_tokens + SMOOTHING * prefill_tokens
         self._prefill_s = keep * self._prefill_s + SMOOTHING * own_s
+
+    def observe_decoding(self, durations_s: Iterable[float]) -> None:
+        """Take the durations of steps, one after another, that only decoded."""
+        mean = self.decode_step_s
+        for duration_s in durations_s:
+            if duration_s > 0:
+                if mean is None:
+                    mean = duration_s
+                mean += SMOOTHING * (duration_s - mean)
+        self.decode_step_s = mean

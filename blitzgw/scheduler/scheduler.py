@@ -17,6 +17,7 @@ from blitzgw.core.peer import Loss
 from blitzgw.core.ports import Outlook
 from blitzgw.core.request import FinishReason, GenerationRequest, TokenEvent
 from blitzgw.core.step import BLOCK_TOKENS, StepResult
+from blitzgw.core.view import LoadFacts
 from blitzgw.errors import Outdated, Overloaded
 from blitzgw.scheduler.budget import KvBudget
 from blitzgw.scheduler.events import (
@@ -32,14 +33,17 @@ from blitzgw.scheduler.events import (
     RequestArrived,
     ServedInstance,
     StepCompleted,
+    StepsRepeated,
 )
 from blitzgw.scheduler.fairness import OUTPUT_WEIGHT
 from blitzgw.scheduler.integrity import check_books
 from blitzgw.scheduler.lane import InstanceStatistics, Lane, PostedStep
+from blitzgw.scheduler.lengths import committed_tokens
 from blitzgw.scheduler.live.integrity import check_live
 from blitzgw.scheduler.live.live import HOME_LAYERS, IN_FLIGHT, PATIENCE, Live
 from blitzgw.scheduler.planning import Planner
 from blitzgw.scheduler.refusals import objection_to
+from blitzgw.scheduler.repeating import repeats, take_repeated
 from blitzgw.scheduler.sequence import Phase, Sequence
 
 MAX_IN_FLIGHT = 2
@@ -101,6 +105,7 @@ class Scheduler:
             RequestArrived: self._on_arrived,
             RequestAborted: self._on_aborted,
             StepCompleted: self._on_completed,
+            StepsRepeated: self._on_repeated,
             StepFailed: self._on_failed,
             InstanceOpened: self._on_opened,
             InstanceReady: self._on_ready,
@@ -112,6 +117,14 @@ class Scheduler:
     def expects_ticks(self) -> bool:
         """Whether time decides anything: then `Ticked` is to be told once a second."""
         return self._live.expects_ticks
+
+    @property
+    def repeats(self) -> int:
+        """How many of the next results may be told as one `StepsRepeated`; 0: none.
+
+        As long as none of the tokens ends a sequence, and nothing else happens before.
+        """
+        return repeats(self._planner, self._live, self._budget)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take an event at time `now` in seconds; return steps first, then what clients are told.
@@ -134,6 +147,14 @@ class Scheduler:
         if lane.loading:
             return Outlook(0, open=self._live.pipelines.lead.is_open(lane), reluctant=True)
         return Outlook(lane.queued_tokens(), lane.pace.prefill_tokens_per_s)
+
+    def load(self, instance: str) -> LoadFacts | None:
+        """Return how busy an instance is, without all else of its `statistics`; None: not here."""
+        lane = self._planner.lanes.get(instance)
+        if lane is None:
+            return None
+        held = [seq for seq in self._requests.values() if seq.instance == instance]
+        return lane.load(committed_tokens(held, lane.outputs))
 
     def statistics(self) -> SchedulerStatistics:
         """Return the present figures."""
@@ -245,6 +266,9 @@ class Scheduler:
         if self._live.kept:
             events = self._live.kept.hold(events)
         return [EmitTokens(events)] if events else []
+
+    def _on_repeated(self, event: StepsRepeated, _now: float) -> list[Effect]:
+        return [EmitTokens(take_repeated(self._planner, event))]
 
     def _observe_stage(self, posted: PostedStep, duration_s: float) -> None:
         """Take the duration of a step over a span; through all layers it would have been longer."""

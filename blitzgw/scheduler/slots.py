@@ -95,6 +95,9 @@ class SlotAllocator:
         self._pinned: set[int] = set()
         self._releases: list[tuple[int, int]] = []
         self._evictions = 0
+        self._touched_blocks = 0
+        self.active_blocks = 0
+        """In the slots of sequences, all that these slots have touched."""
         # Cheapest first: lose nothing, lose nothing but copy, lose a longer prefix, reuse nothing.
         self._places: tuple[_Place, ...] = (self._continue, self._copy, self._overwrite)
         budget.members.append(self)
@@ -170,7 +173,7 @@ class SlotAllocator:
         slot.withheld = False
         del slot.names[slot.published :]
         slot.stamp = self._budget.next_stamp() if slot.published else 0
-        self._budget.active_bytes -= slot.account * self.geometry.block_bytes
+        self._account_active(-slot.account)
 
     def flush(self) -> tuple[tuple[int, int], ...]:
         """Return the releases for the step that is posted now; what it copies from is unpinned."""
@@ -183,8 +186,7 @@ class SlotAllocator:
         """Return all memory to the budget: the instance is gone."""
         for seq in list(self._owned):
             self.free(seq)
-        touched = sum(slot.account for slot in self._slots)
-        self._budget.give_back(touched * self.geometry.block_bytes)
+        self._budget.give_back(self._touched_blocks * self.geometry.block_bytes)
         self._budget.members.remove(self)
 
     def evictable_bytes(self) -> int:
@@ -269,10 +271,10 @@ class SlotAllocator:
     def _occupy(self, slot: _Slot, seq: int, need: int) -> bool:
         """Give a slot to a sequence with room for `need` blocks; False leaves it idle."""
         slot.owner = seq  # before touching, lest it be evicted to make room for itself
-        self._budget.active_bytes += slot.account * self.geometry.block_bytes
+        self._account_active(slot.account)
         if not self._touch(slot, need):
             slot.owner = None
-            self._budget.active_bytes -= slot.account * self.geometry.block_bytes
+            self._account_active(-slot.account)
             return False
         slot.used = need
         self._owned[seq] = slot
@@ -280,14 +282,20 @@ class SlotAllocator:
 
     def _touch(self, slot: _Slot, need: int) -> bool:
         """Account for the first `need` blocks of an active slot."""
-        size = (need - slot.account) * self.geometry.block_bytes
-        if size <= 0:
+        more = need - slot.account
+        if more <= 0:
             return True
-        if not self._budget.take(size):
+        if not self._budget.take(more * self.geometry.block_bytes):
             return False
-        self._budget.active_bytes += size
+        self._account_active(more)
+        self._touched_blocks += more
         slot.account = need
         return True
+
+    def _account_active(self, blocks: int) -> None:
+        """Count blocks into those that sequences occupy, or out of them."""
+        self.active_blocks += blocks
+        self._budget.active_bytes += blocks * self.geometry.block_bytes
 
     def _forget(self, slot: _Slot, keep: int) -> None:
         """Take the names of a slot beyond the first `keep` out of the index."""
@@ -301,6 +309,7 @@ class SlotAllocator:
         per_slot = self.geometry.blocks_per_slot
         self._releases.append((slot.index * per_slot, per_slot))
         self._budget.give_back(slot.account * self.geometry.block_bytes)
+        self._touched_blocks -= slot.account
         slot.account = 0
 
     def statistics(self) -> SlotStatistics:
@@ -308,8 +317,8 @@ class SlotAllocator:
         return SlotStatistics(
             active_slots=len(self._owned),
             retained_slots=sum(1 for s in self._slots if s.owner is None and s.published),
-            active_blocks=sum(slot.account for slot in self._owned.values()),
-            touched_blocks=sum(slot.account for slot in self._slots),
+            active_blocks=self.active_blocks,
+            touched_blocks=self._touched_blocks,
             evictions=self._evictions,
         )
 
@@ -328,5 +337,7 @@ class SlotAllocator:
             for name in slot.names[: slot.published]:
                 held.add(name)
                 assert slot.index in self._index.holders(name)
+        assert self.active_blocks == sum(slot.account for slot in self._owned.values())
+        assert self._touched_blocks == sum(slot.account for slot in self._slots)
         assert len(held) == len(self._index)
         assert len(self._owned) == sum(1 for slot in self._slots if slot.owner is not None)

@@ -75,8 +75,9 @@ class Lending:
         loans = [
             loan
             for side in self._books.homes_of(lane)
+            if not self._is_slow(side)
             for loan in side.loans.values()
-            if loan.is_takeable and not self._is_slow(side)
+            if loan.is_takeable
         ]
         return min(loans, key=lambda loan: loan.seq.rank, default=None)
 
@@ -147,18 +148,23 @@ class Lending:
             for side in self._books.homes_of(lane)
             if side.pulled and not side.finished and not self._is_slow(side)
         ]
+        busy = {side.id: len(side.in_flight()) for side in sides}
+        seq: Sequence | None = None
         while sides:
-            side = min(sides, key=lambda side: len(side.in_flight()))
-            seq = next(
-                (seq for seq in islice(lane.queue.in_order(), LOOK_AHEAD) if _may_go(lane, seq)),
-                None,
-            )
+            side = min(sides, key=lambda side: busy[side.id])
+            seq = seq or self._first_to_go(lane)
             if seq is None:
                 return
             if self._has_room(side, seq):
                 self._lend(lane, side, seq)
+                busy[side.id] += 1
+                seq = None
             else:
                 sides.remove(side)
+
+    def _first_to_go(self, lane: Lane) -> Sequence | None:
+        waiting = islice(lane.queue.in_order(), LOOK_AHEAD)
+        return next((seq for seq in waiting if _may_go(lane, seq)), None)
 
     def _will_take(self, lane: Lane, head: Sequence) -> bool:
         """Tell whether the instance itself is about to take the head of its queue."""

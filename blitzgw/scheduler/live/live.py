@@ -110,6 +110,13 @@ class Live:
         return bool(self.books.told or self.books.homes)
 
     @property
+    def is_aside(self) -> bool:
+        """Whether steps that only decode leave all of it as it is."""
+        books, pipelines = self.books, self.pipelines
+        busy = books.told or self.kept or self.moving.is_busy or pipelines.returning.leads
+        return not (busy or any(side.loans for side in books.homes.values()))
+
+    @property
     def expects_ticks(self) -> bool:
         """Whether somebody may fail to come."""
         return bool(self.kept) or self.home.awaits_news or self.moving.is_busy
