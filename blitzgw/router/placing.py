@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from blitzgw.router.affinity import PrefixMemory, SessionMemory, name_prefixes
 from blitzgw.router.choice import Dice, assess, choose
@@ -42,6 +42,10 @@ class Placing:
             chosen = choose(prospects, entry.request.session, self._dice)
             yield chosen.seat
             prospects.remove(chosen)
+
+    def likely(self, entry: Entry) -> Iterable[int]:
+        """Return the serials of instances that are believed to have some of a prompt."""
+        return self._cached(entry)
 
     def placed(self, entry: Entry, seat: Seat) -> None:
         """Learn that an instance has taken a request."""
