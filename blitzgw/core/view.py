@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from blitzgw.core.instance import DeviceKind, InstanceState, Role
+from blitzgw.core.membership import DEFINITIONS, LIVING, MEMBERSHIP
+from blitzgw.core.picture import Picture
 from blitzgw.core.rumours import Status
 from blitzgw.core.span import Span
 
@@ -74,13 +76,16 @@ class HostFacts:
     networks: tuple[NetworkFacts, ...] = ()
     disk_bytes_per_s: float = 0.0
     """What reading checkpoints has come to of late, or may come to at most; 0: not known."""
+    host_bytes_per_s: float = 0.0
+    """What a device may take from host memory at most; 0: as fast as it goes."""
 
 
 @dataclass(frozen=True, slots=True)
 class CopyFacts:
     """A host copy of the weights of that root, or one being made. `device` is whose worker has it.
 
-    `blobs` is what is resident: bit i of the hexadecimal number is blob i.
+    `blobs` is what is resident: bit i of the hexadecimal number is blob i. One that is `cached` is
+    what an instance leaves behind for a while: it can be taken from, and is not to be counted on.
     """
 
     weights: str
@@ -89,6 +94,7 @@ class CopyFacts:
     size_bytes: int
     blobs: str = "0"
     complete: bool = False
+    cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +104,9 @@ class ScaleTerms:
     `mode` is a `core.scale.ScaleMode`. `ttft_s` and `tpot_s` are the targets: 90 of 100 requests
     are to get their first token, and each further one on average, within that. `max_instances` 0:
     as many as devices take. `patience_s` is for how long fewer instances have to suffice before one
-    goes; 0 for `idle_to_zero_s` is never. For `keep_s` after its end an instance can be revived. Of
-    two models that want a device the one with the higher `priority` has it.
+    goes; 0 for `idle_to_zero_s` is never. For `keep_s` after its end an instance can be revived,
+    for `host_cache_s` after that its weights stay in its machine's memory. Of two models that want
+    a device the one with the higher `priority` has it.
     """
 
     mode: str = "manual"
@@ -111,6 +118,7 @@ class ScaleTerms:
     idle_to_zero_s: float = 0.0
     keep_s: float = 30.0
     priority: int = 0
+    host_cache_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,36 +304,37 @@ class NodeView:
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """The cluster at one moment, by boot id; `local` is the node that holds this view."""
+    """The cluster at one moment, by boot id; `local` is the node that holds this view.
+
+    `picture` is what it has in common with all views of the same nodes: give it where there are
+    such, or where one is known that came before.
+    """
 
     local: str
     nodes: Mapping[str, NodeView]
+    picture: Picture = field(default_factory=Picture, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """See to it that the picture is one of these nodes."""
+        if self.picture.nodes is not self.nodes:
+            object.__setattr__(self, "picture", Picture(self.nodes, self.picture))
 
     def living(self) -> Iterator[NodeView]:
         """Yield the nodes that are believed to run, this one included."""
-        return (node for node in self.nodes.values() if node.living)
+        living = self.picture.recall(LIVING)
+        return iter(living)
 
     def oldest_definition(self, name: str, digest: str) -> ModelFacts | None:
         """Return what the living node says of a definition that has had it for longest."""
-        told = [
-            (facts.since_s, node.boot, facts)
-            for node in self.living()
-            for facts in node.models.values()
-            if (facts.name, facts.digest) == (name, digest)
-        ]
-        return min(told, key=lambda each: each[:2])[2] if told else None
+        return self.picture.recall(DEFINITIONS).oldest(name, digest)
 
     def namesakes(self) -> dict[str, list[NodeView]]:
         """Return, by name, the living nodes that share one, the eldest first.
 
         Of several at one address the youngest counts: the others have died, which is not known yet.
         """
-        found: dict[str, dict[tuple[str, int], NodeView]] = {}
-        for node in sorted(self.living(), key=lambda node: (node.started_s, node.boot)):
-            nodes = found.setdefault(node.name, {})
-            nodes.pop((node.host, node.port), None)
-            nodes[node.host, node.port] = node
-        return {name: [*nodes.values()] for name, nodes in found.items() if len(nodes) > 1}
+        shared = self.picture.recall(MEMBERSHIP).namesakes
+        return {name: [self.nodes[boot] for boot in shared[name]] for name in sorted(shared)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from blitzgw.core.picture import Picture
 from blitzgw.core.rumours import Rumour, Update
 from blitzgw.core.view import (
     ClusterView,
@@ -63,12 +64,19 @@ class _Books:
     member: Rumour
     heard_s: float
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    frozen: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     view: NodeView | None = None
+
+    def of(self, kind: str) -> Mapping[str, Any]:
+        """Return the facts of a kind, by name: the same object until one of them has changed."""
+        found = self.frozen.get(kind)
+        if found is None:
+            found = self.frozen[kind] = MappingProxyType(dict(self.facts.get(kind, {})))
+        return found
 
     def freeze(self) -> NodeView:
         if self.view is None:
-            of = self.facts.get
-            member = self.member
+            of, member = self.of, self.member
             self.view = NodeView(
                 boot=member.boot,
                 name=member.name,
@@ -76,15 +84,15 @@ class _Books:
                 port=member.port,
                 status=member.status,
                 started_s=member.started_s,
-                facts=of("node", {}).get(""),
-                devices=MappingProxyType(dict(of("device", {}))),
-                models=MappingProxyType(dict(of("model", {}))),
-                instances=MappingProxyType(dict(of("instance", {}))),
-                loads=MappingProxyType(dict(of("load", {}))),
-                copies=MappingProxyType(dict(of("copy", {}))),
-                wishes=MappingProxyType(dict(of("wish", {}))),
-                scaling=MappingProxyType(dict(of("scale", {}))),
-                host_facts=of("host", {}).get(""),
+                facts=of("node").get(""),
+                devices=of("device"),
+                models=of("model"),
+                instances=of("instance"),
+                loads=of("load"),
+                copies=of("copy"),
+                wishes=of("wish"),
+                scaling=of("scale"),
+                host_facts=of("host").get(""),
                 heard_s=self.heard_s,
             )
         return self.view
@@ -110,6 +118,8 @@ class Directory:
         self._local = me.boot
         self._books = {me.boot: _Books(me, now)}
         self._early: dict[str, list[Update]] = {}
+        self._picture = Picture()
+        self._touched: dict[str, None] = {me.boot: None}
         self._view: ClusterView | None = None
         self.undecodable = 0
         """Entries ignored: such as do not decode, or are not about what their key says."""
@@ -117,26 +127,31 @@ class Directory:
     def view(self) -> ClusterView:
         """Return the present picture."""
         if self._view is None:
-            nodes = {boot: books.freeze() for boot, books in self._books.items()}
-            self._view = ClusterView(self._local, MappingProxyType(nodes))
+            found = ((boot, self._books.get(boot)) for boot in self._touched)
+            self._picture = self._picture.after(
+                {boot: books.freeze() if books is not None else None for boot, books in found}
+            )
+            self._touched.clear()
+            self._view = ClusterView(self._local, self._picture.nodes, self._picture)
         return self._view
 
     def member_changed(self, member: Rumour, now: float) -> None:
         """Take a member in, or its new status, name or address."""
         books = self._books.get(member.boot)
         if books is None:
-            self._books[member.boot] = _Books(member, now)
+            self._books[member.boot] = books = _Books(member, now)
+            self._touch(books, now)
             self.updated(self._early.pop(member.boot, ()), now)
         else:
             books.member = member
             self._touch(books, books.heard_s)
-        self._view = None
 
     def member_forgotten(self, boot: str) -> None:
         """Drop a member and all of its facts."""
-        self._books.pop(boot, None)
         self._early.pop(boot, None)
-        self._view = None
+        if self._books.pop(boot, None) is not None:
+            self._touched[boot] = None
+            self._view = None
 
     def updated(self, updates: Iterable[Update], now: float) -> Taken:
         """Take entries of other members. What is not as it should be is counted and left out."""
@@ -189,13 +204,14 @@ class Directory:
         before = facts.pop(name, None) if fact is None else facts.get(name)
         if fact is not None:
             facts[name] = fact
+        books.frozen.pop(kind, None)
         self._touch(books, now)
         return _is_structural(before, fact)
 
     def _touch(self, books: _Books, heard_s: float) -> None:
         books.heard_s = heard_s
-        books.view = None
-        self._view = None
+        books.view = self._view = None
+        self._touched[books.member.boot] = None
 
 
 def _fact(update: Update) -> Fact | None:

@@ -75,6 +75,8 @@ class Arrivals:
         been seen in a slice, n − √n / 2 are taken for certain: half a standard deviation less.
         """
         seen, certain = 0.0, 0.0
+        if self.within(now - 2 * SLICES_S[-1], now)[0] < 2 * ENOUGH:
+            return seen, certain
         for d in SLICES_S:
             if 2 * d < prompt_s:
                 continue

@@ -12,11 +12,11 @@ orders out is `Operations`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from blitzgw.core.scale import DecisionFacts, WhyFacts
-from blitzgw.core.view import ClusterView, ScaleFacts
+from blitzgw.core.view import ClusterView, ScaleFacts, ScaleWish
 from blitzgw.scaling.autoevents import (
     AutoEffect,
     AutoEvent,
@@ -72,6 +72,7 @@ class Autoscaler:
             boot, node, self._census, self._journal, self._charges.definitions, unix_time
         )
         self._judged: dict[str, Judgement] = {}
+        self._wished: Sequence[ScaleWish] = ()
         self._unfollowed = False
         self._handlers: dict[type, Callable[[Any, float], list[AutoEffect]]] = {
             TimePassed: self._on_time,
@@ -153,8 +154,11 @@ class Autoscaler:
         """Follow the view: wishes, ownership, deaths; look at everything anew."""
         self._unfollowed = False
         effects: list[AutoEffect] = []
-        for model in self._wishes.learn(self._census.wishes()):
-            self._command(model, now)
+        wishes = self._census.wishes()
+        if wishes is not self._wished:
+            self._wished = wishes
+            for model in self._wishes.learn(wishes):
+                self._command(model, now)
         for charge in self._charges.follow(now):
             self._judged.pop(charge.model, None)
             if charge.bulletin.told is not None:
@@ -258,8 +262,8 @@ class Autoscaler:
         if charge.level_at is not None and now >= charge.level_at:
             effects += self._level(charge, now)
             charge.level_at = None
-        charge.looked_s = now
         judged = self._judged[charge.model] = self._judge.judge(charge, now)
+        charge.looked(judged.present, now)
         acts = self._ordering.act(charge, judged, now)
         for effect in acts:
             if isinstance(effect, SendCede) and effect.boot == self._boot:

@@ -53,7 +53,7 @@ ENOUGH_REQUESTS = 50
 less than what lies between `USE_LO` and `USE_HI`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Band:
     """How many instances one thing asks for, and how that was worked out."""
 
@@ -64,7 +64,7 @@ class Band:
     formula: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outlook:
     """What the band of prefill has to know besides the figures.
 
@@ -96,18 +96,24 @@ def prefill(figures: Figures, terms: ScaleTerms, outlook: Outlook) -> Band:
         inflow = figures.certain_tokens_per_s / rate
     queue_s = backlog / rate
     work_s, later_s = work_ahead_s(queue_s, inflow, outlook), outlook.load_s
-    aim = max(work_s / (later_s + middle), inflow / USE_MIDDLE)
-    growing = f"growing ({work_s:.3g} s)/({later_s:.3g} s + hi {hi:.3g} s)"
-    growing += f" = {work_s / (later_s + hi):.2f}"
     most = figures.requests or math.inf
-    high = min(most, max(queue_s / lo, (queue_s + figures.prompt_s) / hi))
+    then = most + _requests_within(later_s + middle, inflow, figures)
+    grown, aim = min(then, work_s / (later_s + hi)), work_s / (later_s + middle)
+    aim = min(then, max(aim, inflow / USE_MIDDLE))
+    growing = f"growing ({work_s:.3g} s)/({later_s:.3g} s + hi {hi:.3g} s) = {grown:.2f}"
+    high = min(most + 1, max(queue_s / lo, (queue_s + figures.prompt_s) / hi))
     if outlook.answering:
-        return Band("growing", work_s / (later_s + hi), aim, high, growing)
+        return Band("growing", grown, aim, high, growing)
     low, middling = min(most, queue_s / hi), min(most, queue_s / middle)
     text = f"prefill ({backlog} tokens)/({rate:.3g} tokens/s)/(hi {hi:.3g} s) = {queue_s / hi:.2f}"
     text += f", of use to {most} requests" if low == most else ""
     text += f", {growing}" if aim > middling else ""
     return Band("prefill", low, max(aim, middling), high, text)
+
+
+def _requests_within(seconds: float, inflow: float, figures: Figures) -> float:
+    """Return how many requests come within a time if so many instances are kept busy by them."""
+    return inflow * seconds / figures.prompt_s if inflow > 0 and figures.prompt_s > 0 else 0.0
 
 
 def work_ahead_s(queue_s: float, inflow: float, outlook: Outlook) -> float:

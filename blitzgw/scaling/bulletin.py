@@ -49,24 +49,29 @@ class Bulletin:
     told: ScaleFacts | None = None
     told_s: float = 0.0
     due: ScaleFacts | None = None
+    pause_s: float = 0.0
+    """How long after the last telling that is to be."""
 
     def note(self, facts: ScaleFacts, unix_s: float) -> None:
         """Take what there is to tell now."""
-        told = self.told.pressure if self.told is not None else None
-        pressure = coarse(facts.pressure, told)
-        facts = replace(facts, pressure=pressure, reason=facts.reason[:MAX_REASON])
-        if self.told is not None and _near(facts.ready_s, self.told.ready_s, unix_s):
-            facts = replace(facts, ready_s=self.told.ready_s)
-        self.due = facts if facts != self.told else None
+        told = self.told
+        if told is None:
+            self.due = replace(facts, pressure=coarse(facts.pressure), reason=_short(facts))
+            return
+        ready_s = told.ready_s if _near(facts.ready_s, told.ready_s, unix_s) else facts.ready_s
+        pressure, reason = coarse(facts.pressure, told.pressure), _short(facts)
+        same = (facts.model, facts.mode, facts.present, facts.wanted, ready_s, reason) == (
+            told.model, told.mode, told.present, told.wanted, told.ready_s, told.reason,
+        ) and facts.since_s == told.since_s  # fmt: skip
+        if same and pressure == told.pressure:
+            self.due = None
+            return
+        self.pause_s = TELL_FIGURES_S if same else TELL_S
+        self.due = replace(facts, pressure=pressure, ready_s=ready_s, reason=reason)
 
     def deadline(self) -> float | None:
         """Return when it is to be told; None: there is nothing to tell."""
-        if self.due is None:
-            return None
-        if self.told is None:
-            return self.told_s
-        same = replace(self.due, pressure=self.told.pressure) == self.told
-        return self.told_s + (TELL_FIGURES_S if same else TELL_S)
+        return self.told_s + self.pause_s if self.due is not None else None
 
     def tell(self, now: float) -> ScaleFacts | None:
         """Return what is to be told now, if anything is."""
@@ -75,6 +80,10 @@ class Bulletin:
             return None
         self.told, self.told_s, self.due = self.due, now, None
         return self.told
+
+
+def _short(facts: ScaleFacts) -> str:
+    return facts.reason[:MAX_REASON]
 
 
 def _near(ready_s: float, told_s: float, unix_s: float) -> bool:

@@ -22,6 +22,13 @@ LOOK_S = 0.01
 """Between two looks at a model: hundreds of nodes may tell of it every 20 ms, and none of their
 messages is worth more than this of delay."""
 
+LOOK_INSTANCES = 32
+"""A look at more takes longer in proportion, and so does the time between two looks: an owner has
+other things to do."""
+
+MAX_LOOK_S = 0.05
+"""But no longer than that: so soon a queue over its bound is to be answered."""
+
 TICK_S = 1.0
 """The longest between two looks: figures move with time, even if nobody says anything."""
 
@@ -69,6 +76,8 @@ class Charge:
     """When what was ordered last is expected, if nobody predicts it better."""
     serves_since_s: float | None = None
     """When the first of the instances that serve began to; None: none does."""
+    look_s: float = LOOK_S
+    """Between two looks, as many instances as there are."""
     looked_s: float | None = None
     viewed_s: float | None = None
     look_at: float | None = None
@@ -82,14 +91,19 @@ class Charge:
         """Have the model looked at: at once, or as soon as it may be looked at again."""
         at = now
         if not at_once and self.looked_s is not None:
-            at = max(now, self.looked_s + LOOK_S)
+            at = max(now, self.looked_s + self.look_s)
         self.look_at = at if self.look_at is None else min(self.look_at, at)
+
+    def looked(self, instances: int, now: float) -> None:
+        """Note a look at so many instances."""
+        self.looked_s = now
+        self.look_s = min(MAX_LOOK_S, LOOK_S * max(1.0, instances / LOOK_INSTANCES))
 
     def look_later(self, times: list[float | None], coming: bool, now: float) -> None:
         """Have the model looked at, at the first of these times that is yet to come."""
         ahead = [time for time in times if time is not None and time > now]
         ahead.append(now + (COMING_TICK_S if coming else TICK_S))
-        self.look_at = max(min(ahead), now + LOOK_S)
+        self.look_at = max(min(ahead), now + self.look_s)
 
     def loaded(self, seconds: float) -> None:
         """Learn what a loading has taken."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from blitzgw.core.scale import Demand
 from blitzgw.scaling.census import MAX_MODELS, Census
@@ -30,7 +30,7 @@ class Charges:
         self._boot, self._census, self._define = boot, census, define
         self._unix_time = unix_time
         self._ours: dict[str, Charge] = {}
-        self._models: list[str] = []
+        self._models: Sequence[str] = ()
         self._overheard: dict[str, tuple[Monitor, float]] = {}
         self._senders: set[str] = set()
         self._again_at: float | None = None
@@ -60,9 +60,7 @@ class Charges:
         self._forget_dead(now)
         self._models = self._census.models()
         before, self._ours, unknown = self._ours, {}, False
-        for model in self._models:
-            if self._census.owner(model) != self._boot:
-                continue
+        for model in self._census.owned(self._boot):
             definition = self._define(model)
             if definition is None:
                 unknown = True
@@ -137,8 +135,5 @@ class Charges:
                 del self._overheard[model]
 
     def _forget_dead(self, now: float) -> None:
-        nodes = self._census.view.nodes
-        for boot in [*self._senders]:
-            node = nodes.get(boot)
-            if node is None or not node.living:
-                self.forget(boot, now)
+        for boot in self._census.strangers(self._senders):
+            self.forget(boot, now)

@@ -18,7 +18,7 @@ from blitzgw.core.operation import Claim, Claimed, Retire
 from blitzgw.scaling.freedevices import FreeDevice, free_devices
 from blitzgw.scaling.reception import Reception
 from blitzgw.scaling.scarcity import shortage
-from blitzgw.scaling.survey import instances_of
+from blitzgw.scaling.survey import COUNTED, instances_of
 from blitzgw.scaling.targets import CLAIMED, CLAIMING, FAILED, Target
 
 CLAIM_PATIENCE_S = 2.0
@@ -152,7 +152,8 @@ class Claiming(Reception):
             target.arrived.clear()
 
     def _on_claim_refused(self, target: Target, message: Claimed, now: float) -> None:
-        if message.claim > target.claim and target.asked < MAX_ASKED:
+        newer = message.claim > target.claim and target.asked < MAX_ASKED
+        if newer and not self._is_spoken_for(target, message.claim):
             target.claim, target.asked = message.claim, target.asked + 1
             self._send_claim(target)  # it has moved on unseen, and may be free all the same
             return
@@ -160,6 +161,14 @@ class Claiming(Reception):
         self._fail(target, message.reason, now)
         self._replace(now)
         self._check_claims(now)
+
+    def _is_spoken_for(self, target: Target, claim: int) -> bool:
+        """Whether another operation of this node asks for a device at its newest claim."""
+        node = self._around.view().nodes.get(target.boot)
+        return node is not None and any(
+            facts.device == target.device and facts.claim >= claim and facts.state in COUNTED
+            for facts in node.instances.values()
+        )
 
     def _lose_target(self, target: Target, reason: str, now: float) -> None:
         """Give a target up; while devices are being claimed, another is asked for instead."""

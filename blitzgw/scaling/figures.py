@@ -1,11 +1,15 @@
-"""What is measured of one model, as the policy reads it."""
+"""What is measured of one model, as the policy reads it.
+
+These, and what else is made anew with every look at a model, are not frozen: that would take most
+of the time of a look. They are left alone all the same once they are made.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Figures:
     """A model at one moment, over the whole cluster. Made by `Monitor.figures`.
 
@@ -54,9 +58,7 @@ class Figures:
     @property
     def prompt_s(self) -> float:
         """How long an instance takes for a prompt of mean length; 0: not known."""
-        if not self.prefill_tokens_per_s or self.arrivals_per_s <= 0:
-            return 0.0
-        return self.steady_tokens_per_s / self.arrivals_per_s / self.prefill_tokens_per_s
+        return prompt_s(self.steady_tokens_per_s, self.arrivals_per_s, self.prefill_tokens_per_s)
 
     @property
     def requests(self) -> int:
@@ -67,3 +69,12 @@ class Figures:
     def idle(self) -> bool:
         """Whether no request is held, waits or runs."""
         return not (self.requests or self.backlog_tokens)
+
+
+def prompt_s(
+    steady_tokens_per_s: float, arrivals_per_s: float, prefill_tokens_per_s: float | None
+) -> float:
+    """Return how long an instance takes for a prompt of mean length; 0: not known."""
+    if not prefill_tokens_per_s or arrivals_per_s <= 0:
+        return 0.0
+    return steady_tokens_per_s / arrivals_per_s / prefill_tokens_per_s

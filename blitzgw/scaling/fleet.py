@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from blitzgw.scaling.autoevents import Coming
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Fleet:
     """What a model has, and what it may have.
 
@@ -63,7 +63,7 @@ class PolicyState:
     doubted_s: float = -math.inf
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Verdict:
     """How many instances are wanted, and why.
 

@@ -15,7 +15,6 @@ whole model, and what ALGORITHMS.md section 4 calls the SLO signal.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from blitzgw.core.view import ScaleTerms
 from blitzgw.scaling.autoevents import Coming
@@ -92,7 +91,7 @@ def predicted_ttft_s(
 
 
 def foresee(figures: Figures, terms: ScaleTerms, serving: int, joins_s: Sequence[float]) -> Figures:
-    """Return the figures with what they let expect: the predicted P90 TTFT and the pressure.
+    """Complete figures with what they let expect, the predicted P90 TTFT and the pressure.
 
     Without a measured rate it is what the held ones have waited, and when the first instance is
     there. The pressure is the greatest of three ratios, each above 1 where a target is missed:
@@ -111,7 +110,8 @@ def foresee(figures: Figures, terms: ScaleTerms, serving: int, joins_s: Sequence
         ratios.append(_ratio(figures.quantiles.get("tpot_p90_s", 0.0), terms.tpot_s))
     if serving and figures.kv_tokens:
         ratios.append(figures.committed_tokens / (serving * figures.kv_tokens))
-    return replace(figures, predicted_ttft_s=predicted_s, pressure=max(ratios))
+    figures.predicted_ttft_s, figures.pressure = predicted_s, max(ratios)
+    return figures
 
 
 def _ratio(value_s: float, target_s: float) -> float:

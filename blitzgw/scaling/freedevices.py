@@ -6,6 +6,7 @@ What makes one better than another is in placement.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from blitzgw.core.instance import DeviceKind, InstanceState
 from blitzgw.core.view import ClusterView, DeviceFacts, NodeView
@@ -44,7 +45,7 @@ def free_devices(definition: ModelDefinition, view: ClusterView) -> list[FreeDev
 
     Those on which it drains or is kept are among them.
     """
-    nodes = members(view)
+    nodes, size_bytes = members(view), definition.size_bytes
     having = {name for name, node in nodes.items() if in_memory(node, definition.weights)}
     zones = {zone for name in having if (zone := _zone(nodes[name]))}
     devices: dict[str, FreeDevice] = {}
@@ -52,15 +53,18 @@ def free_devices(definition: ModelDefinition, view: ClusterView) -> list[FreeDev
     for name, node in nodes.items():
         if draining(node):
             continue
-        revivals = _revivals(node, definition)
-        free = {device.id: device for device in free_on(node, definition.size_bytes)}
+        revivals = _revivals(node, definition) if node.instances else {}
+        free = {device.id: device for device in free_on(node, size_bytes)}
         free |= {name: node.devices[name] for name in revivals}
+        distance = _distance(node, definition.weights, here=name in having)
+        near = bool(zones) and _zone(node) in zones
         for device in free.values():
             worker, revival = f"{name}/{device.id}", revivals.get(device.id, Revival.NOTHING)
             revives = revival is not Revival.NOTHING
             devices[worker] = FreeDevice(worker, node.boot, device.id, device.claim, revives)
-            near = bool(zones) and _zone(node) in zones
-            candidates.append(_candidate(definition, name, node, device, revival, near=near))
+            free_bytes = max(0, device.memory_bytes - size_bytes)
+            where = _Where(node, device.id, distance, near, free_bytes)
+            candidates.append(_candidate(definition.name, where, revival))
     return [devices[each.worker] for each in ranked(candidates)]
 
 
@@ -80,36 +84,39 @@ def free_on(node: NodeView, size_bytes: int) -> list[DeviceFacts]:
     ]
 
 
-def _candidate(
-    definition: ModelDefinition,
-    name: str,
-    node: NodeView,
-    device: DeviceFacts,
-    revival: Revival,
-    *,
-    near: bool,
-) -> Candidate:
+def _distance(node: NodeView, weights: str, *, here: bool) -> Distance:
+    """Return where weights are, as seen from a node; `here`: in its machine's memory."""
+    if here:
+        return Distance.MEMORY
+    return Distance.DISK if on_disk(node, weights) else Distance.ELSEWHERE
+
+
+class _Where(NamedTuple):
+    """A device, how far from the weights it is, and what it has beyond their size."""
+
+    node: NodeView
+    device: str
+    distance: Distance
+    near: bool
+    free_bytes: int
+
+
+def _candidate(model: str, where: _Where, revival: Revival) -> Candidate:
+    node, device = where.node, where.device
     there = [facts for facts in node.instances.values() if facts.state is not InstanceState.GONE]
-    distance = Distance.ELSEWHERE
-    if in_memory(node, definition.weights):
-        distance = Distance.MEMORY
-    elif on_disk(node, definition.weights):
-        distance = Distance.DISK
     host = node.host_facts
     rates = [network.rate_bytes_per_s for network in host.networks] if host is not None else []
     return Candidate(
-        worker=f"{name}/{device.id}",
-        node=name,
+        worker=f"{node.name}/{device}",
+        node=node.name,
         revival=revival,
-        distance=distance,
-        displaces=revival is Revival.NOTHING and any(f.device == device.id for f in there),
-        near=near,
+        distance=where.distance,
+        near=where.near,
+        displaces=revival is Revival.NOTHING and any(f.device == device for f in there),
         rate_bytes_per_s=max((told_rate(rate, RATE_BYTES_PER_S) for rate in rates), default=0.0),
-        free_bytes=max(0, device.memory_bytes - definition.size_bytes),
+        free_bytes=where.free_bytes,
         host_bytes=max(0, host.free_bytes) if host is not None else 0,
-        instances_here=sum(
-            facts.model == definition.name and facts.state in COUNTED for facts in there
-        ),
+        instances_here=sum(facts.model == model and facts.state in COUNTED for facts in there),
     )
 
 

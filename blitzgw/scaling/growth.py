@@ -11,7 +11,7 @@ MAX_EPOCHS, a target's bytes HANG_S (stalls.py), and whatever else STALL_S.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Collection
 
 from blitzgw.core.instance import InstanceState
 from blitzgw.core.operation import RENEW_S, Abandon, Conclude, OperationMessage, Renew
@@ -187,11 +187,10 @@ class Growth(Claiming):
         return [self._claimed(t) for t in self._targets.values() if not t.gone]
 
     def _claimed(self, target: Target) -> Outcome:
-        facts = self._there(target)
         if target.state == READY:
-            return Outcome(target.boot, facts)
-        blobs = mask_of(target.arrived) if target.instance else "0"
-        return Outcome(target.boot, replace(facts, state=InstanceState.LOADING, blobs=blobs))
+            return Outcome(target.boot, self._there(target, InstanceState.SERVING))
+        arrived = target.arrived if target.instance else ()
+        return Outcome(target.boot, self._there(target, InstanceState.LOADING, arrived))
 
     def coming(self, now: float) -> tuple[Coming, ...]:
         """Return the instances that are claimed and do not serve yet, by the view at least."""
@@ -234,28 +233,31 @@ class Growth(Claiming):
             return []
         return [self._outcome(t) for t in self._targets.values() if t.instance]
 
-    def _there(self, target: Target) -> InstanceFacts:
+    def _there(
+        self, target: Target, state: InstanceState, blobs: Collection[int] | None = None
+    ) -> InstanceFacts:
+        """Return a target's instance, in a state and with these blobs, with all by default."""
         n_blobs = len(self.definition.blob_bytes)
+        blobs = range(n_blobs) if blobs is None else blobs
         return InstanceFacts(
             id=target.instance or f"{self.definition.name}@{target.worker}",
             model=self.definition.name,
             digest=self.definition.digest,
             device=target.device,
             claim=target.claim,
-            state=InstanceState.SERVING,
+            state=state,
             layers_resident=max(0, n_blobs - 2),
             layers_total=max(0, n_blobs - 2),
             weights=self.definition.weights,
-            blobs=mask_of(range(n_blobs)),
+            blobs=mask_of(blobs) if blobs else "0",
         )
 
     def _outcome(self, target: Target) -> Outcome:
-        there = self._there(target)
         if target.state == READY:
-            return Outcome(target.boot, there)
+            return Outcome(target.boot, self._there(target, InstanceState.SERVING))
         drains = target.state == RELEASED and (target.ready_s >= 0 or target.revived)
         state = InstanceState.DRAINING if drains else InstanceState.GONE
-        return Outcome(target.boot, replace(there, state=state, blobs="0"))
+        return Outcome(target.boot, self._there(target, state, ()))
 
     def check_integrity(self) -> None:
         """Raise AssertionError if the books contradict themselves."""

@@ -17,7 +17,7 @@ from blitzgw.scaling.reckoning import Outlook
 from blitzgw.scaling.wishes import Wishes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Judgement:
     """What is known and wanted of a model. `devices` could have an instance besides those present.
 
@@ -104,7 +104,7 @@ class Judge:
             census.next_kind(definition),
             charge.load_s,
         )
-        figures = _awake(figures, charge, outlook.serving, now)
+        figures.idle_s = _idle_s(figures, charge, outlook.serving, now)
         fleet = Fleet(
             serving=outlook.serving,
             draining=len(standing.revivable(definition, (InstanceState.DRAINING,))),
@@ -127,23 +127,23 @@ class Judge:
             charge.monitor.look(standing.devices(), standing.loads(self._census.view), now)
 
 
-def _awake(figures: Figures, charge: Charge, serving: int, now: float) -> Figures:
-    """Return figures in which a model idles only since it serves: it was woken for somebody.
+def _idle_s(figures: Figures, charge: Charge, serving: int, now: float) -> float:
+    """Return how long a model has idled, which it only does since it serves: for somebody.
 
     Whoever was told to come back while it loaded, longer than requests are held, comes then.
     """
     if not serving:
         charge.serves_since_s = None
-        return figures
+        return figures.idle_s
     if charge.serves_since_s is None:
         charge.serves_since_s = now
-    return replace(figures, idle_s=min(figures.idle_s, now - charge.serves_since_s))
+    return min(figures.idle_s, now - charge.serves_since_s)
 
 
 def _left(room: frozenset[str], outlook: Outlook) -> int:
     """Return how many devices are left when all that is coming has one."""
     taken = {each.instance.rpartition("@")[2] for each in outlook.coming}
-    return max(0, len(room - taken) - outlook.unclaimed)
+    return max(0, len(room) - len(taken & room) - outlook.unclaimed)
 
 
 def _mode(told: str) -> ScaleMode:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from statistics import fmean, median
 
 from blitzgw.core.view import LoadFacts
@@ -55,21 +56,47 @@ def decode_step_s(loads: Iterable[LoadFacts]) -> float | None:
     return median(running or [step for _, step in steps]) if steps else None
 
 
-def committed_tokens(loads: Sequence[LoadFacts], held: int, held_tokens: int) -> int:
-    """Return the KV promised to requests of all instances and of those that are held, in tokens.
+@dataclass(slots=True)
+class Together:
+    """Loads added up. `promised_tokens` is KV.
 
-    A held request is expected to need what one that an instance has needs on average, its own
-    prompt at least. An instance that does not tell what it has promised tells what it uses.
+    An instance that does not tell what it has promised tells what it uses.
     """
-    promised = sum(max(load.kv_committed_tokens, _used(load)) for load in loads)
-    requests = sum(load.running + load.waiting for load in loads)
-    each = promised / requests if requests else 0.0
-    return promised + max(held_tokens, int(held * each))
+
+    queued_tokens: int = 0
+    waiting: int = 0
+    running: int = 0
+    promised_tokens: int = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is a request."""
+        return self.running > 0 or self.waiting > 0 or self.queued_tokens > 0
+
+    def committed_tokens(self, held: int, held_tokens: int) -> int:
+        """Return the KV promised to all requests, and to those that are held, in tokens.
+
+        A held request is expected to need what one that an instance has needs on average, its own
+        prompt at least.
+        """
+        requests = self.running + self.waiting
+        each = self.promised_tokens / requests if requests else 0.0
+        return self.promised_tokens + max(held_tokens, int(held * each))
+
+
+def together(loads: Iterable[LoadFacts]) -> Together:
+    """Add loads up."""
+    queued = waiting = running = promised = 0
+    for load in loads:
+        queued += load.queued_tokens
+        waiting += load.waiting
+        running += load.running
+        promised += load.kv_committed_tokens or _used(load)
+    return Together(queued, waiting, running, promised)
 
 
 def _used(load: LoadFacts) -> int:
-    usage = load.kv_usage if _positive(load.kv_usage) else 0.0
-    return 0 if load.kv_committed_tokens else int(min(1.0, usage) * load.kv_tokens)
+    return int(min(1.0, load.kv_usage) * load.kv_tokens) if _positive(load.kv_usage) else 0
 
 
 def _positive(value: float) -> bool:

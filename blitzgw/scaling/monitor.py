@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from blitzgw.core.scale import Demand
 from blitzgw.core.view import LoadFacts, ScaleTerms
 from blitzgw.scaling.arrivals import Arrivals
 from blitzgw.scaling.autoevents import Coming
 from blitzgw.scaling.decodesteps import DecodeSteps
-from blitzgw.scaling.figures import Figures
+from blitzgw.scaling.figures import Figures, prompt_s
 from blitzgw.scaling.forecast import foresee, joins_s
 from blitzgw.scaling.loads import (
     busy,
-    committed_tokens,
     decode_step_s,
     kv_tokens,
     newest,
     prefill_rate,
     robust_mean,
+    together,
 )
 from blitzgw.scaling.quantiles import SlidingQuantiles
 
@@ -44,8 +44,15 @@ LOAD_S = 1.0
 KINDS = 64
 """Kinds of devices whose rates are remembered, the latest ones: a cluster has a handful."""
 
-NAMES = {0.5: "p50", 0.9: "p90", 0.99: "p99"}
-"""Quantiles that are told, and what they are called."""
+QUANTILES = (0.5, 0.9, 0.99)
+"""That are told."""
+
+NAMES = {
+    (kind, q): f"{kind}_p{round(100 * q)}_s"
+    for kind in ("ttft", "tpot", "queue")
+    for q in QUANTILES
+}
+"""What they are called."""
 
 
 @dataclass(slots=True)
@@ -67,10 +74,14 @@ class Told:
 
 @dataclass(slots=True)
 class Pace:
-    """What an instance does on one kind of device; None and 0: never measured."""
+    """What an instance does on one kind of device; None and 0: never measured.
+
+    `measured` is what that has been worked out of, the last time.
+    """
 
     prefill_tokens_per_s: float | None = None
     kv_tokens: int = 0
+    measured: Sequence[tuple[float | None, int]] = ()
 
 
 class Monitor:
@@ -86,6 +97,7 @@ class Monitor:
         self._devices: dict[str, str] = {}
         self._viewed: dict[str, LoadFacts] = {}
         self._paces: dict[str, Pace] = {}
+        self._means: dict[str, Pace] = {}
         self._steps = DecodeSteps()
         self._arrivals = Arrivals(now, 2 * STEADY_S)
         self._ttft, self._tpot, self._queue = (SlidingQuantiles() for _ in range(3))
@@ -128,7 +140,9 @@ class Monitor:
         """
         self._learn_paces(self._loads(now))
         before = self._viewed.values()
-        self._devices = dict(devices)
+        if self._devices != devices:
+            self._devices = dict(devices)
+            self._means.clear()
         self._viewed = newest(loads)
         if any(busy(load) for load in (*before, *self._viewed.values())):
             self._active_s = max(self._active_s, now)
@@ -152,20 +166,25 @@ class Monitor:
         demands = [told.demand for told in self._told.values() if told.current(now)]
         held_tokens = sum(each.held_tokens for each in demands)
         held = sum(each.held for each in demands)
-        if held or any(busy(load) for load in loads):
+        sums = together(loads)
+        if held or sums.busy:
             self._active_s = max(self._active_s, now)
         pace = self._pace(device)
         arrivals_per_s, steady_tokens_per_s = self._arrivals.rate(now, STEADY_S)
+        each_s = prompt_s(steady_tokens_per_s, arrivals_per_s, pace.prefill_tokens_per_s)
+        sustained_tokens_per_s, certain_tokens_per_s = self._arrivals.sustained(now, each_s)
         figures = Figures(
             model=self.model,
-            backlog_tokens=held_tokens + sum(load.queued_tokens for load in loads),
-            committed_tokens=committed_tokens(loads, held, held_tokens),
+            backlog_tokens=held_tokens + sums.queued_tokens,
+            committed_tokens=sums.committed_tokens(held, held_tokens),
             held=held,
             held_tokens=held_tokens,
             held_s=self._held_s(now),
-            waiting=sum(load.waiting for load in loads),
-            running=sum(load.running for load in loads),
+            waiting=sums.waiting,
+            running=sums.running,
             arrivals_per_s=arrivals_per_s,
+            sustained_tokens_per_s=sustained_tokens_per_s,
+            certain_tokens_per_s=certain_tokens_per_s,
             steady_tokens_per_s=steady_tokens_per_s,
             recent_tokens_per_s=self._arrivals.rate(now, RECENT_S)[1],
             steady_requests=self._arrivals.within(now - STEADY_S, now)[0],
@@ -176,8 +195,6 @@ class Monitor:
             quantiles=self.quantiles(now),
             idle_s=max(0.0, now - self._active_s),
         )
-        seen, certain = self._arrivals.sustained(now, figures.prompt_s)
-        figures = replace(figures, sustained_tokens_per_s=seen, certain_tokens_per_s=certain)
         return foresee(figures, terms, serving, joins_s(serving, coming, load_s))
 
     def quantiles(self, now: float) -> dict[str, float]:
@@ -185,8 +202,8 @@ class Monitor:
         found: dict[str, float] = {}
         kinds = (("ttft", self._ttft), ("tpot", self._tpot), ("queue", self._queue))
         for kind, sliding in kinds:
-            values = sliding.quantiles(tuple(NAMES), now, WINDOW_S)
-            found |= {f"{kind}_{NAMES[q]}_s": value for q, value in values.items()}
+            for q, value in sliding.quantiles(QUANTILES, now, WINDOW_S).items():
+                found[NAMES[kind, q]] = value
         return found
 
     def check_integrity(self) -> None:
@@ -212,7 +229,7 @@ class Monitor:
 
     def _loads(self, now: float) -> list[LoadFacts]:
         """Return the newest load known of each instance."""
-        told = (each.demand.loads for each in self._told.values() if each.current(now))
+        told = [each.demand.loads for each in self._told.values() if each.current(now)]
         return list(newest(self._viewed.values(), *told).values())
 
     def _held_s(self, now: float) -> float:
@@ -234,14 +251,27 @@ class Monitor:
                 kinds.setdefault(kind, []).append(load)
         for kind, own in kinds.items():
             known = self._paces.pop(kind, Pace())
-            self._paces[kind] = Pace(
-                prefill_rate(own) or known.prefill_tokens_per_s, kv_tokens(own) or known.kv_tokens
-            )
+            measured = [(load.prefill_tokens_per_s, load.kv_tokens) for load in own]
+            if measured != known.measured:
+                rate, tokens = prefill_rate(own), kv_tokens(own)
+                rate = rate or known.prefill_tokens_per_s
+                known = Pace(rate, tokens or known.kv_tokens, measured)
+                self._means.clear()
+            self._paces[kind] = known
         while len(self._paces) > KINDS:
             del self._paces[next(iter(self._paces))]
+            self._means.clear()
 
     def _pace(self, device: str) -> Pace:
         """Return what one instance does: of those there are, else on `device`, else on any."""
+        found = self._means.get(device)
+        if found is None:
+            if len(self._means) >= KINDS:
+                self._means.clear()
+            found = self._means[device] = self._mean(device)
+        return found
+
+    def _mean(self, device: str) -> Pace:
         there = [self._paces[kind] for kind in self._devices.values() if kind in self._paces]
         asked = [self._paces[device]] if device in self._paces else []
         pace = Pace()

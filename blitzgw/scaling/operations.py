@@ -145,10 +145,11 @@ class Operations:
     def check_integrity(self) -> None:
         """Raise AssertionError if the books contradict themselves."""
         claimed = [
-            (outcome.boot, outcome.facts.device)
+            (outcome.boot, outcome.facts.device, outcome.facts.claim)
             for growth in self._growths()
             for outcome in growth.claimed()
         ]
+        # One that was asked for at a former claim, and has not been answered, is refused.
         assert len(claimed) == len(set(claimed)), "a device is claimed by two operations"
         for model in {operation.definition.name for operation in self._running.values()}:
             retreats = [isinstance(each, Retreat) for each in self._of(model)]

@@ -219,7 +219,7 @@ _KNOWN = (DONE, FAILED, CANCELLED)
 
 def _own(state: PolicyState) -> PolicyState:
     """Return a policy's state without its own memory of orders: reckoning.py knows better."""
-    return replace(state, ordered=0)
+    return replace(state, ordered=0) if state.ordered else state
 
 
 def obstacle(charge: Charge, judged: Judgement, now: float) -> str:

@@ -61,7 +61,7 @@ class _Running:
     settled: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outlook:
     """What a model will have: `serving` now and for good, and `coming`.
 

@@ -1,13 +1,21 @@
-"""What a model has: its instances by state, as the nodes that have them say."""
+"""What a model has: its instances by state, and the devices that it could have besides.
+
+As nodes say, members only (survey.py). Both are kept for as long as no node says anything new of
+its devices, so that an owner looks at the instances of its models and not at all nodes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from blitzgw.core.instance import InstanceState
+from blitzgw.core.membership import MEMBERSHIP
+from blitzgw.core.picture import MEMBERS, PLACES, Derived, Picture
 from blitzgw.core.view import ClusterView, InstanceFacts, LoadFacts, NodeView
 from blitzgw.scaling.freedevices import free_on
 from blitzgw.scaling.ownership import draining
+from blitzgw.scaling.residents import NONE, RESIDENTS
 from blitzgw.scaling.survey import COUNTED, ModelDefinition
 
 REVIVABLE = (InstanceState.DRAINING, InstanceState.KEPT)
@@ -22,32 +30,6 @@ class Here:
     boot: str
     facts: InstanceFacts
     device: str
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A node's instances, and its free devices by worker: memory in bytes, and kind.
-
-    `stays`: it is not about to go. One that is has no free devices.
-    """
-
-    instances: tuple[Here, ...]
-    free: dict[str, tuple[int, str]]
-    stays: bool
-
-
-def place_of(node: NodeView) -> Place:
-    """Return what a node says of its devices."""
-    stays = not draining(node)
-    instances = tuple(
-        Here(f"{node.name}/{facts.device}", node.boot, facts, _kind(node, facts.device))
-        for _, facts in sorted(node.instances.items())
-    )
-    free = {
-        f"{node.name}/{device.id}": (device.memory_bytes, _kind(node, device.id))
-        for device in (free_on(node, 0) if stays else ())
-    }
-    return Place(instances, free, stays)
 
 
 def _kind(node: NodeView, device: str) -> str:
@@ -111,3 +93,126 @@ class Standing:
             if load is not None:
                 found.append(load)
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Where an instance of a model could be: workers; and of which kind a free device is."""
+
+    workers: frozenset[str]
+    kind: str
+
+
+class Places:
+    """The devices of all members, and what is on them. `free` are those of each node, by boot id.
+
+    `fits` and `standings` are known already: the workers with room for so many bytes; and what a
+    model has, with the nodes that had it when that was worked out.
+    """
+
+    __slots__ = ("_fits", "_free", "_membership", "_nodes", "_residents", "_rooms", "_standings")
+
+    def __init__(
+        self,
+        picture: Picture,
+        free: dict[str, FreeHere],
+        fits: dict[int, frozenset[str]],
+        standings: dict[str, _Known],
+    ) -> None:
+        self._nodes = picture.nodes
+        self._membership = picture.recall(MEMBERSHIP)
+        self._residents = picture.recall(RESIDENTS)
+        self._free, self._fits, self._standings = free, fits, standings
+        self._rooms: dict[str, tuple[ModelDefinition, Room]] = {}
+
+    def standing(self, model: str) -> Standing:
+        """Return what a model has."""
+        known = self._standings.get(model)
+        if known is None:
+            having = self._residents.boots.get(model, NONE)
+            known = having, self._count(model, having)
+            if having:
+                self._standings[model] = known
+        return known[1]
+
+    def _count(self, model: str, having: Collection[str]) -> Standing:
+        standing, ranks = Standing(), self._membership.ranks
+        for boot in sorted((boot for boot in having if boot in ranks), key=ranks.__getitem__):
+            node = self._nodes[boot]
+            stays = not draining(node)
+            for _, facts in sorted(node.instances.items()):
+                if facts.model == model:
+                    worker = f"{node.name}/{facts.device}"
+                    here = Here(worker, boot, facts, _kind(node, facts.device))
+                    standing.add(here, stays=stays)
+        return standing
+
+    def room(self, definition: ModelDefinition) -> Room:
+        """Return where an instance could be: on free devices, and on those to be revived."""
+        known = self._rooms.get(definition.name)
+        if known is None or known[0] != definition:
+            known = definition, self._room(definition)
+            self._rooms[definition.name] = known
+        return known[1]
+
+    def _room(self, definition: ModelDefinition) -> Room:
+        size = definition.size_bytes
+        fits = self._fits.get(size)
+        if fits is None:
+            fits = self._fits[size] = _fitting(self._free.values(), size)
+        kind = ""
+        if fits:
+            name, _, device = min(fits).partition("/")
+            kind = _kind(self._nodes[self._membership.named[name]], device)
+        return Room(fits | self.standing(definition.name).revivable(definition), kind)
+
+    def after(self, picture: Picture, stale: frozenset[str]) -> Places:
+        """Return the devices as they are when these nodes have changed."""
+        membership, boots = picture.recall(MEMBERSHIP), picture.recall(RESIDENTS).boots
+        standings: dict[str, _Known] = {}
+        if membership is self._membership:
+            known = self._standings.items()
+            standings = {model: each for model, each in known if boots.get(model) is each[0]}
+        else:
+            stale |= self._membership.ranks.keys() ^ membership.ranks.keys()
+        free, before = {**self._free}, []
+        for boot in stale:
+            before.append(free.pop(boot, ()))
+            found = _free_here(picture.nodes[boot]) if boot in membership.ranks else ()
+            if found:
+                free[boot] = found
+        now = [free[boot] for boot in stale if boot in free]
+        fits = {
+            size: (workers - _fitting(before, 0)) | _fitting(now, size)
+            for size, workers in self._fits.items()
+        }
+        return Places(picture, free, fits, standings)
+
+
+FreeHere = tuple[tuple[str, int], ...]
+"""The free devices of a node: worker, memory in bytes."""
+
+_Known = tuple[Collection[str], Standing]
+
+
+def _free_here(node: NodeView) -> FreeHere:
+    if draining(node):
+        return ()
+    return tuple((f"{node.name}/{device.id}", device.memory_bytes) for device in free_on(node, 0))
+
+
+def _fitting(free: Iterable[FreeHere], size_bytes: int) -> frozenset[str]:
+    """Return which of these devices have room for so much."""
+    return frozenset(worker for each in free for worker, room in each if room >= size_bytes)
+
+
+def _places(picture: Picture, former: Places | None, stale: frozenset[str]) -> Places:
+    if former is not None:
+        return former.after(picture, stale)
+    ranks = picture.recall(MEMBERSHIP).ranks
+    found = {boot: _free_here(picture.nodes[boot]) for boot in ranks}
+    return Places(picture, {boot: free for boot, free in found.items() if free}, {}, {})
+
+
+PLACES_OF = Derived(MEMBERS | PLACES, _places)
+"""All devices."""

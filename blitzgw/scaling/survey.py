@@ -7,11 +7,16 @@ freedevices.py, who can give weights in holders.py, what the network gives in li
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from blitzgw.core.instance import InstanceState
 from blitzgw.core.layout import LAYOUT_VERSION
+from blitzgw.core.membership import MEMBERSHIP
+from blitzgw.core.picture import FIGURES, MEMBERS, Derived, Picture
 from blitzgw.core.view import ClusterView, DeviceFacts, InstanceFacts, LoadFacts, NodeView
+from blitzgw.scaling.residents import residents
 
 GIVING = (
     InstanceState.SERVING,
@@ -70,15 +75,26 @@ class PlacedInstance:
         return ((self.load.running + self.load.waiting) << 32) + self.load.queued_tokens
 
 
-def members(view: ClusterView) -> dict[str, NodeView]:
-    """Return, by name, the living nodes whose facts are known and whose name is theirs alone."""
-    ambiguous = view.namesakes()
-    nodes = {node.name: node for node in view.living() if node.facts is not None}
-    return {name: node for name, node in sorted(nodes.items()) if name not in ambiguous}
+def members(view: ClusterView) -> Mapping[str, NodeView]:
+    """Return, by name, the living nodes whose facts are known and whose name is theirs alone.
+
+    It is one for all who ask about the same picture.
+    """
+    return view.picture.recall(_MEMBERS)
+
+
+def _members(picture: Picture, _former: object, _stale: frozenset[str]) -> Mapping[str, NodeView]:
+    nodes, named = picture.nodes, picture.recall(MEMBERSHIP).named
+    return MappingProxyType({name: nodes[boot] for name, boot in named.items()})
+
+
+_MEMBERS: Derived[Mapping[str, NodeView]] = Derived(MEMBERS | FIGURES, _members)
 
 
 def instances_of(model: str, view: ClusterView) -> list[PlacedInstance]:
     """Return the instances that a model has, loading or serving, by worker."""
+    ranks = view.picture.recall(MEMBERSHIP).ranks
+    nodes = [view.nodes[boot] for boot in residents(model, view) if boot in ranks]
     return [
         PlacedInstance(
             worker=f"{node.name}/{facts.device}",
@@ -87,7 +103,7 @@ def instances_of(model: str, view: ClusterView) -> list[PlacedInstance]:
             load=node.loads.get(facts.id),
             at_home=on_disk(node, facts.weights),
         )
-        for node in members(view).values()
+        for node in sorted(nodes, key=lambda node: node.name)
         for _, facts in sorted(node.instances.items())
         if facts.model == model and facts.state in COUNTED
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from blitzgw.core.live import StagePlan
+from blitzgw.core.live import LivePolicy, StagePlan
 from blitzgw.core.operation import RENEW_S, OperationFacts, Renew
 from blitzgw.core.plan import node_of
 from blitzgw.scaling.execution import Execution
@@ -36,6 +36,9 @@ HELP_EPOCHS = MAX_EPOCHS // 2
 """Plans after which none is made for the sake of helpers alone: they can do without a home, and an
 operation must not fail because homes come and go."""
 
+HELPING_LOOK_S = 0.01
+"""Between two looks at which targets help: blobs of hundreds of them come more often than that."""
+
 
 class Transfer(Operation):
     """Plans and engages nodes. Their news: `Reception`. Targets and the end: `Growth`."""
@@ -62,6 +65,7 @@ class Transfer(Operation):
         self._policy_told = ""
         self._pipelines_told: set[tuple[StagePlan, ...]] = set()
         self._helping: set[str] = set()
+        self._helping_at = now
         self._dry, self._copy_worker = dry, copy_worker
         self._targets: dict[str, Target] = {}
         self._planned_s = 0.0
@@ -182,7 +186,10 @@ class Transfer(Operation):
 
     def _note_helping(self, now: float) -> None:
         """Note which targets have begun to help, by their own nodes' facts."""
-        if self._execution.help()[1] and len(self._helping) < len(self._targets):
+        policy, pairs, _ = self._execution.help()
+        lacking = pairs and len(self._helping) < len(self._targets)
+        if lacking and policy is not LivePolicy.STOP and now >= self._helping_at:
+            self._helping_at = now + HELPING_LOOK_S
             nodes = self._around.view().nodes
             for target in self._targets.values():
                 node = nodes.get(target.boot)

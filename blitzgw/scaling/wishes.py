@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection, Iterable
 
 from blitzgw.core.scale import AUTOMATIC
 from blitzgw.core.view import ScaleWish
-from blitzgw.scaling.census import MAX_HEIRS, MAX_MODELS
+from blitzgw.scaling.census import MAX_MODELS
+from blitzgw.scaling.ownership import MAX_HEIRS
 
 HEIRS = MAX_HEIRS
 """Nodes that publish a wish: the owner and the next two, so that it survives two deaths at once."""

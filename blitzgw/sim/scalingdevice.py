@@ -50,6 +50,11 @@ class SimInstance:
         """Requests that are not begun, and the one that is being computed."""
         return len(self.queue) + (self.computing is not None)
 
+    def submits(self) -> list[Submit]:
+        """Return the requests whose prompts are not computed yet, in order."""
+        begun = [self.computing] if self.computing is not None else []
+        return [submit for submit, _ in (*begun, *self.queue)]
+
     def next(self, now: float) -> tuple[Submit, float] | None:
         """Begin the next prompt, if there is one, nothing is computed and the KV has room."""
         if self.computing is not None or not self.queue or self.decoding >= SLOTS:

@@ -25,6 +25,7 @@ from itertools import pairwise
 from math import ceil, inf
 
 from blitzgw.core.instance import InstanceState
+from blitzgw.core.membership import MEMBERSHIP
 from blitzgw.core.scale import AUTOMATIC
 from blitzgw.core.view import ScaleFacts, ScaleWish
 from blitzgw.sim.scalingload import SimModel
@@ -159,11 +160,16 @@ def unsettled(world: ScalingWorld) -> list[str]:
 
 
 def owed_s(world: ScalingWorld) -> float:
-    """Return how long the requests that are open now take, besides the steady load.
+    """Return how long what there is to be computed now takes, besides the steady load.
 
-    A model has what its steady load needs and one more instance, where it may have as many.
+    That is more than what clients wait for: an instance computes what it has got from a node that
+    has crashed since, and what has been given to another one after a link was lost. A model has
+    what its steady load needs and one more instance, where it may have as many.
     """
-    owed = Counter(request.model.name for request in world.ledger.open.values())
+    queued = [submit for there in world.instances() for submit in there.submits()]
+    there = {each.request.number for each in queued if each.attempt == each.request.attempt}
+    owed = Counter(each.request.model.name for each in queued)
+    owed.update(r.model.name for r in world.ledger.open.values() if r.number not in there)
     longest_s = 0.0
     for model in world.models:
         steady = model.phases[-1].rate_per_s * model.prefill_s
@@ -177,8 +183,8 @@ def _members(world: ScalingWorld) -> Iterator[str]:
     if len(boots) < world.nodes:
         yield f"members: {len(boots)} of {world.nodes} nodes run"
     for node in world.running():
-        living = {other.boot for other in node.sight.view().living()}
-        if living != boots:
+        living = node.sight.view().picture.recall(MEMBERSHIP).living
+        if living.keys() != boots:
             yield f"members: {node.name} believes in {len(living)} nodes, {len(boots)} run"
 
 

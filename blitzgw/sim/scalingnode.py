@@ -18,6 +18,7 @@ from blitzgw.core.view import LoadFacts, ScaleFacts, ScaleWish
 from blitzgw.scaling import autoevents as au
 from blitzgw.scaling import effects as eff
 from blitzgw.scaling import events as ev
+from blitzgw.scaling.autoscaler import Autoscaler
 from blitzgw.scaling.operation import Surroundings
 from blitzgw.scaling.operations import Operations
 from blitzgw.scaling.planner.choose import choose
@@ -42,6 +43,9 @@ FOLLOW_S = 0.1
 
 ORIGINS_S = 1e5
 """Monotonic clocks begin somewhere in this range: no node may compare its own with another's."""
+
+
+Decider = Operations | Steward | Autoscaler
 
 
 class SimNode:
@@ -70,6 +74,8 @@ class SimNode:
         self.autoscaler = world.make(
             boot, self.name, self.sight.view, world.define, self.operations.underway, world.unix_s
         )
+        deciders: tuple[Decider, ...] = (self.operations, self.steward, self.autoscaler)
+        self._deadlines = dict.fromkeys(deciders, inf)
         self.demands = Demands(self)
         self.ingress = Ingress(self, world.ledger, self.demands.touched)
         self._performers = self._make_performers()
@@ -161,12 +167,12 @@ class SimNode:
     def tell_operations(self, event: ev.OperationsEvent) -> None:
         """Let `Operations` handle an event."""
         if self.running:
-            self._perform(self.operations.handle(event, self.now))
+            self._perform(self._ask(self.operations, event, self.now))
 
     def tell_steward(self, event: ev.StewardEvent) -> None:
         """Let the steward handle an event."""
         if self.running:
-            self._perform(self.steward.handle(event, self.now))
+            self._perform(self._ask(self.steward, event, self.now))
 
     def tell_autoscaler(self, event: au.AutoEvent) -> None:
         """Let the autoscaler handle an event, as soon as it has been done what it asked for."""
@@ -175,8 +181,14 @@ class SimNode:
             return
         self._telling = True
         while self._news:
-            self._perform(self.autoscaler.handle(self._news.popleft(), self.now))
+            self._perform(self._ask(self.autoscaler, self._news.popleft(), self.now))
         self._telling = False
+
+    def _ask(self, decider: Decider, event: Any, now: float) -> Iterable[Any]:
+        """Let a decider handle an event; note its new deadline, which changes in no other way."""
+        effects: Iterable[Any] = decider.handle(event, now)
+        self._deadlines[decider] = inf if (due := decider.deadline()) is None else due
+        return effects
 
     def _perform(self, effects: Iterable[Any]) -> None:
         for effect in effects:
@@ -185,8 +197,7 @@ class SimNode:
 
     def _arm(self) -> None:
         """Have a timer at the earliest deadline; one that comes too early finds nothing to do."""
-        times = [d.deadline() for d in (self.operations, self.steward, self.autoscaler)]
-        first = min((time for time in times if time is not None), default=inf)
+        first = min(self._deadlines.values())
         if first < self._timer_s:
             self._timer_s = first
             self.world.heap.at(first - self._origin_s, self._due, first)
@@ -196,10 +207,9 @@ class SimNode:
             return
         self._timer_s = inf
         now = max(self.now, armed_s)
-        for decider in (self.operations, self.steward, self.autoscaler):
-            due = decider.deadline()
-            if due is not None and due <= now:
-                self._perform(decider.handle(ev.TimePassed(), now))
+        for decider in self._deadlines:
+            if self._deadlines[decider] <= now:
+                self._perform(self._ask(decider, ev.TimePassed(), now))
         self._arm()
 
     def check(self) -> None:
@@ -230,7 +240,7 @@ class SimNode:
         """Let `Operations` begin what a decision asks for, and tell what has become of it."""
         order = op.ScaleOrder(effect.decision, effect.model, effect.instances, automatic=True)
         answers: list[op.ScaleAnswer] = []
-        for each in self.operations.handle(ev.OrderGiven(self.boot, order), self.now):
+        for each in self._ask(self.operations, ev.OrderGiven(self.boot, order), self.now):
             if isinstance(each, eff.Send) and isinstance(each.message, op.ScaleAnswer):
                 answers.append(each.message)
             else:

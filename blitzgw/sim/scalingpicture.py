@@ -37,6 +37,7 @@ class Picture:
 
     def __init__(self, node: SimNode) -> None:
         self._node = node
+        self._facts = NodeFacts(node.name, "")
         self._models = node.world.facts_of_models(node.index)
         self._instances: dict[str, InstanceFacts] = {}
         self._devices: dict[str, DeviceFacts] = {}
@@ -60,7 +61,7 @@ class Picture:
             port=7077,
             status=Status.ALIVE,
             started_s=int(node.world.started_s.get(node.boot, 0)),
-            facts=NodeFacts(node.name, ""),
+            facts=self._facts,
             devices=self._devices,
             models=self._models,
             instances=self._instances,

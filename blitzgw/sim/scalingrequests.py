@@ -199,7 +199,7 @@ class Ingress:
         """Return (boot, instance) of the serving instance with the least queue, if one has room."""
         best: tuple[int, str, str] | None = None
         queue_of = self._node.world.queue_of
-        for name, (boot, _) in self._node.sight.serving(model).items():
+        for name, boot in self._node.sight.serving(model).items():
             if self._ejected.get(boot, 0.0) > self._now:
                 continue
             queue = queue_of(boot, name)

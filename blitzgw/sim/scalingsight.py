@@ -5,20 +5,22 @@ In place of membership and dissemination stands a model of what they give. A fac
 other side of a partition nothing is seen until it is over. A process that is dead or cut off is
 believed to live until a moment drawn for each observer, at most `DETECT_S` later; one that is back
 is believed to be back within `REVIVE_S`. What is frozen for one observer is frozen for all: a
-node's own picture of itself is shared, so that a view costs no more than what has changed in it.
+node's own words are shared, and a picture costs no more than what has changed in it.
 """
 
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import replace
-from types import MappingProxyType
 
 from blitzgw.core.instance import InstanceState
+from blitzgw.core.picture import Picture
 from blitzgw.core.rumours import Status
-from blitzgw.core.view import ClusterView, InstanceFacts, NodeView
+from blitzgw.core.view import ClusterView, NodeView
 from blitzgw.scaling.ownership import owner_of
+from blitzgw.scaling.residents import residents
 from blitzgw.sim.heap import EventHeap
 
 LAG_S = (0.01, 0.2)
@@ -33,15 +35,32 @@ REVIVE_S = (0.1, 1.5)
 JOIN_S = (0.02, 0.2)
 """From a process's start until it knows the others."""
 
-Served = dict[str, dict[str, tuple[str, InstanceFacts]]]
+Served = dict[str, dict[str, str]]
+"""The process of each serving instance, by id, by model."""
+
+
+class Published:
+    """All that nodes have published, in order, and when."""
+
+    __slots__ = ("nodes", "times")
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.nodes: list[tuple[str, NodeView]] = []
+
+    def add(self, node: NodeView, now: float) -> None:
+        """Note what a node publishes."""
+        self.times.append(now)
+        self.nodes.append((node.boot, node))
+
+    def __len__(self) -> int:
+        return len(self.times)
 
 
 class Sight:
-    """One process's view. `published` is the log of all that is published, in order."""
+    """One process's view of what is published."""
 
-    def __init__(
-        self, heap: EventHeap, published: list[tuple[float, NodeView]], me: NodeView, lag_s: float
-    ) -> None:
+    def __init__(self, heap: EventHeap, published: Published, me: NodeView, lag_s: float) -> None:
         self.boot, self.lag_s = me.boot, lag_s
         self.joined = False
         self._heap, self._published, self._cursor = heap, published, 0
@@ -49,8 +68,9 @@ class Sight:
         self._cut: set[str] = set()
         self._gone: set[str] = set()
         self._deferred: dict[str, NodeView] = {}
+        self._news: dict[str, NodeView | None] = {me.boot: me}
+        self._picture = Picture()
         self._view: ClusterView | None = None
-        self._owners: dict[str, str] = {}
         self._serving: Served = {}
 
     # Looking.
@@ -59,21 +79,31 @@ class Sight:
         """Return the present picture: the same object as long as nothing has changed."""
         self.catch_up()
         if self._view is None:
-            self._view = ClusterView(self.boot, MappingProxyType(dict(self._known)))
+            before, self._picture = self._picture, self._picture.after(self._news)
+            if not self._picture.resembles(before):
+                self._serving.clear()
+            self._news = {}
+            self._view = ClusterView(self.boot, self._picture.nodes, self._picture)
         return self._view
 
     def owner(self, model: str) -> str:
         """Return the boot id of a model's owner, as it seems from here."""
-        view = self.view()
-        found = self._owners.get(model)
-        if found is None:
-            found = self._owners[model] = owner_of(model, view)
-        return found
+        return owner_of(model, self.view())
 
-    def serving(self, model: str) -> dict[str, tuple[str, InstanceFacts]]:
-        """Return the instances that seem to serve a model: (boot, facts) by id."""
-        self.catch_up()
-        return self._serving.get(model, {})
+    def serving(self, model: str) -> dict[str, str]:
+        """Return the instances that seem to serve a model: where each is, by id."""
+        view = self.view()
+        found = self._serving.get(model)
+        if found is None:
+            nodes = [view.nodes[boot] for boot in residents(model, view)]
+            found = self._serving[model] = {
+                facts.id: node.boot
+                for node in nodes
+                if node.living
+                for facts in node.instances.values()
+                if facts.model == model and facts.state is InstanceState.SERVING
+            }
+        return found
 
     def believes(self, boot: str) -> bool:
         """Whether a process is believed to live."""
@@ -84,43 +114,31 @@ class Sight:
         """When the next fact that is published already gets here; None: all are here."""
         if self._cursor >= len(self._published):
             return None
-        return self._published[self._cursor][0] + self.lag_s
+        return self._published.times[self._cursor] + self.lag_s
 
     def catch_up(self) -> None:
         """Take what has got here by now."""
         if not self.joined:
             return
-        published, until_s = self._published, self._heap.now - self.lag_s
-        while self._cursor < len(published) and published[self._cursor][0] <= until_s:
-            node = published[self._cursor][1]
-            self._cursor += 1
-            if node.boot in self._cut or node.boot in self._gone:
-                self._deferred[node.boot] = node
-            elif node.boot != self.boot:
-                self.put(node)
+        begin, published = self._cursor, self._published
+        self._cursor = bisect_right(published.times, self._heap.now - self.lag_s, begin)
+        if self._cursor == begin:
+            return
+        news = dict(published.nodes[begin : self._cursor])
+        news.pop(self.boot, None)
+        for boot in self._cut.union(self._gone).intersection(news):
+            self._deferred[boot] = news.pop(boot)
+        if news:
+            self._known.update(news)
+            self._news.update(news)
+            self._view = None
 
     # Changes.
 
     def put(self, node: NodeView) -> None:
         """Know a node as it is now."""
-        before = self._known.get(node.boot)
-        self._known[node.boot] = node
+        self._known[node.boot] = self._news[node.boot] = node
         self._view = None
-        if before is None or before.status is not node.status or before.facts != node.facts:
-            self._owners.clear()
-        same = before is not None and before.instances is node.instances
-        if before is None or not same or before.status is not node.status:
-            self._index(before, node)
-
-    def _index(self, before: NodeView | None, node: NodeView) -> None:
-        for facts in before.instances.values() if before is not None else ():
-            known = self._serving.get(facts.model, {}).get(facts.id)
-            if known is not None and known[0] == node.boot:
-                del self._serving[facts.model][facts.id]
-        if node.living:
-            for facts in node.instances.values():
-                if facts.state is InstanceState.SERVING:
-                    self._serving.setdefault(facts.model, {})[facts.id] = node.boot, facts
 
     def join(self, others: list[NodeView]) -> None:
         """Know all others at once, and follow from now on."""
@@ -169,7 +187,7 @@ class Sights:
         delay_s: Callable[[int], float],
     ) -> None:
         self._heap, self._rng, self._delay_s = heap, rng, delay_s
-        self.published: list[tuple[float, NodeView]] = []
+        self.published = Published()
         self.latest: dict[str, NodeView] = {}
         self._shown_s: dict[str, float] = {}
 
@@ -194,7 +212,7 @@ class Sights:
     def _show(self, node: NodeView, told: Callable[[], None] | None) -> None:
         if node.boot not in self.latest:
             return
-        self.published.append((self._heap.now, node))
+        self.published.add(node, self._heap.now)
         self.latest[node.boot] = node
         if told is not None:
             told()

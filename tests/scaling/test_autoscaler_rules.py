@@ -19,10 +19,20 @@ from blitzgw.scaling.autoevents import (
     PublishScale,
     WishGiven,
 )
-from blitzgw.scaling.charge import OWNER_SETTLE_S
+from blitzgw.scaling.charge import OWNER_SETTLE_S, Charge
 from blitzgw.scaling.events import NodeDied
+from blitzgw.scaling.monitor import Monitor
 from blitzgw.scaling.standstill import STANDSTILL_S
-from tests.scaling.autoscaler_kit import AUTO, EPOCH_S, Bench, decided, load, of, orders
+from tests.scaling.autoscaler_kit import (
+    AUTO,
+    EPOCH_S,
+    Bench,
+    decided,
+    definition,
+    load,
+    of,
+    orders,
+)
 from tests.scaling.view_kit import device
 
 
@@ -476,3 +486,15 @@ def test_a_definition_that_arrives_late_is_taken_up():
     bench.terms["m"] = known
     bench.run(3.0)
     assert bench.scaler.facts
+
+
+@pytest.mark.parametrize(
+    ("instances", "apart_s"), [(0, 0.01), (32, 0.01), (64, 0.02), (1000, 0.05)]
+)
+def test_looks_at_many_instances_are_further_apart(instances, apart_s):
+    charge = Charge(definition(), Monitor("m", 0.0), 0.0, 0.0, 0.0)
+    charge.looked(instances, 5.0)
+    charge.look_soon(5.0)
+    assert charge.look_at == pytest.approx(5.0 + apart_s)
+    charge.look_soon(5.0, at_once=True)
+    assert charge.look_at == 5.0

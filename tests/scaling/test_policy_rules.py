@@ -130,6 +130,36 @@ def test_no_more_are_of_use_to_a_queue_than_it_has_requests():
     assert after_patience(one, fleet(3)).wanted == 2
 
 
+def long_prompts(requests):
+    """So many requests whose prompts take 1.5 s each, and one every three seconds."""
+    return Figures(
+        "m",
+        backlog_tokens=1500 * requests,
+        waiting=requests,
+        prefill_tokens_per_s=1000.0,
+        arrivals_per_s=1 / 3,
+        steady_tokens_per_s=500.0,
+    )
+
+
+@pytest.mark.parametrize("ttft_s", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize("requests", range(6))
+def test_what_has_gone_is_not_asked_for_again_by_one_request_more(requests, ttft_s):
+    terms, there = replace(TERMS, ttft_s=ttft_s), 9
+    while after_patience(long_prompts(requests), fleet(there), terms).wanted < there:
+        there -= 1
+    assert 1 <= there <= requests + 1
+    assert wanted(long_prompts(requests + 1), fleet(there), terms=terms) == there
+
+
+@pytest.mark.parametrize("has", [fleet(2, kept=4), fleet(2, load_s=1.0)])
+def test_no_more_are_revived_or_ordered_than_there_will_be_requests(has):
+    terms = replace(TERMS, ttft_s=2.0)
+    assert wanted(long_prompts(3), has, terms=terms) == 3
+    more = replace(long_prompts(3), sustained_tokens_per_s=3000.0)
+    assert wanted(more, has, terms=terms) > 3
+
+
 # Down.
 
 
