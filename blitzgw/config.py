@@ -117,7 +117,7 @@ Routes = Annotated[
 Digest = Annotated[
     str, Meta(pattern=r"^([0-9a-f]{64})?$", description="a digest of 64 hexadecimal digits")
 ]
-Copies = Annotated[int, Meta(ge=0, le=64, description="a whole number, 0 to 64")]
+Copies = Annotated[int, Meta(ge=0, le=4096, description="a whole number, 0 to 4096")]
 Level = Annotated[
     Literal["debug", "info", "warning", "error"],
     Meta(description="one of debug, info, warning, error"),
@@ -134,8 +134,13 @@ Live = Annotated[
     _lower,
 ]
 Strategy = Annotated[
-    Literal["auto", "star", "chain", "multi-chain", "binomial", "lanes", "disk-shards", "disk"],
-    Meta(description="one of auto, star, chain, multi-chain, binomial, lanes, disk-shards, disk"),
+    Literal[
+        "auto", "star", "chain", "multi-chain", "binomial", "lanes", "disk-shards", "disk", "host"
+    ],
+    Meta(
+        description="one of auto, star, chain, multi-chain, binomial, lanes, disk-shards, disk,"
+        " host"
+    ),
     _lower,
 ]
 Scaling = Annotated[
@@ -229,6 +234,7 @@ class TransferConfig:
     ] = ()
     max_weight_rate: Rate = 0.0
     max_disk_rate: Rate = 0.0
+    max_host_rate: Rate = 0.0
     encrypt: bool = True
     zone: Label = ""
     copies_dir: OptionalPath = ""
@@ -262,6 +268,7 @@ class ModelConfig:
     load_at_start: bool = True
     digest: Digest = ""
     host_copies: Copies = 1
+    host_cache_s: Seconds = 0.0
     strategy: Strategy = "auto"
     live: Live = "auto"
     scaling: Scaling = "manual"
@@ -287,6 +294,7 @@ class ModelConfig:
             idle_to_zero_s=self.idle_to_zero_s,
             keep_s=self.keep_s,
             priority=self.priority,
+            host_cache_s=self.host_cache_s,
         )
 
     @property

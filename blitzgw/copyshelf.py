@@ -1,7 +1,7 @@
 """Weights that this node keeps in shared memory: what workers hold, and files that nobody holds.
 
-Carries out what the steward and the keeper of host copies decide; `CopyShelf.held` is the one book
-of what is where.
+Carries out what the steward and the deciders of host copies decide; `CopyShelf.held` is the one
+book of what is where.
 """
 
 from __future__ import annotations
@@ -62,10 +62,19 @@ class CopyShelf:
         on_change: Callable[[], None],
     ) -> None:
         self._devices, self._definitions = devices, definitions
-        self._deciders, self._on_change = deciders, on_change
+        self._deciders, self.changed = deciders, on_change
         self._files: HostCopies | None = None
         self.held: dict[str, HeldWeights] = {}
         """By the root of the weights."""
+        self.is_cached: Callable[[str], bool] = lambda _: False
+        """Whether a copy is there for a while only."""
+        self.is_going: Callable[[str], bool] = lambda _: False
+        """Whether that while is over: nobody is to be told of it any more."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether this node keeps copies at all."""
+        return self._files is not None
 
     def open(self, files: HostCopies | None) -> None:
         """Keep copies in that folder, which is this node's alone; None: keep none."""
@@ -97,8 +106,10 @@ class CopyShelf:
                 size_bytes=held.size_bytes,
                 blobs=mask_of(held.blobs),
                 complete=held.complete,
+                cached=self.is_cached(weights),
             )
             for weights, held in self.held.items()
+            if not self.is_going(weights)
         ]
 
     # What workers tell.
@@ -143,7 +154,7 @@ class CopyShelf:
                 del self.held[weights]
                 log.warning("copy_failed weights=%.12s reason=%s", weights, text)
                 self._deciders.keeper(ev.CopyTried(weights, text))
-        self._on_change()
+        self.changed()
 
     # Effects.
 
@@ -156,16 +167,23 @@ class CopyShelf:
             return
         blobs = known.card.blobs
         size = sum(blob.size_bytes for blob in blobs)
-        self.held[effect.weights] = HeldWeights(effect.device, effect.model, size)
+        former = self.held.get(effect.weights)
+        there = former.blobs if former is not None and former.device == effect.device else set()
+        self.held[effect.weights] = HeldWeights(effect.device, effect.model, size, there)
         runner.supervisor.send(HoldCopy(effect.weights, known.spec, blobs, effect.reads))
 
     def drop(self, effect: eff.DropWeights) -> None:
-        """Have a worker let weights go."""
+        """Have a worker let weights go; what a dead one has left is removed."""
         held = self.held.get(effect.weights)
-        if held is not None and held.device == effect.device:
-            del self.held[effect.weights]
-            self._devices[effect.device].supervisor.send(DropCopy(effect.weights))
-            self._on_change()
+        if held is None or held.device != effect.device:
+            return
+        del self.held[effect.weights]
+        runner = self._devices[effect.device]
+        if runner.up:
+            runner.supervisor.send(DropCopy(effect.weights))
+        elif self._files is not None:
+            self._remove(self._files, effect.weights)
+        self.changed()
 
     def read(self, effect: eff.ReadWeights) -> None:
         """Have a worker read blobs of a checkpoint that is here."""
@@ -181,6 +199,12 @@ class CopyShelf:
         self.hold(
             eff.HoldWeights(effect.device, effect.model, effect.digest, effect.weights, reads)
         )
+
+    def _remove(self, files: HostCopies, weights: str) -> None:
+        try:
+            files.remove(weights)
+        except BlitzError as error:
+            log.warning("copy_not_removed weights=%.12s error=%s", weights, error)
 
     def _not_held(self, effect: eff.HoldWeights, why: str) -> None:
         self._deciders.steward(ev.WorkerSaid(effect.device, CopyFailed(effect.weights, why)))

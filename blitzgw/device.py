@@ -103,6 +103,7 @@ class DeviceRunner:
             copies=terms.copies,
             weight_bytes_per_s=terms.weight_bytes_per_s,
             disk_bytes_per_s=terms.disk_bytes_per_s,
+            host_bytes_per_s=terms.host_bytes_per_s,
         )
         self._scheduler = self._new_scheduler()
 

@@ -63,8 +63,14 @@ class Machine:
             tx, rx = reserved.get(network.name, (0.0, 0.0))
             busy = 0.0 if network.name else float(f"{serving:.1g}")
             networks.append(NetworkFacts(network.name, host, rate, tx, rx, busy))
-        read = max([report.disk for report in traffic], default=0.0) or self._config.max_disk_rate
-        return HostFacts(self._free_bytes, self._config.zone, tuple(networks), float(f"{read:.1g}"))
+        read = float(f"{max([report.disk for report in traffic], default=0.0):.2g}")
+        return HostFacts(
+            self._free_bytes,
+            self._config.zone,
+            tuple(networks),
+            disk_bytes_per_s=read or self._config.max_disk_rate,
+            host_bytes_per_s=self._config.max_host_rate,
+        )
 
     def _rate_of(self, host: str) -> float:
         if host not in self._rates:

@@ -57,6 +57,7 @@ class WorkerTerms:
     copies: str = ""
     weight_bytes_per_s: float = 0.0
     disk_bytes_per_s: float = 0.0
+    host_bytes_per_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -248,8 +249,10 @@ def worker_terms(
 ) -> WorkerTerms:
     """Return what the workers are started with. In a cluster of one nothing moves."""
     dilation = config.node.dilation
-    disk = config.transfer.max_disk_rate / dilation
+    disk, host = (
+        rate / dilation for rate in (config.transfer.max_disk_rate, config.transfer.max_host_rate)
+    )
     if not config.cluster_keys:
-        return WorkerTerms(dilation, disk_bytes_per_s=disk)
+        return WorkerTerms(dilation, disk_bytes_per_s=disk, host_bytes_per_s=host)
     folder = "" if copies is None else str(copies.folder)
-    return WorkerTerms(dilation, networks, folder, config.transfer.max_weight_rate, disk)
+    return WorkerTerms(dilation, networks, folder, config.transfer.max_weight_rate, disk, host)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, get_args
 
+from blitzgw import copydesk
 from blitzgw.alarm import Alarm, Deadline
 from blitzgw.config import Config
 from blitzgw.copyshelf import CopyShelf, Deciders
@@ -109,7 +110,19 @@ class Scaler:
         )
         define = partial(definition_for_scaling, definitions, devices=self._config.devices)
         self.operations = Operations(around, define)
-        self.keeper = CopyKeeper(self._view, define, self.steward.uses)
+        self.desk = copydesk.CopyDesk(
+            self._devices,
+            definitions,
+            self.copies,
+            CopyKeeper(self._view, define, self.steward.uses),
+            copydesk.Surroundings(
+                self._perform,
+                self._fetch_copy,
+                self.steward.uses,
+                lambda: self._host().free_bytes,
+            ),
+            self._clock,
+        )
         self.orders = ScaleOrders(
             local,
             self._view,
@@ -160,8 +173,9 @@ class Scaler:
     def open(self, me: Rumour) -> None:
         """Begin: the address that peers find this node at is known."""
         self._me = me
-        for device in self._devices:
-            self.copies.worker_up(device)
+        for device, runner in self._devices.items():
+            if runner.up:
+                self.worker_up(device)
         self._alarm.arm()
         self.numbers.demands.open()
 
@@ -238,18 +252,21 @@ class Scaler:
         """Take the news that an instance is gone."""
         self.helping.settled(instance)
         self.pairings.instance_gone(instance)
+        self.desk.left()
 
     def instance_failed(self, device: str, instance: str, reason: str) -> bool:
         """Take the news that an instance will not come; return whether it has been dropped."""
-        return self.instancing.failed(device, instance, reason)
+        dropped = self.instancing.failed(device, instance, reason)
+        self.desk.left()
+        return dropped
 
     def worker_up(self, device: str) -> None:
         """Take the news that a worker is warm, and has nothing yet."""
-        self.copies.worker_up(device)
+        self.desk.worker_up(device)
 
     def worker_lost(self, device: str, reason: str) -> None:
         """Take the news that a worker is gone with its stores and edges."""
-        self.copies.worker_lost(device, reason)
+        self.desk.worker_lost(device, reason)
         self.probes.ends.worker_lost(device)
         self.pairings.worker_lost(device)
         self._steward(ev.WorkerLost(device, reason))
@@ -273,7 +290,7 @@ class Scaler:
         self._perform(self.steward.handle(event, self._clock.now()))
 
     def _keep(self, event: ev.KeeperEvent) -> None:
-        self._perform(self.keeper.handle(event, self._clock.now()))
+        self.desk.keep(event)
 
     def _perform(self, effects: Sequence[Any]) -> None:
         if self._closed:
@@ -296,7 +313,7 @@ class Scaler:
             (self.numbers.autoscaling.deadline(), self.numbers.autoscaling.tell),
         ]
         if self._config.cluster_keys:
-            found.append((self.keeper.deadline(), self._keep))
+            found += self.desk.deadlines()
         return found
 
     # Effects.
@@ -306,18 +323,15 @@ class Scaler:
             eff.Send: lambda effect: self._say(effect.boot, effect.message),
             eff.Record: record,
             eff.OperationEnded: self._operation_ended,
-            eff.BringUp: self.instancing.bring_up,
+            eff.BringUp: self._bring_up,
             eff.DropInstance: self.instancing.drop,
             **self.helping.performers(),
             eff.RetireInstance: self.instancing.retire,
             eff.KeepInstance: self.instancing.keep,
             eff.ReviveInstance: self.instancing.revive,
-            eff.HoldWeights: self.copies.hold,
-            eff.DropWeights: self.copies.drop,
-            eff.ReadWeights: self.copies.read,
+            **self.desk.performers(),
             eff.ToWorker: self._to_worker,
             eff.PublishNetworks: lambda _: self._on_change(),
-            eff.ObtainCopy: self._obtain_copy,
         }
 
     def _say(self, boot: str, message: Any) -> None:
@@ -338,11 +352,13 @@ class Scaler:
             reason = "" if effect.state == "done" else effect.reason or effect.state
             self._keep(ev.CopyTried(facts.weights, reason))
 
-    def _obtain_copy(self, effect: eff.ObtainCopy) -> None:
-        if effect.disk:
-            self.copies.read_copy(effect)
-        else:
-            self._operate(ev.CopyWanted(effect.model, f"{self._me.name}/{effect.device}"))
+    def _fetch_copy(self, effect: eff.ObtainCopy) -> None:
+        self._operate(ev.CopyWanted(effect.model, f"{self._me.name}/{effect.device}"))
+
+    def _bring_up(self, effect: eff.BringUp) -> None:
+        self.desk.comes(effect.device, effect.model, effect.digest)
+        self.instancing.bring_up(effect)
+        self.desk.left()  # where it could not be
 
     def _to_worker(self, effect: eff.ToWorker) -> None:
         self._devices[effect.device].supervisor.send(effect.message)

@@ -155,6 +155,7 @@ def _copy(copy: CopyFacts) -> dict[str, Any]:
         "size_bytes": copy.size_bytes,
         "blobs": sorted(blobs_in(copy.blobs)),
         "complete": copy.complete,
+        "cached": copy.cached,
     }
 
 

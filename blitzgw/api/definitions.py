@@ -32,6 +32,7 @@ class _Definition:
     disks: list[str] = field(default_factory=list)
     host_copies: int = 0
     host_copies_wanted: int = 0
+    host_cached: int = 0
 
     def add(self, node: str, facts: ModelFacts) -> None:
         self.since_s = min(self.since_s, facts.since_s)
@@ -71,6 +72,7 @@ def definitions(view: ClusterView, now_s: float) -> Iterator[dict[str, Any]]:
             "weights": definition.weights or None,
             "host_copies": definition.host_copies,
             "host_copies_wanted": definition.host_copies_wanted,
+            "host_cached": definition.host_cached,
             "disks": definition.disks,
             "conflict": bool(holding.rivals),
             "prevails": holding.digest == definition.digest,
@@ -101,7 +103,9 @@ def _found(view: ClusterView) -> list[_Definition]:
                 definition.instances[instance.state.value] += 1
         for definition in found.values():
             copy = node.copies.get(definition.weights)
-            definition.host_copies += copy is not None and copy.complete
+            if copy is not None and copy.complete:
+                definition.host_copies += not copy.cached
+                definition.host_cached += copy.cached
     return list(found.values())
 
 

@@ -11,9 +11,9 @@ apply:
     mode                            auto, advise, manual
     wish                            N or "auto", as an operator has said; null: nothing
     terms                           {"mode", "ttft_s", "tpot_s", "min_instances", "max_instances",
-                                    "patience_s", "idle_to_zero_s", "keep_s", "priority"}, as
-                                    configured; null for max_instances: as devices take, for
-                                    idle_to_zero_s: never to zero
+                                    "patience_s", "idle_to_zero_s", "keep_s", "priority",
+                                    "host_cache_s"}, as configured; null for max_instances: as
+                                    devices take, for idle_to_zero_s: never to zero
     now                             the decision that this moment's figures give
     quantiles                       measured, in seconds, by name: "ttft_p90_s", …
     past                            the last decisions that changed something, the newest first

@@ -66,7 +66,7 @@ def _table(facts: dict[str, Any]) -> str:
 def _shown(key: str, value: Any) -> str:
     if key in ("threads", "kv_bytes", "max_model_len", "rate") and value == 0:
         return "auto"
-    if key in ("rate", "max_weight_rate", "max_disk_rate"):
+    if key in ("rate", "max_weight_rate", "max_disk_rate", "max_host_rate"):
         return _bits(value) if value else "no limit"
     if key == "networks":
         return ", ".join(_network(network) for network in value) or "-"

@@ -105,6 +105,12 @@ def _in_state(*states: str) -> Callable[[Item], str]:
     return lambda model: str(sum(model["instances"].get(state, 0) for state in states))
 
 
+def _kept(model: Item) -> str:
+    """Return how many host copies a model has of those wanted, and how many for a while only."""
+    cached = f"+{model['host_cached']}" if model["host_cached"] else ""
+    return f"{model['host_copies']}{cached}/{model['host_copies_wanted']}"
+
+
 def _copies(node: Item) -> str:
     """Return how many host copies a node has, and what they take; one being made counts too."""
     copies = node["copies"]
@@ -180,7 +186,7 @@ MODELS = (
     Column("WANTED", _wanted, 2, right=True),
     Column("OTHERS", _others, 2),
     Column("LAYERS", _count("layers"), 3, right=True),
-    Column("COPIES", lambda m: f"{m['host_copies']}/{m['host_copies_wanted']}", 4, right=True),
+    Column("COPIES", _kept, 4, right=True),
     Column("NODES", lambda model: " ".join(model["nodes"]), 5),
     Column("ALIASES", lambda model: " ".join(model["aliases"]), 6),
     Column("DIGEST", _short("digest"), 1),

@@ -139,7 +139,10 @@ def _bounds(terms: Mapping[str, Any]) -> str:
 
 
 def _keeping(terms: Mapping[str, Any]) -> str:
-    return f"what ends can be revived for {duration(terms['keep_s'])}"
+    text = f"what ends can be revived for {duration(terms['keep_s'])}"
+    if terms["host_cache_s"]:
+        text += f", its weights stay in memory for {duration(terms['host_cache_s'])} more"
+    return text
 
 
 def _measured(why: Why) -> list[dict[str, Any]]:

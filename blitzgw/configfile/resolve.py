@@ -59,6 +59,7 @@ def resolve_models(
         _check_names(model, key, taken, mistakes)
         _check_batch(model, key, mistakes)
         _check_bounds(model, key, mistakes)
+        _check_ways(model, key, mistakes)
         resolved.append(replace(model, devices=_device_ids(model, groups, key, mistakes)))
     return resolved
 
@@ -144,6 +145,22 @@ def _check_bounds(model: ModelConfig, key: str, mistakes: Mistakes) -> None:
             f"{key}.idle_to_zero_s",
             f"never comes true while min_instances keeps {model.min_instances}; set that to 0, or"
             " this",
+        )
+
+
+def _check_ways(model: ModelConfig, key: str, mistakes: Mistakes) -> None:
+    """Check that what new instances do and where their weights come from go together."""
+    if model.live == "pipeline" and model.strategy not in ("auto", "binomial"):
+        mistakes.add(
+            f"{key}.strategy",
+            f'"{model.strategy}" brings every instance the same layers first, and those of a'
+            ' pipeline begin with different ones; write "auto" or "binomial", or another `live`',
+        )
+    if model.strategy == "host" and not (model.host_copies or model.host_cache_s):
+        mistakes.add(
+            f"{key}.strategy",
+            '"host" takes weights from copies in memory, of which host_copies = 0 keeps none;'
+            " raise that to the number of nodes, or set host_cache_s",
         )
 
 

@@ -30,6 +30,8 @@ class Start:
     """Send weights at most at this rate; 0: as fast as it goes."""
     disk_bytes_per_s: float = 0.0
     """Read checkpoints at most at this rate; 0: as fast as it goes."""
+    host_bytes_per_s: float = 0.0
+    """Take weights from host copies at most at this rate; 0: as fast as it goes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,10 @@ Each node decides for itself, from its view, and they come to agree:
 
     who gets one:  holders stay; what is missing goes to the next by rendezvous hashing, weighted by
                    free memory (score = −w / ln h, the highest first: a node is chosen in proportion
-                   to w, and one that joins or leaves moves only its own share)
+                   to w, and one that joins or leaves moves only its own share). One without an
+                   instance comes first: beside an instance a copy is no further source, and dies
+                   with it. What an instance leaves behind for a while (caching.py) is no copy, but
+                   can become one
     who drops one: only a node that sees enough complete copies at living nodes which stand above
                    it in an order that depends on nothing but names. Of two that see each other's
                    copy one stands above, so views that differ never empty both.
@@ -24,7 +27,7 @@ from blitzgw.core.view import ClusterView, CopyFacts, NodeView
 from blitzgw.scaling.effects import DropWeights, KeeperEffect, ObtainCopy
 from blitzgw.scaling.events import CopyTried, KeeperEvent
 from blitzgw.scaling.ownership import draining, unit_hash
-from blitzgw.scaling.survey import ModelDefinition, speaks
+from blitzgw.scaling.survey import ModelDefinition, has_copy, in_memory, on_disk, speaks
 
 CHECK_S = 0.5
 """Between two looks at the view: small beside what is waited for."""
@@ -188,7 +191,8 @@ class CopyKeeper:
         surplus = {
             (copy.weights, copy.device)
             for copy in local.copies.values()
-            if not self._busy(copy.device, copy.weights)
+            if not copy.cached
+            and not self._busy(copy.device, copy.weights)
             and self._is_surplus(copy, needs.get(copy.weights), view)
         }
         self._surplus = {copy: self._surplus.get(copy, now) for copy in sorted(surplus)}
@@ -219,7 +223,7 @@ class CopyKeeper:
         ]
         if need.count:
             return len(above) >= need.count
-        return bool(above) or any(_on_disk(node, copy.weights) for node in view.living())
+        return bool(above) or any(on_disk(node, copy.weights) for node in view.living())
 
 
 def copy_needs(view: ClusterView) -> dict[str, CopyNeed]:
@@ -239,25 +243,30 @@ def keepers(need: CopyNeed, view: ClusterView, size_bytes: int) -> list[str]:
         if draining(node) or node.host_facts is None or not _able(node):
             continue
         having = [copy for copy in node.copies.values() if copy.weights == need.weights]
-        if any(copy.complete for copy in having):
-            ranked.append((2, *_order(node, need.weights)))
+        if complete_copy(node, need.weights) is not None:
+            ranked.append((3, *_order(node, need.weights)))
         elif having or node.host_facts.free_bytes >= size_bytes:
             free_bytes = float(node.host_facts.free_bytes)
             score = -free_bytes / math.log(unit_hash(need.weights, node.boot))
-            ranked.append((int(bool(having)), score, node.boot))
+            apart = not in_memory(node, need.weights)
+            ranked.append((2 if having else int(apart), score, node.boot))
     ranked.sort(reverse=True)
     return [boot for _, _, boot in ranked[: need.count]]
 
 
 def complete_copy(node: NodeView, weights: str) -> CopyFacts | None:
-    """Return the first complete copy of a node, by device."""
-    complete = [copy for copy in node.copies.values() if copy.weights == weights and copy.complete]
+    """Return the first complete copy of a node that can be counted on, by device."""
+    complete = [
+        copy
+        for copy in node.copies.values()
+        if copy.weights == weights and copy.complete and not copy.cached
+    ]
     return min(complete, key=lambda copy: copy.device, default=None)
 
 
 def has_all(node: NodeView, weights: str, definition: ModelDefinition) -> bool:
     """Whether a node has these weights whole, in whatever place."""
-    if _on_disk(node, weights) or complete_copy(node, weights) is not None:
+    if on_disk(node, weights) or has_copy(node, weights):
         return True
     full = (1 << len(definition.blob_bytes)) - 1
     return any(
@@ -266,10 +275,6 @@ def has_all(node: NodeView, weights: str, definition: ModelDefinition) -> bool:
         and facts.blobs.lstrip("0") == f"{full:x}"
         for facts in node.instances.values()
     )
-
-
-def _on_disk(node: NodeView, weights: str) -> bool:
-    return any(model.weights == weights and model.disk for model in node.models.values())
 
 
 def _order(node: NodeView, weights: str) -> tuple[float, str]:

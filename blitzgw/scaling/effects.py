@@ -187,3 +187,5 @@ class ObtainCopy:
 
 
 KeeperEffect = ObtainCopy | DropWeights
+
+CacheEffect = HoldWeights | DropWeights

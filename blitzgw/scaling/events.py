@@ -2,8 +2,8 @@
 
 `Operations` (operations.py) is told what concerns the operations that this node owns, `Steward`
 (steward.py) what concerns its own devices, ports and workers, `CopyKeeper` (copies.py) when time
-has passed. Workers are `node/device` between nodes; events of a steward name its own devices by
-their ids.
+has passed, `HostCache` (caching.py) which instances come and go. Workers are `node/device` between
+nodes; events of a steward name its own devices by their ids.
 """
 
 from __future__ import annotations
@@ -133,6 +133,26 @@ class CopyTried:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class InstanceComes:
+    """An instance is about to be brought up on a device of this node, and its weights with it.
+
+    When it goes they are to stay in memory for `cache_s`; 0: they are not.
+    """
+
+    device: str
+    model: str
+    digest: str
+    weights: str
+    size_bytes: int
+    cache_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceLeft:
+    """An instance of this node is no more."""
+
+
 StewardEvent = (
     TimePassed
     | MessageCame
@@ -150,6 +170,8 @@ OperationsEvent = (
 )
 
 KeeperEvent = TimePassed | CopyTried
+
+CacheEvent = TimePassed | InstanceComes | InstanceLeft | CopyTried | WorkerLost
 
 TAKEN = "taken"
 """Why a node cannot engage: `taken: NETWORK`, its port is promised to others."""

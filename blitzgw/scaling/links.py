@@ -13,7 +13,7 @@ RATE_BYTES_PER_S = 1.25e9
 """Of a port whose rate nobody knows: 10 Gbit/s, so that plans and predictions have a number."""
 
 HOST_BYTES_PER_S = 8e9
-"""From host memory into a worker: one thread's copy."""
+"""From host memory into a worker, where nothing limits it: one thread's copy."""
 
 LAG_BYTES = PIECE_BYTES * 5 // 2
 """How far a relay is behind its source: the piece that it receives, and what sockets and queues of
@@ -55,7 +55,10 @@ def links_of(
             for name, host in hosts.items()
             if MIN_RATE_BYTES_PER_S <= host.disk_bytes_per_s <= MAX_RATE_BYTES_PER_S
         },
-        hosts=dict.fromkeys(hosts, HOST_BYTES_PER_S),
+        hosts={
+            name: min(HOST_BYTES_PER_S, told_rate(host.host_bytes_per_s, HOST_BYTES_PER_S))
+            for name, host in hosts.items()
+        },
         zones={name: host.zone for name, host in hosts.items()},
         setup_s=SETUP_S,
         hop_s=HOP_S,

@@ -71,6 +71,14 @@ class Holding:
         return sum(blob.size_bytes for blob in self.blobs)
 
     @property
+    def in_memory(self) -> frozenset[int]:
+        """The blobs that are in the host copy by now; none where it is no host copy."""
+        if self.copy is None:
+            return frozenset()
+        with self._lock:
+            return self.found.union(self._checked)
+
+    @property
     def is_complete(self) -> bool:
         """Whether all blobs have been checked, and whoever listens was told of each."""
         with self._lock:

@@ -43,6 +43,7 @@ from blitzgw.worker.filling import Filler
 from blitzgw.worker.holding import Holding
 from blitzgw.worker.holdings import Holdings, named
 from blitzgw.worker.loader import MAX_LOADS, Load, Loader, LoadHooks
+from blitzgw.worker.pacing import Pace
 from blitzgw.worker.parcels import Inbox
 from blitzgw.worker.reads import DiskReads
 
@@ -92,7 +93,7 @@ class Keeper:
             self._spoiled,
         )
         self._copies = Copies(self._holdings, self._filler, post, self._tell)
-        self._loader = Loader(hooks, self._reads)
+        self._loader = Loader(hooks, self._reads, Pace(start.host_bytes_per_s))
         self._loads: dict[str, Load] = {}
         self._plane = DataPlane(start, self._holdings.store, self._tell, inbox)
         self._edges = self._plane.edges
@@ -183,7 +184,7 @@ class Keeper:
         is_new = holding is None
         if holding is None:
             holding = self._holdings.for_instance(model, message.blobs, message.load)
-        load.holding = holding
+        load.holding, load.in_memory = holding, holding.in_memory
         holding.users.add(message.instance)
         holding.follow(load.announce)
         if is_new:

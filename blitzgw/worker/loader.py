@@ -3,22 +3,26 @@
     new engine → blobs, in the order in which they arrive → (all of them) → warm-up, by the worker
 
 Where the blobs come from is nothing to the load: a disk, a host copy and peers all announce them
-in the same way, once they have been checked.
+in the same way, once they have been checked. Only those that were in the machine's memory when it
+began are taken one by one, as fast as that may be read.
 """
 
 from __future__ import annotations
 
+import heapq
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from blitzgw.core.messages import BlobResident, LoadModel
-from blitzgw.core.transfer import StoreClosed
+from blitzgw.core.transfer import BlobChecked, StoreClosed
 from blitzgw.worker.executor import Engine
 from blitzgw.worker.faults import Cancelled, describe
 from blitzgw.worker.holding import Holding
+from blitzgw.worker.pacing import Pace
 from blitzgw.worker.reads import DiskReads, Read
 
 MAX_LOADS = 64
@@ -37,11 +41,13 @@ class Load:
     """One `LoadModel`: when it began, the blobs that have arrived, and whether it is wanted.
 
     `holding` are the weights that it shares with others; None where no manifest is known.
+    `in_memory` are those of its blobs that a host copy has had when it began.
     """
 
     message: LoadModel
     started: float
     holding: Holding | None = None
+    in_memory: frozenset[int] = frozenset()
     cancelled: threading.Event = field(default_factory=threading.Event)
     events: queue.SimpleQueue[int | _Stop] = field(default_factory=queue.SimpleQueue)
 
@@ -86,8 +92,8 @@ class LoadHooks:
 class Loader:
     """Carries out loads, each on a thread of its own that ends with it."""
 
-    def __init__(self, hooks: LoadHooks, reads: DiskReads) -> None:
-        self._hooks, self._reads = hooks, reads
+    def __init__(self, hooks: LoadHooks, reads: DiskReads, host: Pace) -> None:
+        self._hooks, self._reads, self._host = hooks, reads, host
 
     def start(self, load: Load) -> None:
         """Begin a load; whoever does so cancels it when it is not wanted any more."""
@@ -126,8 +132,9 @@ class Loader:
     def _take_blobs(self, load: Load, engine: Engine, source: Holding | None) -> str:
         """Make blobs usable as they come; with a source, they are copied from there first."""
         missing = set(range(load.message.model.shape.n_layers + 2))
+        coming = _Coming(load, self._host)
         while missing:
-            event = load.events.get()  # unbounded on purpose: peers may take their time
+            event = coming.next()
             if isinstance(event, _Stop):
                 return event.why
             if event in missing and not load.cancelled.is_set():
@@ -135,9 +142,50 @@ class Loader:
                     engine.blob_buffer(event)[:] = source.store.view(event)
                 engine.blob_arrived(event)
                 missing.discard(event)
-                self._hooks.send(BlobResident(load.message.instance, event, load.message.load))
+                self._tell(load, event)
         self._hooks.loaded(load)
         return ""
+
+    def _tell(self, load: Load, index: int) -> None:
+        number, holding = load.message.load, load.holding
+        if holding is not None and index in load.in_memory:  # it was told of long before
+            self._hooks.send(BlobChecked(holding.weights, index, number))
+        self._hooks.send(BlobResident(load.message.instance, index, number))
+
+
+class _Coming:
+    """The events of a load, but that blobs from a host copy wait their turn, the first one first.
+
+    Meanwhile others overtake them, and the end does.
+    """
+
+    def __init__(self, load: Load, host: Pace) -> None:
+        self._load, self._host = load, host
+        self._waiting: list[int] = []
+        self._due: tuple[float, int] | None = None
+
+    def next(self) -> int | _Stop:
+        """Return the next event; unbounded on purpose: peers may take their time."""
+        while True:
+            try:
+                event = self._load.events.get(timeout=self._left_s())
+            except queue.Empty:
+                assert self._due is not None
+                (_, index), self._due = self._due, None
+                return index
+            if isinstance(event, _Stop) or not self._waits(event):
+                return event
+            heapq.heappush(self._waiting, event)
+
+    def _waits(self, index: int) -> bool:
+        return self._host.limited and index in self._load.in_memory
+
+    def _left_s(self) -> float | None:
+        """Return how long until the next of those that wait is there; None: none waits."""
+        if self._due is None and self._waiting:
+            index = heapq.heappop(self._waiting)
+            self._due = self._host.due(self._load.message.blobs[index].size_bytes), index
+        return None if self._due is None else max(0.0, self._due[0] - time.monotonic())
 
 
 def _unchecked(load: Load, engine: Engine) -> Read:

@@ -72,10 +72,15 @@ class DiskReads:
 
     def _run(self) -> None:
         while True:
-            began_s = time.monotonic()
-            size = carry_out(self._queue.get(), self._bytes_per_s)  # no name may outlive the job
+            size, took_s = _timed(self._queue.get(), self._bytes_per_s)  # no name outlives the job
             if size >= MEASURED_BYTES:
-                self.rate = size / max(time.monotonic() - began_s, 1e-6)
+                self.rate = size / max(took_s, 1e-6)
+
+
+def _timed(job: Read, bytes_per_s: float) -> tuple[int, float]:
+    """Carry a job out; return its size, and how long it took from its turn on."""
+    began_s = time.monotonic()
+    return carry_out(job, bytes_per_s), time.monotonic() - began_s
 
 
 def carry_out(job: Read, bytes_per_s: float = 0.0) -> int:

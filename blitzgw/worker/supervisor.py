@@ -78,11 +78,18 @@ class WorkerSupervisor:
         copies: str = "",
         weight_bytes_per_s: float = 0.0,
         disk_bytes_per_s: float = 0.0,
+        host_bytes_per_s: float = 0.0,
     ) -> None:
         self.device = device
         self._clock, self._listener = clock, listener
         self._start = Start(
-            device, dilation, tuple(networks), copies, weight_bytes_per_s, disk_bytes_per_s
+            device,
+            dilation,
+            tuple(networks),
+            copies,
+            weight_bytes_per_s,
+            disk_bytes_per_s,
+            host_bytes_per_s,
         )
         self._wanted = {message.instance: _Wanted(message) for message in instances}
         self._loads = 0

@@ -166,6 +166,7 @@ async def test_nodes_are_told_with_all_that_is_known(world, cluster):
                 "size_bytes": 100,
                 "blobs": [0, 1, 3],
                 "complete": False,
+                "cached": False,
             }
         ],
         "models": ["m", "z"],
@@ -243,6 +244,7 @@ async def test_models_are_counted_over_nodes(world, cluster):
                      CopyFacts("w2", "m", "cpu0", 100, complete=True)]),
         node("b3", "d", Status.DEAD, models=[ModelFacts("m", "d1", 30, 1)],
              instances=[instance("i4")], copies=[CopyFacts("w1", "m", "cpu0", 1, complete=True)]),
+        node("b4", "e", copies=[CopyFacts("w1", "m", "cpu0", 1, complete=True, cached=True)]),
     ]  # fmt: skip
     [model] = (await get(world, "/cluster/models"))["models"]
     assert model == {
@@ -256,6 +258,7 @@ async def test_models_are_counted_over_nodes(world, cluster):
         "weights": "w1",
         "host_copies": 2,
         "host_copies_wanted": 2,
+        "host_cached": 1,
         "disks": ["b"],
         "conflict": False,
         "prevails": True,

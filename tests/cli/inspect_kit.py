@@ -69,6 +69,7 @@ def model(**more):
         "weights": "fedcba9876543210",
         "host_copies": 1,
         "host_copies_wanted": 1,
+        "host_cached": 0,
         "disks": ["node-1"],
         "conflict": False,
         "prevails": True,

@@ -110,6 +110,8 @@ def test_nodes_show_their_host_copies_and_models_how_many_there_should_be():
     assert "8 GiB" not in second
     wide = drawn("models", [model(host_copies=1, host_copies_wanted=2)], 140)
     assert "1/2" in wide[1]
+    some = drawn("models", [model(host_copies=1, host_copies_wanted=2, host_cached=3)], 140)
+    assert "1+3/2" in some[1], "three more are there for a while"
     assert "fedcba9876 " in wide[1]
 
 

@@ -104,6 +104,20 @@ def test_with_one_source_each_helps_with_its_home_as_a_stage():
     assert len(facts.pairs) == len(pairings(world)) == 2
 
 
+def test_with_one_source_and_a_target_that_has_a_copy_the_others_make_pipelines():
+    world = world_of(6, sources=1)
+    world.nodes[5].devices["g0"].copy = set(range(LAYERS + 2))
+    world.scale(6, policy="pipeline")
+    world.run(3.0)
+    facts = last(world)
+    assert (facts.state, facts.strategy) == ("done", "binomial")
+    assert {order.worker for order in facts.reads} == {"n5/g0"}
+    staged = [stage.worker for stages in facts.pipelines for stage in stages]
+    assert sorted(staged) == ["n1/g0", "n2/g0", "n3/g0", "n4/g0"]
+    assert all(len(stages) == 2 for stages in facts.pipelines)
+    world.assert_quiet()
+
+
 def test_a_dry_run_tells_of_pipelines():
     world = world_of(4)
     world.scale(4, policy="pipeline", dry_run=True)

@@ -12,6 +12,35 @@ LEAST = 0.9
 """Of the time that a rate asks for: sleeping is never shorter, clocks differ a little."""
 
 
+def job_of(model, layouts, over):
+    buffers = {layout.index: bytearray(layout.size_bytes) for layout in layouts}
+    return Read(
+        model.spec,
+        [layout.index for layout in layouts],
+        lacking=lambda _: True,
+        buffer=lambda index: memoryview(buffers[index]),
+        arrived=lambda _: None,
+        failed=lambda _: None,
+        over=over,
+    )
+
+
+def test_what_is_measured_begins_with_the_job(tmp_path, monkeypatch):
+    monkeypatch.setattr("blitzgw.worker.reads.MEASURED_BYTES", 1)
+    model = resolved(write_checkpoint(tmp_path / "model"))
+    layouts = blob_layouts(model.spec.shape, model.spec.dtype)
+    rate = sum(layout.size_bytes for layout in layouts) / 0.3
+    reads, ended = DiskReads(rate), queue.Queue()
+    reads.start()
+    time.sleep(0.8)  # nothing is asked for meanwhile
+    reads.submit(job_of(model, layouts, lambda: ended.put(None)))
+    ended.get(timeout=30)
+    deadline_s = time.monotonic() + 5
+    while not reads.rate and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert 0.4 * rate < reads.rate <= rate / LEAST
+
+
 def test_a_rate_is_kept_over_a_job_and_the_bytes_are_the_same(tmp_path):
     model = resolved(write_checkpoint(tmp_path / "model"))
     layouts = blob_layouts(model.spec.shape, model.spec.dtype)

@@ -13,6 +13,7 @@ from blitzgw.engine.decoder import TorchEngine
 from blitzgw.engine.paced import PacedEngine
 from blitzgw.worker.holdings import Holdings
 from blitzgw.worker.loader import Load, Loader, LoadHooks
+from blitzgw.worker.pacing import Pace
 from blitzgw.worker.reads import DiskReads
 from blitzgw.worker.slab import SharedSlab
 from tests.support.engines import CPU
@@ -57,7 +58,7 @@ def test_engines_with_memory_of_their_own_are_filled_and_give_to_each_other(mode
     for name in loaded:
         load = Load(replace(model.load(name)), 0.0, holding)
         holding.follow(load.announce)
-        Loader(hooks, reads).start(load)
+        Loader(hooks, reads, Pace(0.0)).start(load)
         if name == "i0":
             source = PacedEngine(model.spec, KV, PacedCost(), lambda _: None)
             _fill(model, source)

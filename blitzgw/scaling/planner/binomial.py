@@ -7,7 +7,8 @@ only orders each edge's blobs: nobody waits for a step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from blitzgw.core.plan import Plan
 from blitzgw.scaling.planner.base import Unfit
@@ -24,7 +25,7 @@ def plan(ground: Ground) -> Plan | Unfit:
 
     Raises PlanError where a target cannot get what it lacks.
     """
-    groups = deal(ground, ground.sources())
+    groups = deal(ground)
     if not groups:
         return Unfit("no source reaches a target over a network")
     if not any(_meshed(ground, targets) for targets in groups.values()):
@@ -33,7 +34,18 @@ def plan(ground: Ground) -> Plan | Unfit:
     for index, (source, targets) in enumerate(groups.items()):
         order = rotated(list(ground.blobs), index, len(groups))
         _spread(draft, source, ground.by_speed(targets, source), order)
-    return draft.finish()
+    return _in_order(draft.finish(), {source: i for i, source in enumerate(groups)})
+
+
+def _in_order(made: Plan, places: Mapping[str, int]) -> Plan:
+    """Let sources that are targets, too, read first what their group starts with."""
+    reads = (
+        replace(read, blobs=tuple(rotated(read.blobs, places[read.worker], len(places))))
+        if read.worker in places and read.worker in made.targets
+        else read
+        for read in made.reads
+    )
+    return replace(made, reads=tuple(reads))
 
 
 def edges(ground: Ground) -> int:
@@ -41,7 +53,7 @@ def edges(ground: Ground) -> int:
 
     The source sends along all dimensions, too, and of two peers neither need send to the source.
     """
-    groups = deal(ground, ground.sources())
+    groups = deal(ground)
     return sum(len(targets) * (len(targets).bit_length() - 1) for targets in groups.values())
 
 

@@ -12,6 +12,7 @@ from blitzgw.scaling.planner import (
     disk_shards,
     lanes,
     multi_chain,
+    own,
     parts,
     star,
 )
@@ -29,20 +30,26 @@ STRATEGIES: Mapping[str, Strategy] = {
     binomial.NAME: binomial.plan,
     lanes.NAME: lanes.plan,
     disk_shards.NAME: disk_shards.plan,
-    disk_shards.WHOLE_NAME: disk_shards.plan_whole,
+    own.DISK_NAME: own.plan_disk,
+    own.HOST_NAME: own.plan_host,
     parts.NAME: parts.plan,
     parts.OWN_NAME: parts.plan_own,
 }
 """By the name that operators use."""
 
-ON_REQUEST = frozenset({parts.NAME, parts.OWN_NAME})
-"""Strategies that are no faster than others: they are for pipelines, and looked at alone."""
+ON_REQUEST = frozenset({own.HOST_NAME, parts.NAME, parts.OWN_NAME})
+"""Strategies that are no faster than others, which read host copies too: they are looked at alone.
+Parts are for pipelines."""
 
 EDGES: Mapping[str, Callable[[Ground], int]] = {
     binomial.NAME: binomial.edges,
     lanes.NAME: lanes.edges,
 }
 """About how many edges those would have whose edges outnumber the targets, without making them."""
+
+COMPARED = 4
+"""Targets up to which the other strategies are planned beside one that was asked for, to be told:
+with more the time for it is not spent."""
 
 SAME_TIME = 1e-3
 """Predictions that differ by less than this part are the same: a prediction is not that exact, and
@@ -73,6 +80,7 @@ class Choice:
 def choose(task: Task, links: Links, strategy: str = "") -> Choice:
     """Return the plan that is predicted to complete first, or that of the strategy of that name.
 
+    With many targets the latter is not compared with others.
     At equal completion the one that covers the model earlier wins, then the one with fewer edges.
     A task of many blobs is planned and predicted in groups of them (coarse.py), so that this takes
     an event loop no longer than it can spare. Raises PlanError for a task that cannot be planned
@@ -97,7 +105,8 @@ def _choose(task: Task, links: Links, wanted: str, grouping: Grouping | None) ->
         ground = Ground(task, links)
     else:
         ground = Ground(grouping.task, grouping.links(links), grouping.groups)
-    names = [wanted] if wanted in ON_REQUEST else [n for n in STRATEGIES if n not in ON_REQUEST]
+    alone = wanted in ON_REQUEST or (wanted and len(task.targets) > COMPARED)
+    names = [wanted] if alone else [n for n in STRATEGIES if n not in ON_REQUEST]
     plans, reasons = _plans(ground, wanted, names)
     followed = {name: follow(plan, ground.task, ground.links) for name, plan in plans.items()}
     predictions = {name: prediction for name, (prediction, _) in followed.items()}

@@ -1,8 +1,7 @@
 """Disk shards: n targets each read 1/n of the model from their own disks and exchange it.
 
 The targets together have the model after |M| / (n · disk). Every target forwards what it has to the
-next one in a ring, so that nobody sends or receives anything twice. Beside it stands the plain way:
-every target reads everything from its own disk.
+next one in a ring, so that nobody sends or receives anything twice.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from blitzgw.scaling.planner.ground import Ground
 from blitzgw.scaling.planner.rates import disk_rate
 
 NAME = "disk-shards"
-WHOLE_NAME = "disk"
 
 
 def plan(ground: Ground) -> Plan | Unfit:
@@ -31,20 +29,6 @@ def plan(ground: Ground) -> Plan | Unfit:
     for reader, shard in zip(readers, shards(draft, readers), strict=True):
         draft.read(reader, Tier.DISK, shard)
     pass_round(draft, ground.by_speed(ground.needy(), readers[0]))
-    return draft.finish()
-
-
-def plan_whole(ground: Ground) -> Plan | Unfit:
-    """Return a plan in which every target reads from its own disk what is there.
-
-    Raises PlanError where a target cannot get what it lacks.
-    """
-    with_disk = [target for target in ground.needy() if ground.own(target, Tier.DISK)]
-    if not with_disk:
-        return Unfit("no target has the checkpoint on its disk")
-    draft = Draft(ground, WHOLE_NAME)
-    for target in with_disk:
-        draft.read(target, Tier.DISK, ground.blobs)
     return draft.finish()
 
 

@@ -62,11 +62,12 @@ class Draft:
 
     def send(self, source: str, target: str, blobs: Iterable[int]) -> None:
         """Let a target get from a source what it lacks of these blobs and the source will have."""
-        if self.ground.path(source, target) is None or source == target:
-            return
         has = self._depth[target]
-        for blob in blobs:
-            if blob not in has and self.has(source, blob):
+        lacking = [blob for blob in blobs if blob not in has]
+        if not lacking or source == target or self.ground.path(source, target) is None:
+            return
+        for blob in lacking:
+            if self.has(source, blob):
                 depth = self._ready(source, blob)
                 self._edges.setdefault((source, target), []).append(blob)
                 has[blob] = depth + 1
@@ -82,9 +83,13 @@ class Draft:
 
     def feed(self, target: str, blobs: Iterable[int], sources: Sequence[str]) -> None:
         """Let a target get what it lacks of these blobs, each from the first source that has it."""
-        wanted = list(blobs)
+        has = self._depth[target]
+        wanted = [blob for blob in blobs if blob not in has]
         for source in sources:
+            if not wanted:
+                return
             self.send(source, target, wanted)
+            wanted = [blob for blob in wanted if blob not in has]
 
     # The end.
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from blitzgw.core.plan import Holder, Links, Task, Tier, node_of
-from blitzgw.scaling.planner.rates import BUSY_SHARE, read_rate, usable_tx
+from blitzgw.scaling.planner.rates import BUSY_SHARE, host_rate, read_rate, usable_tx
 
 WORTH_WAITING = 0.5
 """A busy source is avoided while a free one gives at least this part of its rate: half as fast is
@@ -172,6 +172,19 @@ class Ground:
         if path is None or node == self._nodes[target]:
             return False
         return (node, path.network) in self._serving
+
+    @cached_property
+    def self_served(self) -> frozenset[str]:
+        """The targets whose own machine's memory has all that they lack, at no slow rate.
+
+        From there others can be sent it at once.
+        """
+        return frozenset(
+            target
+            for target in self._needy
+            if self.own(target, Tier.HOST).issuperset(self.lacks(target))
+            and host_rate(self.links, self._nodes[target]) >= SAME_RATE * self.speed(target)
+        )
 
     # Sources.
 

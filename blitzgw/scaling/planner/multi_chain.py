@@ -16,7 +16,7 @@ def plan(ground: Ground) -> Plan | Unfit:
 
     Raises PlanError where a target cannot get what it lacks.
     """
-    groups = deal(ground, ground.sources())
+    groups = deal(ground)
     if len(groups) < 2:
         return Unfit("it takes two usable sources and two targets")
     draft = Draft(ground, NAME)
@@ -25,13 +25,15 @@ def plan(ground: Ground) -> Plan | Unfit:
     return draft.finish()
 
 
-def deal(ground: Ground, sources: list[str]) -> dict[str, list[str]]:
+def deal(ground: Ground) -> dict[str, list[str]]:
     """Deal the targets out: as many to each source as to any other, near ones first.
 
-    Sources that none is left for are not in the answer.
+    A target that its own machine's memory serves is a source to the others. Sources that none is
+    left for are not in the answer.
     """
-    targets = ground.needy()
-    used = sources[: len(targets)]
+    served = ground.self_served
+    targets = [target for target in ground.needy() if target not in served]
+    used = [*ground.sources(), *sorted(served)][: len(targets)]
     if not used:
         return {}
     room = {source: len(targets) // len(used) for source in used}

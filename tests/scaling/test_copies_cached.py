@@ -1,0 +1,77 @@
+"""What instances leave behind for a while is none of the copies that a cluster counts on."""
+
+from dataclasses import replace
+
+from blitzgw.core.instance import InstanceState
+from blitzgw.core.plan import Tier
+from blitzgw.core.view import ClusterView, CopyFacts, InstanceFacts
+from blitzgw.scaling.copies import (
+    DROP_SETTLE_S,
+    OBTAIN_SETTLE_S,
+    CopyKeeper,
+    CopyNeed,
+    complete_copy,
+    copy_needs,
+    keepers,
+)
+from blitzgw.scaling.effects import ObtainCopy
+from blitzgw.scaling.events import TimePassed
+from blitzgw.scaling.holders import holders_of
+from blitzgw.scaling.links import HOST_BYTES_PER_S, links_of
+from tests.scaling.test_copies_keeper import MODEL, Copies, W, node
+
+NEED = CopyNeed(W, "m", MODEL.digest, 1)
+CACHED = {"c": CopyFacts(W, "m", "g0", 40, "7", complete=True, cached=True)}
+
+
+def view(*nodes):
+    return ClusterView(nodes[0].boot, {each.boot: each for each in nodes})
+
+
+def kept(which, seconds):
+    """What the keeper of the first node does in so long, with a view that stays."""
+    keeper = CopyKeeper(lambda: which, lambda _: MODEL, lambda *_: False)
+    return [
+        effect
+        for half in range(int(2 * seconds))
+        for effect in keeper.handle(TimePassed(), half / 2)
+    ]
+
+
+def test_it_does_not_count_and_is_left_alone():
+    alone = view(replace(node("a"), copies=CACHED))
+    assert complete_copy(alone.nodes["a"], W) is None
+    assert kept(alone, OBTAIN_SETTLE_S + 1) == [ObtainCopy("g0", "m", MODEL.digest, W, disk=False)]
+    none_wanted = view(replace(node("a", copies=0, disk=True), copies=CACHED))
+    assert kept(none_wanted, DROP_SETTLE_S + 10) == [], "it goes by its own time"
+
+
+def test_who_has_it_is_the_first_to_get_one_that_counts():
+    nodes = view(node("a"), replace(node("b", free=1), copies=CACHED), node("c", free=1 << 40))
+    assert keepers(NEED, nodes, MODEL.size_bytes) == ["b"]
+    assert keepers(NEED, view(*nodes.nodes.values(), node("d", copy=True)), 40) == ["d"]
+
+
+def test_a_copy_is_kept_apart_from_instances():
+    there = InstanceFacts("i", "m", MODEL.digest, "g0", 1, InstanceState.SERVING, 1, 1, weights=W)
+    busy = [replace(node(name, free=1 << 40), instances={"i": there}) for name in "abc"]
+    free = node("d", free=100)
+    assert keepers(NEED, view(*busy, free), MODEL.size_bytes) == ["d"]
+    assert len(keepers(NEED, view(*busy), MODEL.size_bytes)) == 1, "better there than nowhere"
+
+
+def test_each_node_can_have_one():
+    cluster = Copies(6, count=4096)
+    assert {need.count for need in copy_needs(cluster.view("b0")).values()} == {4096}
+    cluster.run(30)
+    assert cluster.holders() == sorted(cluster.truth)
+    cluster.run(100)
+    assert cluster.holders() == sorted(cluster.truth)
+
+
+def test_plans_read_it_at_the_rate_of_its_machine():
+    nodes = view(replace(node("a"), copies=CACHED), node("b"))
+    found = holders_of(MODEL, nodes, ["a/g0"])
+    assert [(holder.worker, holder.tier) for holder in found] == [("a/g0", Tier.HOST)]
+    slow = replace(nodes.nodes["a"], host_facts=replace(node("a").host_facts, host_bytes_per_s=5e6))
+    assert links_of(view(slow, nodes.nodes["b"])).hosts == {"a": 5e6, "b": HOST_BYTES_PER_S}
