@@ -1,0 +1,80 @@
+"""A router's way to an instance of another simulated node, with figures as old as reports are.
+
+On nodes figures come as reports, at most every REPORT_S while they change. Nobody sends any here:
+whoever asks is shown what the last report would have said.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from blitzgw.core.instance import InstanceState
+from blitzgw.core.ports import Outlook
+from blitzgw.core.request import GenerationRequest
+from blitzgw.core.view import InstanceFacts, NodeView
+from blitzgw.gossip.remote import REPORT_LAG_S, RemoteIngress, RemoteInstance
+from blitzgw.network import USERS_S
+from blitzgw.publishing import GOSSIP_LOAD_S
+from blitzgw.sim.cluster.runner import Runner
+
+if TYPE_CHECKING:
+    from blitzgw.sim.cluster.ingress import Ingress
+
+
+class SeenInstance(RemoteInstance):
+    """A `core.ports.InstancePort` for an instance of another node."""
+
+    def __init__(
+        self, ingress: Ingress, remote: RemoteIngress, node: NodeView, facts: InstanceFacts
+    ) -> None:
+        super().__init__(remote, ingress.links, ingress.clock, node, facts)
+        self._world = ingress.node.world
+        latencies = self._world.latencies
+        self._period_s, self._way_s = latencies.report_s, latencies.message_s
+        self._rtt_s = 2 * latencies.message_s
+        self._phase = crc32(node.boot.encode()) % 997 / 997
+        self._gossip_s = latencies.gossip_lag_s
+        self._used_s = -inf
+        self._runner: Runner | None = None
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queue a request there; from then on reports come."""
+        super().submit(request)
+        self._used_s = self._clock.now()
+
+    def outlook(self) -> Outlook:
+        """Return how busy it was at the last report, and what has been sent there since."""
+        now = self._clock.now()
+        period_s, way_s, phase = self._period_s, self._way_s, self._phase
+        if now - self._used_s > USERS_S:  # only those who use it are sent reports
+            period_s, way_s = GOSSIP_LOAD_S, self._gossip_s
+        told_s = now - way_s
+        told_s -= (told_s - phase * period_s) % period_s
+        since_s, queued, rate = self._figures(told_s)
+        heard_s = min(told_s, since_s + period_s) + way_s
+        sent = self._sent
+        if sent:
+            self._settle(heard_s - REPORT_LAG_S)
+            queued += sum(tokens for _, tokens in sent)
+        return Outlook(
+            queued,
+            rate,
+            self._rtt_s,
+            max(0.0, now - heard_s),
+            open=self._is_open(),
+            reluctant=self._facts.state is InstanceState.LOADING,
+        )
+
+    def _figures(self, told_s: float) -> tuple[float, int, float | None]:
+        runner = self._runner
+        if runner is None or not runner.up:
+            runner = self._runner = self._find()
+        return (told_s, 0, None) if runner is None else runner.seen_at(told_s)
+
+    def _find(self) -> Runner | None:
+        node = self._world.process(self._node.boot)
+        if node is None or node.serving is None:
+            return None
+        return node.serving.runner_of(self._facts.id)

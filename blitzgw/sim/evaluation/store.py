@@ -1,0 +1,127 @@
+"""Records in files: a folder of cells, each written whole or not at all, and found again.
+
+    DIR/about.json                 what all cells have in common, and what has become of each
+    DIR/cells/SYSTEM-SEED.json.gz  a record
+
+Cells of other settings are never mixed: a folder that was begun with others is refused.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from blitzgw.sim.evaluation.record import Record
+
+CELLS, ABOUT, SETTINGS = "cells", "about.json", "settings"
+LEVEL = 6
+"""Of gzip: records are some megabytes of digits, a tenth of that when packed."""
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9+_.-]")
+_decoder = msgspec.json.Decoder(Record)
+
+
+class OtherSettings(ValueError):
+    """A folder holds cells of other settings; says which."""
+
+
+def write_record(file: Path, record: Record) -> None:
+    """Write a record, packed where the file's name ends in `.gz`. Raises OSError."""
+    data = msgspec.json.encode(record)
+    write_bytes(file, gzip.compress(data, LEVEL, mtime=0) if file.suffix == ".gz" else data)
+
+
+def read_record(file: Path) -> Record:
+    """Read a record back. Raises OSError, and ValueError for what is none."""
+    data = file.read_bytes()
+    try:
+        return _decoder.decode(gzip.decompress(data) if file.suffix == ".gz" else data)
+    except (msgspec.DecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{file} is no record: {error}") from None
+
+
+def write_bytes(file: Path, data: bytes) -> None:
+    """Write a file whole or not at all: a full disk leaves the former one. Raises OSError."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class Store:
+    """A folder of an evaluation."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Make the folder, or go on in it. Raises OtherSettings, OSError.
+
+        `settings` are what results depend on; how many seeds or which systems is not among them.
+        """
+        wanted = json.loads(json.dumps(settings))
+        (self.folder / CELLS).mkdir(parents=True, exist_ok=True)
+        former = self.about().get(SETTINGS)
+        if former is None:
+            self.tell({SETTINGS: wanted})
+            return
+        differ = [
+            f"{key}: {former.get(key)!r}, not {wanted.get(key)!r}"
+            for key in sorted({*former, *wanted})
+            if former.get(key) != wanted.get(key)
+        ]
+        if differ:
+            raise OtherSettings(f"{self.folder} is of other settings: {'; '.join(differ)}")
+
+    def about(self) -> dict[str, Any]:
+        """Return what is told of the whole; empty where there is nothing that can be read."""
+        try:
+            found = json.loads((self.folder / ABOUT).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def tell(self, more: Mapping[str, Any]) -> None:
+        """Add to what is told of the whole. Raises OSError."""
+        self.write(ABOUT, json.dumps({**self.about(), **more}, indent=1) + "\n")
+
+    def file(self, system: str, seed: int) -> Path:
+        """Where a cell is kept."""
+        return self.folder / CELLS / f"{_UNSAFE.sub('_', system)}-{seed}.json.gz"
+
+    def put(self, record: Record) -> None:
+        """Keep a record. Raises OSError."""
+        write_record(self.file(record.system, record.seed), record)
+
+    def get(self, system: str, seed: int) -> Record | None:
+        """Return a record that is there and can be read."""
+        try:
+            return read_record(self.file(system, seed))
+        except (OSError, ValueError):
+            return None
+
+    def records(self) -> Iterator[Record]:
+        """Yield all records that can be read, one at a time, in the order of their names."""
+        for file in sorted((self.folder / CELLS).glob("*.json*")):
+            try:
+                yield read_record(file)
+            except (OSError, ValueError):
+                continue  # whoever runs the cells runs such a one again
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write a file of the folder. Raises OSError."""
+        data = content.encode() if isinstance(content, str) else content
+        write_bytes(self.folder / name, data)
