@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gc
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from blitzgw.cli.simulatetrace import trace
+from blitzgw.cli.simulating import no_collector, status
 from blitzgw.core.live import LivePolicy
 
 if TYPE_CHECKING:
@@ -28,6 +27,10 @@ LIVE_EXAMPLES = """\
   blitzgw simulate live --layers 7 --requests 6 --load-over-compute 6
   blitzgw simulate live --layers 32 --requests 24 --policy best-effort
   blitzgw simulate live --in-flight 4 --helpers 3 --format json
+"""
+
+TRACE_EXAMPLES = """\
+  blitzgw simulate trace --trace azure.csv --window 540:800 --nodes 8,64,512
 """
 
 SCALING_EXAMPLES = """\
@@ -68,13 +71,16 @@ def _units(_context: click.Context, _option: click.Parameter, value: float) -> f
     return int(value) if value == int(value) else value
 
 
-@click.group(epilog=HEADING + GOSSIP_EXAMPLES + LIVE_EXAMPLES + SCALING_EXAMPLES)
+@click.group(epilog=HEADING + GOSSIP_EXAMPLES + LIVE_EXAMPLES + SCALING_EXAMPLES + TRACE_EXAMPLES)
 def simulate() -> None:
     """Try out a cluster in virtual time.
 
     The nodes run the same code as in production; network and clock are made up. Runs repeat: where
     anything is drawn, a seed stands for one run.
     """
+
+
+simulate.add_command(trace)
 
 
 @simulate.command(epilog=HEADING + GOSSIP_EXAMPLES)
@@ -280,7 +286,7 @@ def scaling(nodes: tuple[int, int], models: int, schedules: int, seed: int, layo
 
     if nodes[0] < 2:
         raise click.UsageError("faults need two nodes at least")
-    with _no_collector(), _status() as show:
+    with no_collector(), status() as show:
         outcomes = simulatedscaling.run(seed, schedules, nodes, models, show)
     command = f"blitzgw simulate scaling --nodes {nodes[0]}-{nodes[1]} --models {models}"
     if layout == "json":
@@ -298,7 +304,7 @@ def _phases(nodes: int, seed: int, knobs: Any, layout: str, options: dict[str, A
     from blitzgw.sim.phases import Setup, measure  # noqa: PLC0415
 
     options["seeds"] = min(options["seeds"], nodes)
-    with _no_collector(), _status() as show:
+    with no_collector(), status() as show:
         report = measure(Setup(nodes, seed, **options), knobs, show)
     if layout == "json":
         print_json(report)
@@ -312,7 +318,7 @@ def _schedules(seed: int, count: int, nodes: tuple[int, int], knobs: Any, layout
     from blitzgw.sim.trial import try_seed  # noqa: PLC0415
 
     outcomes: list[Outcome] = []
-    with _no_collector(), _status() as show:
+    with no_collector(), status() as show:
         for number in range(seed, seed + count):
             failed = sum(not outcome.passed for outcome in outcomes)
             show(f"schedule {number - seed + 1} of {count}, {failed} failed")
@@ -328,25 +334,3 @@ def _schedules(seed: int, count: int, nodes: tuple[int, int], knobs: Any, layout
     if lost and count == 1:
         simulated.print_schedule(seed, nodes)
     return 1 if lost else 0
-
-
-@contextmanager
-def _status() -> Iterator[Callable[[str], None]]:
-    """Give a function that shows what is being done, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console  # noqa: PLC0415  keeps --help quick
-
-    with Console(stderr=True).status("") as status:
-        yield status.update
-
-
-@contextmanager
-def _no_collector() -> Iterator[None]:
-    """Keep the garbage collector out: millions of objects that live long, and hardly any cycle."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
