@@ -1,0 +1,1 @@
+"""What evaluations do over HTTP and on testbeds; `blitzgw/sim/evaluation` needs neither."""
