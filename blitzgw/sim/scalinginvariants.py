@@ -178,6 +178,12 @@ def owed_s(world: ScalingWorld) -> float:
     return longest_s
 
 
+def alone_s(world: ScalingWorld) -> float:
+    """Return how long an instance would take that had all that is open of a model."""
+    models = Counter(request.model for request in world.ledger.open.values())
+    return max((count * model.prefill_s for model, count in models.items()), default=0.0)
+
+
 def _members(world: ScalingWorld) -> Iterator[str]:
     boots = {node.boot for node in world.running()}
     if len(boots) < world.nodes:

@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from blitzgw.core.scale import AUTOMATIC
 from blitzgw.scaling.autoscaler import Autoscaler
 from blitzgw.sim import scalingfaults as sf
-from blitzgw.sim.scalinginvariants import Watchman, owed_s, unanswered, unsettled, unsteady
+from blitzgw.sim.scalinginvariants import (
+    Watchman,
+    alone_s,
+    owed_s,
+    unanswered,
+    unsettled,
+    unsteady,
+)
 from blitzgw.sim.scalingload import draw_models
 from blitzgw.sim.scalingrequests import HOLD_S
 from blitzgw.sim.scalingtrouble import Trouble
@@ -48,8 +55,9 @@ UNWISH_S = 3.0
 """After the end of all faults operators take most of their wishes back."""
 
 ANSWER_S = HOLD_S + 30.0
-"""From the last client until all must have an answer: held for as long as may be, and then queued
-at an instance behind as many as that takes."""
+"""From the last client until all must have an answer: held for as long as may be. And as long as
+what is open takes, up to MOST_OWED_S: an operator may have wished for fewer instances than there is
+work for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +187,7 @@ class ScalingTrial:
     def _answer_all(self) -> None:
         world = self.world
         world.close()
-        until_s = world.heap.now + ANSWER_S
+        until_s = world.heap.now + ANSWER_S + min(MOST_OWED_S, alone_s(world))
         while world.ledger.open and world.heap.now < until_s:
             if not self._pass(1.0):
                 return
