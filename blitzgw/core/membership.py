@@ -71,7 +71,9 @@ def _follow_living(
         return after
     others = before.keys() - stale
     return {
-        boot: here.get(boot) or before[boot] for boot in nodes if boot in here or boot in others
+        boot: here[boot] if boot in here else before[boot]
+        for boot in nodes
+        if boot in here or boot in others
     }
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from heapq import nlargest
 
 from blitzgw.core.clock import Clock
 from blitzgw.core.request import GenerationRequest
 from blitzgw.errors import Overloaded, RequestError, Unavailable
 from blitzgw.router.arrivals import Arrivals
-from blitzgw.router.choice import Dice
+from blitzgw.router.choice import Dice, rendezvous
 from blitzgw.router.fleet import Fleet, Seat, same_definition
 from blitzgw.router.placing import Placing
 from blitzgw.router.refusal import bounded, redefined, sooner, unavailable
@@ -29,6 +30,9 @@ SOME = 32
 """Of more than that, so many are looked at, anywhere among them, with those of this node and those
 that have something of the prompt. The best of so many is as good as the best of all, near enough: a
 twentieth of them idle is missed by one request in five, which then still has the best of 32."""
+
+PLACES = 4
+"""Of a session, where there are very many instances: if the first is busy, the next ones."""
 
 MAX_DECLINES = 8
 """So many instances are asked one after the other, each a way there and back: if those that look
@@ -95,10 +99,11 @@ class Dispatcher:
         """Yield who is to be asked in this round, one after the other.
 
         Last those that have failed the request or declined a moment ago, and after them the
-        reluctant ones, unless it is worth waiting for others. Of very many first some.
+        reluctant ones, unless it is worth waiting for others. Of very many first some: who has been
+        declined by the best of them looks at all, as there may be one with room.
         """
         now, failed = self._clock.now(), entry.failed
-        if self.fleet.count(entry.request.model) > FEW and entry.round.declines < MAX_DECLINES:
+        if self.fleet.count(entry.request.model) > FEW and not entry.round.declines:
             some = self._able(self._some(entry), entry)
             willing = [s for s in some if s.cooling_until <= now and s.port.instance not in failed]
             yield from self.placing.options(entry, willing)
@@ -120,6 +125,10 @@ class Dispatcher:
         model, fleet = entry.request.model, self.fleet
         found = fleet.some(model, SOME, self._dice.random())
         found += fleet.known(self.placing.likely(entry), model)
+        if session := entry.request.session:  # all nodes are to agree upon its place
+            found += nlargest(
+                PLACES, fleet.of(model), key=lambda seat: rendezvous(session, seat.port.instance)
+            )
         return {seat.serial: seat for seat in (*found, *fleet.local(model))}.values()
 
     def _able(self, seats: Iterable[Seat], entry: Entry) -> list[Seat]:

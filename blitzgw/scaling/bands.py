@@ -112,8 +112,13 @@ def prefill(figures: Figures, terms: ScaleTerms, outlook: Outlook) -> Band:
 
 
 def _requests_within(seconds: float, inflow: float, figures: Figures) -> float:
-    """Return how many requests come within a time if so many instances are kept busy by them."""
-    return inflow * seconds / figures.prompt_s if inflow > 0 and figures.prompt_s > 0 else 0.0
+    """Return how many requests come within a time if so many instances are kept busy by them.
+
+    Infinitely many where it is not known how long a prompt takes.
+    """
+    if inflow <= 0:
+        return 0.0
+    return inflow * seconds / figures.prompt_s if figures.prompt_s > 0 else math.inf
 
 
 def work_ahead_s(queue_s: float, inflow: float, outlook: Outlook) -> float:

@@ -163,7 +163,8 @@ class Places:
         kind = ""
         if fits:
             name, _, device = min(fits).partition("/")
-            kind = _kind(self._nodes[self._membership.named[name]], device)
+            boot = self._membership.named.get(name)  # a peer's name may be anything
+            kind = _kind(self._nodes[boot], device) if boot is not None else ""
         return Room(fits | self.standing(definition.name).revivable(definition), kind)
 
     def after(self, picture: Picture, stale: frozenset[str]) -> Places:

@@ -8,7 +8,7 @@ from blitzgw.core.ports import Outlook
 from blitzgw.core.request import GenerationRequest, SamplingParams
 from blitzgw.router.dispatch import FEW, SOME
 from blitzgw.router.router import Router
-from tests.router.router_kit import Clock, Instance
+from tests.router.router_kit import Clock, Instance, World
 
 MANY = 10 * FEW
 
@@ -126,3 +126,34 @@ def test_instances_come_and_go() -> None:
         if dice.random() < 0.7:
             router.instance_up(gone)
         assert ask(router, f"r{n}", (n,))
+
+
+def test_the_only_one_with_room_is_found_where_others_decline_later() -> None:
+    """Instances of other nodes say so when the request has come to them."""
+    world = World(dice=random.Random(7))
+    instances = [world.far(f"i{n}", room=int(n == 77)) for n in range(MANY)]
+    for instance in instances:
+        instance.told = 0 if instance.room else 900
+    sink = world.ask()
+    for _ in range(2):
+        for instance in instances:
+            instance.arrive()
+    assert not sink.errors
+    assert world.router.instance_of("r0") == "i77"
+
+
+def test_routers_agree_upon_the_place_of_a_session() -> None:
+    """Though none has heard of it before, and each has its own dice."""
+    found = set()
+    for order in range(4):
+        router = Router(
+            Clock(), max_attempts=3, hold_timeout_s=10, max_held=4, dice=random.Random(order)
+        )
+        names = [f"i{n}" for n in range(MANY)]
+        random.Random(order).shuffle(names)
+        for name in names:
+            instance = Counted(name)
+            instance.router = router
+            router.instance_up(instance)
+        found.add(ask(router, "r", session="conversation"))
+    assert len(found) == 1
