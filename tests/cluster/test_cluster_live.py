@@ -122,7 +122,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory, path: Path) -> list[list[int
 
 
 @pytest.mark.parametrize(
-    "policy", ["zigzag", pytest.param("best-effort", marks=LONG), "pipeline", "stop"]
+    "policy",
+    [
+        "zigzag",
+        pytest.param("best-effort", marks=LONG),
+        "pipeline",
+        pytest.param("stop", marks=LONG),
+    ],
 )
 def test_a_burst_during_a_scale_up_gets_the_tokens_of_one_instance(
     tmp_path: Path, path: Path, alone: list[list[int]], policy: str

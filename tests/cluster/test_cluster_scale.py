@@ -8,6 +8,7 @@ import pytest
 
 from tests.cluster.scale_kit import (
     LAYERS,
+    LONG,
     cancel,
     ended,
     operation,
@@ -89,7 +90,7 @@ def test_a_cancelled_operation_leaves_everything_as_it_was(tmp_path, path):
         tokens(nodes, "b")
 
 
-@pytest.mark.parametrize("victim", ["relay", "worker"])
+@pytest.mark.parametrize("victim", [pytest.param("relay", marks=LONG), "worker"])
 def test_the_rest_completes_when_a_relay_dies(tmp_path, path, victim):
     with scaled(tmp_path, path, a=SLOW) as nodes:
         alone = tokens(nodes, "a")

@@ -117,7 +117,8 @@ def test_what_is_held_is_served_before_anybody_is_complete(
         assert again == alone
 
 
-@pytest.mark.parametrize("whose", [0, pytest.param(1, marks=LONG)])
+@LONG
+@pytest.mark.parametrize("whose", [0, 1])
 def test_a_stage_that_dies_from_zero_alters_no_token(
     tmp_path: Path, path: Path, alone: list[list[int]], whose: int
 ) -> None:

@@ -86,7 +86,7 @@ def test_bf16_logits_are_as_close_to_fp32_as_transformers_own(smollm2, reference
     ).eval()
     rig = Rig(smollm2, Dtype.BFLOAT16, context=512)
     ours, theirs = [], []
-    for tokens in [p for p in prompts() if 8 <= len(p) <= 300]:
+    for tokens in [p for p in prompts() if 8 <= len(p) <= 300][::2]:
         exact = reference_logits(reference, [*tokens, 0], len(tokens))[0]
         sequence = rig.sequence(tokens, 0)
         ours.append((rig.prefill(sequence)[0] - exact).abs())

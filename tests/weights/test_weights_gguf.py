@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 
 import gguf
@@ -140,6 +141,10 @@ def test_keys_that_cannot_be_meant(tmp_path, keys, message):
         open_checkpoint(path)
 
 
+@pytest.mark.skipif(
+    os.environ.get("BLITZGW_LONG") != "1",
+    reason="the engine's tokens are compared anyway: set BLITZGW_LONG=1, as scripts/test --long",
+)
 def test_the_real_model_equals_transformers(smollm2):
     model = transformers.AutoModelForCausalLM.from_pretrained(
         smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32
