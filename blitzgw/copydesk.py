@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from blitzgw.copyshelf import CopyShelf
@@ -86,7 +86,8 @@ class CopyDesk:
         self._shelf.worker_up(device)
         for instance in self._devices[device].instances.values():
             model = instance.served.model
-            self.comes(device, model, instance.digest or self._definitions.digest_of(model))
+            if not instance.failure:
+                self.comes(device, model, instance.digest or self._definitions.digest_of(model))
 
     def worker_lost(self, device: str, reason: str) -> None:
         """Take the news that a worker is gone, and with it what its instances have left."""
@@ -118,7 +119,11 @@ class CopyDesk:
         if self._cache.give_up(effect.weights):
             asyncio.get_running_loop().call_soon(self.keep, ev.CopyTried(effect.weights))
             self._shelf.changed()
-        elif effect.disk:
+            return
+        held = self._shelf.held.get(effect.weights)
+        if held is not None:  # a node has one copy: what is begun is gone on with where it is
+            effect = replace(effect, device=held.device)
+        if effect.disk:
             self._shelf.read_copy(effect)
         else:
             self._fetch(effect)

@@ -27,7 +27,7 @@ from blitzgw.device import DeviceRunner
 from blitzgw.errors import BlitzError
 from blitzgw.scaling import effects as eff
 from blitzgw.scaling import events as ev
-from blitzgw.weights.hostcache import HostCopies
+from blitzgw.weights.hostcache import NO_ROOM, HostCopies
 
 log = logging.getLogger(__name__)
 
@@ -153,13 +153,22 @@ class CopyShelf:
             case CopyFailed(message=text):
                 del self.held[weights]
                 log.warning("copy_failed weights=%.12s reason=%s", weights, text)
-                self._deciders.keeper(ev.CopyTried(weights, text))
+                self._deciders.keeper(ev.CopyTried(weights, text, no_room=NO_ROOM in text))
         self.changed()
 
     # Effects.
 
     def hold(self, effect: eff.HoldWeights) -> None:
-        """Have a worker hold weights; what stands against it is told as a failure."""
+        """Have a worker hold weights; what stands against it is told as a failure.
+
+        One worker of a node does. Another is refused, which is news to the steward alone: there is
+        the copy that the keeper and the cache know of.
+        """
+        former = self.held.get(effect.weights)
+        if former is not None and former.device != effect.device:
+            why = f"device {former.device} holds them"
+            asyncio.get_running_loop().call_soon(self._refused, effect, why)
+            return
         known, runner = self._definitions.known(effect.digest), self._devices[effect.device]
         if not runner.up or known is None or known.card.weights != effect.weights:
             why = "its definition is not known here" if runner.up else "the worker is not up"
@@ -167,8 +176,7 @@ class CopyShelf:
             return
         blobs = known.card.blobs
         size = sum(blob.size_bytes for blob in blobs)
-        former = self.held.get(effect.weights)
-        there = former.blobs if former is not None and former.device == effect.device else set()
+        there = set() if former is None else former.blobs
         self.held[effect.weights] = HeldWeights(effect.device, effect.model, size, there)
         runner.supervisor.send(HoldCopy(effect.weights, known.spec, blobs, effect.reads))
 
@@ -206,6 +214,9 @@ class CopyShelf:
         except BlitzError as error:
             log.warning("copy_not_removed weights=%.12s error=%s", weights, error)
 
-    def _not_held(self, effect: eff.HoldWeights, why: str) -> None:
+    def _refused(self, effect: eff.HoldWeights, why: str) -> None:
         self._deciders.steward(ev.WorkerSaid(effect.device, CopyFailed(effect.weights, why)))
+
+    def _not_held(self, effect: eff.HoldWeights, why: str) -> None:
+        self._refused(effect, why)
         self._deciders.keeper(ev.CopyTried(effect.weights, why))

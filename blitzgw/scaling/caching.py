@@ -153,7 +153,7 @@ class HostCache:
             return []
         if self._cached.pop(event.weights, None) is not None:
             return []  # there is none any more
-        return self._make_room(None)  # it may have been for want of memory
+        return self._make_room(None) if event.no_room else []
 
     def _on_worker_lost(self, event: WorkerLost, _now: float) -> list[CacheEffect]:
         lost = [weights for weights, each in self._cached.items() if each.device == event.device]

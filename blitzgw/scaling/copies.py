@@ -7,7 +7,7 @@ Each node decides for itself, from its view, and they come to agree:
                    to w, and one that joins or leaves moves only its own share). One without an
                    instance comes first: beside an instance a copy is no further source, and dies
                    with it. What an instance leaves behind for a while (caching.py) is no copy, but
-                   can become one
+                   comes first to become one once that instance has gone
     who drops one: only a node that sees enough complete copies at living nodes which stand above
                    it in an order that depends on nothing but names. Of two that see each other's
                    copy one stands above, so views that differ never empty both.
@@ -27,7 +27,7 @@ from blitzgw.core.view import ClusterView, CopyFacts, NodeView
 from blitzgw.scaling.effects import DropWeights, KeeperEffect, ObtainCopy
 from blitzgw.scaling.events import CopyTried, KeeperEvent
 from blitzgw.scaling.ownership import draining, unit_hash
-from blitzgw.scaling.survey import ModelDefinition, has_copy, in_memory, on_disk, speaks
+from blitzgw.scaling.survey import ModelDefinition, has_copy, has_instance, on_disk, speaks
 
 CHECK_S = 0.5
 """Between two looks at the view: small beside what is waited for."""
@@ -242,14 +242,15 @@ def keepers(need: CopyNeed, view: ClusterView, size_bytes: int) -> list[str]:
     for node in view.living():
         if draining(node) or node.host_facts is None or not _able(node):
             continue
-        having = [copy for copy in node.copies.values() if copy.weights == need.weights]
+        beside = has_instance(node, need.weights)
+        there = [copy for copy in node.copies.values() if copy.weights == need.weights]
+        having = any(not (copy.cached and beside) for copy in there)
         if complete_copy(node, need.weights) is not None:
             ranked.append((3, *_order(node, need.weights)))
         elif having or node.host_facts.free_bytes >= size_bytes:
             free_bytes = float(node.host_facts.free_bytes)
             score = -free_bytes / math.log(unit_hash(need.weights, node.boot))
-            apart = not in_memory(node, need.weights)
-            ranked.append((2 if having else int(apart), score, node.boot))
+            ranked.append((2 if having else int(not beside), score, node.boot))
     ranked.sort(reverse=True)
     return [boot for _, _, boot in ranked[: need.count]]
 
@@ -286,11 +287,13 @@ def _able(node: NodeView) -> bool:
 
 
 def _device_for(node: NodeView, weights: str) -> str | None:
-    """Return whose worker makes a copy: one that has these weights, or else the first."""
+    """Return whose worker makes a copy: who has begun one, or has the weights, or the first."""
+    copying = {copy.device for copy in node.copies.values() if copy.weights == weights}
     having = {
         facts.device
         for facts in node.instances.values()
         if facts.weights == weights and facts.state is not InstanceState.GONE
     }
     able = [device.id for device in node.devices.values() if speaks(device)]
-    return min(able, key=lambda device: (device not in having, device), default=None)
+    ranks = {device: (device not in copying, device not in having, device) for device in able}
+    return min(ranks, key=ranks.__getitem__, default=None)

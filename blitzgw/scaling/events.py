@@ -127,10 +127,14 @@ class InstanceEnded:
 
 @dataclass(frozen=True, slots=True)
 class CopyTried:
-    """What `effects.ObtainCopy` began has ended; `reason` is empty where the copy is held."""
+    """What `effects.ObtainCopy` began has ended; `reason` is empty where the copy is held.
+
+    `no_room`: it was memory that a worker has found lacking.
+    """
 
     weights: str
     reason: str = ""
+    no_room: bool = False
 
 
 @dataclass(frozen=True, slots=True)

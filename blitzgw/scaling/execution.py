@@ -109,6 +109,7 @@ class Execution:
             held=held,
         )
         self.pairing.settle()
+        self.sourcing.planned(choice.plan)
         sizes, former = self._definition.blob_bytes, self.edges
         self.choice, self.reads, self.edges = choice, read_orders(choice.plan), {}
         for order in orders:

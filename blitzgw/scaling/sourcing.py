@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from blitzgw.core.plan import Holder, Task, Tier, node_of
+from blitzgw.core.plan import Holder, Plan, Task, Tier, node_of
 from blitzgw.core.view import ClusterView
 from blitzgw.scaling.holders import holders_of
 from blitzgw.scaling.survey import ModelDefinition
@@ -27,6 +27,14 @@ class Sourcing:
         """Nodes that others have lost an edge to, and that have said nothing since."""
         self.unpromised: set[str] = set()
         """Nodes that have refused to reserve."""
+        self._maps: dict[str, bool] = {}
+        """Whether a target had a host copy to take when it was first planned for."""
+
+    def planned(self, plan: Plan) -> None:
+        """Note which targets take a host copy. One takes what is there as it begins, or none."""
+        mapping = {read.worker for read in plan.reads if read.tier is Tier.HOST}
+        for target in plan.targets:
+            self._maps.setdefault(target, target in mapping)
 
     def gone(self, worker: str) -> None:
         """Note that a worker has not got what the view says."""
@@ -85,4 +93,6 @@ class Sourcing:
     def _good(self, holder: Holder) -> bool:
         if holder.worker in self._gone or node_of(holder.worker) in self._dead:
             return False
+        if holder.tier is Tier.HOST:
+            return self._maps.get(holder.worker, True)
         return holder.tier is not Tier.DISK or holder.worker not in self._spoilt

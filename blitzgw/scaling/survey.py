@@ -116,7 +116,12 @@ def speaks(device: DeviceFacts) -> bool:
 
 def in_memory(node: NodeView, weights: str) -> bool:
     """Whether a node's machine has these weights in memory, as far as it says."""
-    return has_copy(node, weights) or any(
+    return has_copy(node, weights) or has_instance(node, weights)
+
+
+def has_instance(node: NodeView, weights: str) -> bool:
+    """Whether an instance of a node can give these weights, or will."""
+    return any(
         facts.weights == weights and facts.state in GIVING for facts in node.instances.values()
     )
 

@@ -30,6 +30,9 @@ filler for as long as a transfer takes."""
 
 LOCK_POLL_S = 0.01
 
+NO_ROOM = "make the tmpfs larger (mount -o remount,size=…)"
+"""In what HostCopyError says where memory is lacking, and in that case alone."""
+
 _SUFFIX = ".blobs"
 _OWNER = ".owner"
 _WEIGHTS = re.compile(r"[0-9A-Za-z_-]{1,128}")
@@ -235,8 +238,7 @@ class HostCopies:
             raise HostCopyError(
                 f"a host copy of {form.weights:.12} needs {form.file_bytes / 1e6:,.0f} MB in "
                 f"{self.folder}, which has {free.f_bavail * free.f_frsize / 1e6:,.0f} MB left: "
-                "make the tmpfs larger (mount -o remount,size=…), lower host_copies, or set "
-                "copies_dir"
+                f"{NO_ROOM}, lower host_copies, or set copies_dir"
             ) from error
 
 

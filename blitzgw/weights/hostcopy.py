@@ -136,6 +136,12 @@ class HostCopy:
         """Whether all blobs have been checked, so that others may map the copy."""
         return self._states.count(CHECKED) == len(self._states)
 
+    @property
+    def is_removed(self) -> bool:
+        """Whether its file is gone, so that nobody else will find it; True once it is closed."""
+        with self._lock:
+            return self._fd < 0 or not os.fstat(self._fd).st_nlink
+
     def buffer(self, index: int) -> memoryview:
         """Return a blob's bytes, writable. Raises ValueError once closed."""
         start = self._form.offsets[index]

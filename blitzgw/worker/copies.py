@@ -1,7 +1,8 @@
 """The host copies that a worker keeps: made from disk, from peers, or from an instance of its own.
 
 A holding whose memory is the copy's file serves the copy by itself. An instance that has memory of
-its own is copied from (duplicate.py); when it goes, the file takes its place.
+its own, or that of a file which was removed, is copied from (duplicate.py); when it goes, the file
+takes its place.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Copies:
             if holding is None:
                 holding = self._holdings.for_copy(model, message.blobs, message.load)
                 self._filler.verify(holding)
-            elif holding.copy is None:
+            elif holding.copy is None or holding.copy.is_removed:
                 self._duplicate(message, holding)
                 return
         except (HostCopyError, OSError, ValueError, MemoryError) as error:

@@ -189,8 +189,8 @@ class Keeper:
         holding.follow(load.announce)
         if is_new:
             self._filler.verify(holding)
-        if is_new and not holding.mapped and message.reads is None and not model.path:
-            raise CheckpointError(_nowhere(model))
+        if message.reads is None and not (model.path or holding.mapped or holding.is_complete):
+            raise CheckpointError(_nowhere(model))  # what is here of it nobody would complete
         self._filler.read(holding, model, message.reads)
 
     def _unload(self, message: UnloadModel) -> None:

@@ -189,7 +189,7 @@ def test_memory_goes_to_what_needs_it_the_next_to_go_first():
     assert not node.cache.has("f"), "there is no room for it yet"
 
 
-def test_a_copy_that_failed_is_none_and_another_failure_frees_memory():
+def test_a_copy_that_failed_is_none_and_one_that_found_no_room_gets_it():
     node = Node()
     node.come()
     del node.copies["w"]
@@ -197,7 +197,8 @@ def test_a_copy_that_failed_is_none_and_another_failure_frees_memory():
     assert not node.cache.has("w")
     node = lived()
     assert node.tell(CopyTried("other")) == []
-    assert node.tell(CopyTried("other", "no room")) == [DropWeights("d", "w")]
+    assert node.tell(CopyTried("other", "it was cancelled")) == []
+    assert node.tell(CopyTried("other", "no room", no_room=True)) == [DropWeights("d", "w")]
 
 
 def test_a_workers_end_is_its_end():

@@ -306,8 +306,9 @@ def test_full_memory_is_an_error_at_once_and_leaves_nothing(folder, monkeypatch)
 
     monkeypatch.setattr(hostcache.os, "posix_fallocate", full)
     copies = HostCopies(folder)
-    with pytest.raises(HostCopyError, match=r"MB left: make the tmpfs larger.*copies_dir"):
+    with pytest.raises(HostCopyError, match=r"MB left: make the tmpfs larger.*copies_dir") as told:
         created(copies, Little())
+    assert hostcache.NO_ROOM in str(told.value)
     assert list(folder.iterdir()) == []
     monkeypatch.undo()
     assert created(copies, Little()).checked == frozenset()

@@ -157,6 +157,30 @@ async def test_a_copy_of_an_instance_that_goes_is_given_up(small, copies):
         await until(lambda: not there(copies), "the end of the copy")
 
 
+async def test_an_instance_that_nobody_fills_is_refused_though_a_copy_is_begun(small, copies):
+    async with peers(PACED, copies=str(copies.folder)) as (a,):
+        a.post(small.elsewhere.hold(), small.elsewhere.load("i0"))
+        assert "scale it again" in (await a.wait(LoadFailed, instance="i0")).message
+        a.post(small.hold(reads=small.everything))  # the copy goes on without it
+        await a.wait(CopyHeld)
+        a.post(small.elsewhere.load("i1"))
+        await a.tokens("i1")
+
+
+async def test_what_was_removed_under_an_instance_is_made_again(small, copies):
+    async with peers(PACED, copies=str(copies.folder)) as (a,):
+        a.post(small.hold(), small.load())
+        await a.wait(CopyHeld)
+        expected = await a.tokens()
+        a.post(small.drop())
+        await until(lambda: not there(copies), "the end of the copy")
+        a.post(small.elsewhere.hold(load=5))
+        await a.wait(CopyHeld, load=5)
+        assert there(copies) == [(small.weights, True)]
+        a.post(UnloadModel("i0"), small.elsewhere.load("i1"))
+        assert await a.tokens("i1") == expected
+
+
 async def test_a_damaged_copy_is_found_and_read_again(small, copies):
     options = {"copies": str(copies.folder)}
     async with peers(HOST, **options) as (h,):
