@@ -35,6 +35,10 @@ FILE_COLUMNS = 120
 TOLD_S = 0.2
 """Between two lines of progress, on the wall."""
 
+OF_ONE_BOX = "_beside_s"
+"""How constants end that say what nodes take of one another's processors: a testbed is one machine,
+here each node has its own."""
+
 Row = dict[str, Any]
 
 
@@ -101,13 +105,13 @@ def _simulated(
     where = ", ".join([system, f"seed {seed}", *(f"{k} {v:g}" for k, v in setting.label.items())])
     told = 0.0
 
-    def progress(at_s: float, what: str) -> None:
+    def progress(share: float, what: str) -> None:
         nonlocal told
         if time.monotonic() - told >= TOLD_S:
             told = time.monotonic()
-            show(f"{where}: {at_s:,.1f} s of virtual time, {what}")
+            show(f"{where}: {share:.0%}, {what}")
 
-    setup = setup_of(setting.about_of(system), SYSTEMS[system], seed, latencies)
+    setup = setup_of(setting.about_of(system, seed), SYSTEMS[system], seed, latencies)
     begun = time.perf_counter()
     record = simulate_cluster(setup, progress)
     record.about.setdefault("wall_s", round(time.perf_counter() - begun, 3))
@@ -127,9 +131,10 @@ def _latencies(file: Path | None) -> Latencies:
     try:
         told = json.loads(file.read_bytes())["constants"]
         values = {name: one["value"] for name, one in told.items() if one["value"] is not None}
+        own = {name: value for name, value in values.items() if not name.endswith(OF_ONE_BOX)}
+        return Latencies.measured(own)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError([f"{file}: not what validate_sim --measure writes: {error}"]) from None
-    return Latencies.measured(values)
 
 
 def _store(wish: Wish, setting: Setting) -> Store:

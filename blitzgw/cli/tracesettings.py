@@ -12,11 +12,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from blitzgw.config import NodeConfig
+from blitzgw.errors import ConfigError
+from blitzgw.sim.cluster.cell import arrivals_of, duration_s, profile_of
 from blitzgw.sim.cluster.profiles import Profile, named
+from blitzgw.sim.cluster.setup import MAX_TOKENS
 from blitzgw.sim.evaluation import levels, traces
 from blitzgw.sim.evaluation.arrivals import TIMES, Objective
 from blitzgw.sim.evaluation.knobs import Bounds, knobs
-from blitzgw.sim.evaluation.ladder import SYSTEMS
+from blitzgw.sim.evaluation.ladder import SYSTEMS, System
 
 RATIO = 6.0
 """Load over compute where nothing is said: that of the papers."""
@@ -44,8 +48,9 @@ MAX_SEQUENCES = 64
 SCALE_DOWN_AFTER_S, KEEP_S = 6.0, 1.0
 """As on the testbed (scripts/evaluate)."""
 
-ROUND_CONTEXT = 1024
-"""The longest sequence of a trace is rounded up to it."""
+ROUND_TOKENS = 1024
+"""A window's longest answer is rounded up to it, and so is a context: no prompt of the trace is too
+long for what requests ask for."""
 
 BEFORE = 20
 """Fewest requests before a window that the policy's bound may follow from; else it is all."""
@@ -85,7 +90,7 @@ class Setting:
     label: Mapping[str, float]
     about: dict[str, Any]
 
-    def about_of(self, system: str) -> dict[str, Any]:
+    def about_of(self, system: str, seed: int) -> dict[str, Any]:
         """Return what a record of a system tells of itself."""
         its, about = SYSTEMS[system], self.about
         objective = Objective(about["prefill_tokens_per_s"], about["step_s"], about["times"])
@@ -97,7 +102,11 @@ class Setting:
             sequences=about["max_sequences"],
             budget_tokens=about["budget_tokens"],
         )
-        return about | {"knobs": dict(made), "free_when_kept": its.free_when_kept}
+        return about | {
+            "knobs": dict(made),
+            "free_when_kept": its.free_when_kept,
+            "initial": initial(its, about, seed),
+        }
 
     @property
     def name(self) -> str:
@@ -152,8 +161,10 @@ def _about(wish: Wish, profile: Profile, window: tuple[float, float]) -> dict[st
     """Return what all points have in common."""
     objective = Objective(profile.prefill_tokens_per_s, profile.step_s)
     rows = traces.read_trace(wish.trace)
-    before = [one for one in rows if one.at_s < window[0]]
-    longest = max(one.prompt_tokens + one.output_tokens for one in rows) + 1
+    spread_s = SPREAD_S if wish.trace.suffix == ".jsonl" else 0.0
+    there = traces.in_window(rows, max(0.0, window[0] - spread_s), window[1])
+    before = [one for one in rows if one.at_s + spread_s < window[0]]
+    max_tokens = max(MAX_TOKENS, _rounded(max(one.output_tokens for one in there) + 1))
     return {
         "trace": str(wish.trace),
         "window": list(window),
@@ -165,8 +176,9 @@ def _about(wish: Wish, profile: Profile, window: tuple[float, float]) -> dict[st
         "prefill_tokens_per_s": objective.prefill_tokens_per_s,
         "step_s": objective.step_s,
         "times": objective.times,
-        "context": -(-longest // ROUND_CONTEXT) * ROUND_CONTEXT,
-        "spread_s": SPREAD_S if wish.trace.suffix == ".jsonl" else 0.0,
+        "context": _rounded(max(one.prompt_tokens for one in rows) + max_tokens),
+        "max_tokens": max_tokens,
+        "spread_s": spread_s,
         "budget_tokens": budget_tokens(profile),
         "max_sequences": MAX_SEQUENCES,
         "ttft_target_s": levels.ttft_target_s(before if len(before) >= BEFORE else rows, objective),
@@ -174,15 +186,20 @@ def _about(wish: Wish, profile: Profile, window: tuple[float, float]) -> dict[st
         "min_instances": 1,
         "scale_down_after_s": SCALE_DOWN_AFTER_S,
         "keep_s": KEEP_S,
+        "drain_timeout_s": NodeConfig().drain_timeout_s,
         "dilation": 1.0,
     }
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // ROUND_TOKENS) * ROUND_TOKENS
 
 
 def _factor(wish: Wish, window: tuple[float, float], about: Mapping[str, Any]) -> float:
     """Return how many times the trace's arrivals come to the smallest cluster."""
     if wish.factor:
         return wish.factor
-    rows = traces.in_window(traces.read_trace(wish.trace), *window)
+    rows = traces.load(wish.trace, window, 1.0, wish.seed, about["spread_s"])
     window_s, nodes = window[1] - window[0], min(wish.nodes[0], LEVEL_NODES)
     steps = steps_of(named(wish.profile), about)
     if wish.level == "paper":
@@ -194,8 +211,27 @@ def _factor(wish: Wish, window: tuple[float, float], about: Mapping[str, Any]) -
             arrivals = traces.scaled(rows, factor, wish.seed, window_s)
             return levels.attainment(arrivals, nodes, steps, objective)
 
-        found = levels.feasible(attained)
+        try:
+            found = levels.feasible(attained)
+        except ValueError as error:
+            raise ConfigError([f"{wish.trace}: {error}; --factor says how much to play"]) from None
     return found * wish.nodes[0] / nodes
+
+
+def initial(system: System, about: Mapping[str, Any], seed: int) -> int:
+    """Return how many instances each model of a cell has at the start.
+
+    All have the same load; what a load needs on average is told as the testbed tells it.
+    """
+    most = max(1, int(about["nodes"]) // int(about["models"]))
+    if system.initial == "full":
+        return most
+    least = min(most, int(about["min_instances"]))
+    if system.initial == "min":
+        return least
+    played = next(iter(arrivals_of(about, seed, 1)))
+    busy = levels.load(played, duration_s(about), steps_of(profile_of(about), about))
+    return max(least, levels.mean_instances(busy, most))
 
 
 def steps_of(profile: Profile, about: Mapping[str, Any]) -> levels.Steps:

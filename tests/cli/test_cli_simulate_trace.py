@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import pytest
 from click.testing import CliRunner
@@ -10,10 +11,17 @@ from click.testing import CliRunner
 from blitzgw.cli import simulatedtrace
 from blitzgw.cli.simulate import simulate
 from blitzgw.cli.tracesettings import Wish, settings_of
+from blitzgw.config import NodeConfig
 from blitzgw.errors import ConfigError
+from blitzgw.sim.cluster.cell import arrivals_of
+from blitzgw.sim.cluster.setup import Latencies
+from blitzgw.sim.evaluation import levels
 from blitzgw.sim.evaluation.figures import NoMatplotlib
+from blitzgw.sim.evaluation.ladder import SYSTEMS
 from blitzgw.sim.evaluation.record import Answer, Look, Record
 from blitzgw.sim.evaluation.store import Store
+from blitzgw.sim.evaluation.traces import load
+from scripts.evaluation import cell, configuration, microconstants
 
 HEAD = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 
@@ -158,6 +166,62 @@ def test_a_level_is_found(trace):
     assert more[1].about["factor"] == pytest.approx(10 * paper.about["factor"])
 
 
+def test_a_level_is_found_for_what_is_played(tmp_path, monkeypatch):
+    file = tmp_path / "ticks.jsonl"
+    row = {"input_length": 600, "output_length": 20}
+    rows = [json.dumps(row | {"timestamp": 3000 * (n // 30)}) for n in range(600)]
+    file.write_text("\n".join(rows))
+    tried = []
+
+    def attainment(arrivals, *_):
+        tried.append(arrivals)
+        return float(len(arrivals) <= 300)
+
+    monkeypatch.setattr(levels, "attainment", attainment)
+    (setting,) = settings_of(wish(file, factor=None))
+    about = setting.about
+    assert about["spread_s"] == 3.0
+    (played,) = arrivals_of(about, 1, 1)
+    assert played in tried
+    assert len({one.at_s for one in played}) == len(played)
+
+
+def test_a_trace_that_cannot_be_served_at_all_is_told(trace, monkeypatch):
+    monkeypatch.setattr(levels, "attainment", lambda *_: 0.0)
+    with pytest.raises(ConfigError, match="--factor"):
+        [*settings_of(wish(trace, factor=None))]
+
+
+def test_no_answer_of_the_window_is_cut_and_no_prompt_is_too_long(tmp_path):
+    file = tmp_path / "long.csv"
+    rows = [f"2023-11-16 18:17:{n:02d}.0,{9000 if n == 30 else 100},{1500 if n < 20 else 20}\n"
+            for n in range(60)]  # fmt: skip
+    file.write_text(HEAD + "".join(rows))
+    (long,), (short,) = (settings_of(wish(file, window=w)) for w in ((0.0, 40.0), (20.0, 60.0)))
+    assert (long.about["max_tokens"], short.about["max_tokens"]) == (2048, 1024)
+    assert (long.about["context"], short.about["context"]) == (11 * 1024, 10 * 1024)
+    assert long.about["drain_timeout_s"] == NodeConfig().drain_timeout_s
+
+
+@pytest.mark.parametrize(("factor", "seed"), [(0.5, 1), (8.0, 1), (14.3, 2), (30.0, 1)])
+def test_static_mean_is_as_many_instances_as_on_the_testbed(trace, factor, seed):
+    (setting,) = settings_of(wish(trace, factor=factor))
+    there = configuration.Setting(str(trace), (10.0, 50.0), factor, 1.0)
+    arrivals = load(trace, (10.0, 50.0), factor, seed)
+    for system in ("static-mean", "static-full", "live"):
+        expected = cell.initial(SYSTEMS[system], there, arrivals)
+        assert setting.about_of(system, seed)["initial"] == expected
+
+
+def test_static_mean_is_what_each_of_several_models_needs(trace, simulated):
+    run("--trace", trace, "--factor", 16, "--models", 2, "--nodes", 16, "--systems", "static-mean")
+    (setup,) = simulated
+    alone = settings_of(wish(trace, factor=8.0, window=(0.0, 60.0)))
+    expected = next(alone).about_of("static-mean", 1)["initial"]
+    assert expected > 1
+    assert [setup.initial(model) for model in setup.models] == [expected] * 2
+
+
 def test_a_run_that_fails_is_told_and_is_the_exit_code(trace, simulated, monkeypatch):
     whole = simulatedtrace.simulate_cluster
 
@@ -217,3 +281,18 @@ def test_constants_that_are_none_are_refused(trace, tmp_path):
     file.write_text("[]")
     done = CliRunner().invoke(simulate, ["trace", "--trace", str(trace), "--constants", str(file)])
     assert isinstance(done.exception, ConfigError)
+
+
+def test_here_no_two_nodes_share_processors(trace, simulated, tmp_path):
+    file = tmp_path / "constants.json"
+    told = {"serve_s": 0.04, "step_beside_s": 0.01, "request_beside_s": 0.01, "claim_s": None}
+    file.write_text(json.dumps({"constants": {n: {"value": v} for n, v in told.items()}}))
+    run("--trace", trace, "--factor", 1, "--systems", "oracle", "--constants", file)
+    assert simulated[0].latencies == Latencies(serve_s=0.04)
+
+
+def test_help_says_which_constants_nothing_measures():
+    said = CliRunner().invoke(simulate, ["trace", "--help"]).output
+    guesses = {field.name for field in fields(Latencies)} - {*microconstants.HOW}
+    assert guesses
+    assert all(name in said for name in guesses)

@@ -8,15 +8,18 @@ from collections import Counter
 import pytest
 
 from blitzgw.config import ModelConfig
+from blitzgw.sim.cluster.cell import setup_of
 from blitzgw.sim.cluster.faults import Faults
 from blitzgw.sim.cluster.loop import virtual_loop
 from blitzgw.sim.cluster.profiles import named
+from blitzgw.sim.cluster.serving import Serving
 from blitzgw.sim.cluster.setup import ClusterSetup, Failures, Latencies, ModelSetup
 from blitzgw.sim.cluster.simulate import simulate_cluster
 from blitzgw.sim.cluster.world import START_S, ClusterWorld
 from blitzgw.sim.evaluation.arrivals import Arrival
 from blitzgw.sim.evaluation.ladder import SYSTEMS
 from blitzgw.sim.evaluation.record import HOLDING
+from tests.support.gateways import CONFIG
 
 LINK = 1.25e10
 NODES = 6
@@ -229,6 +232,44 @@ def test_an_interrupt_comes_out_as_it_is():
     with pytest.raises(KeyboardInterrupt):
         simulate_cluster(make("static-full"), stop)
     simulate_cluster(make("static-full", arrivals=burst(until_s=0.2), duration_s=1.0))
+
+
+def test_what_drains_may_go_on_for_as_long_as_nodes_are_told(monkeypatch):
+    looking, given_s = Serving._look, []
+
+    def look(serving, there, number, deadline_s):
+        given_s.append(deadline_s - serving.clock.now())
+        looking(serving, there, number, deadline_s)
+
+    monkeypatch.setattr(Serving, "_look", look)
+    simulate_cluster(make("stop+chain", drain_timeout_s=0.3, arrivals=burst(until_s=1.5)))
+    assert max(given_s) == pytest.approx(0.3)
+
+
+RECORDED = {
+    "nodes": 4,
+    "window": [0.0, 9.0],
+    "link_bytes_per_s": LINK,
+    "disk_bytes_per_s": LINK / 10,
+    "host_bytes_per_s": LINK,
+    "knobs": {"max_model_len": 4096},
+    "initial": 3,
+}
+"""What a record of a testbed tells of itself, as far as it matters."""
+
+
+def test_a_testbeds_record_is_simulated_as_its_nodes_were_told():
+    def of(system, **told):
+        return setup_of(RECORDED | told, SYSTEMS[system], 1, Latencies(), burst())
+
+    plain = of("live")
+    assert f"\ndrain_timeout_s = {plain.drain_timeout_s}\n" in CONFIG
+    assert plain.models[0].max_tokens == 1024
+    told = of("live", max_tokens=2048, drain_timeout_s=7.0)
+    assert (told.models[0].max_tokens, told.drain_timeout_s) == (2048, 7.0)
+    assert [s.initial(s.models[0]) for s in map(of, ("live", "static-mean", "static-full"))] == [
+        1, 3, 4,
+    ]  # fmt: skip
 
 
 def test_measured_latencies_are_undilated_but_for_shares():

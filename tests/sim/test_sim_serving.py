@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -146,6 +147,9 @@ def test_the_same_seed_gives_the_same_run() -> None:
 
 def test_longer_answers_than_allowed_are_cut() -> None:
     assert alone(100, 3000).tokens == 1024
+    setup = cluster([Arrival(0.5, 100, 3000)], 1, latencies=NO_TIME)
+    models = tuple(replace(model, max_tokens=2048) for model in setup.models)
+    assert run(replace(setup, models=models)).answers[0].tokens == 2048
 
 
 def test_what_does_not_fit_is_an_error() -> None:

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from blitzgw.sim.cluster.ingress import Ingress
     from blitzgw.sim.cluster.setup import ModelSetup
 
-MAX_TOKENS = 1024
-"""That every request asks for: nobody may learn from it how long its answer will be."""
-
 WORDS = 1
 """What prompts are made of, but for the first token of each block that is nobody else's."""
 
@@ -42,10 +39,10 @@ def prompt(number: int, arrival: Arrival) -> tuple[int, ...]:
     return (*tokens, own, *(WORDS,) * (left - 1)) if left else tuple(tokens)
 
 
-def sampling(arrival: Arrival) -> SamplingParams:
+def sampling(arrival: Arrival, max_tokens: int) -> SamplingParams:
     """Return greedy sampling; the seed says where the device ends the answer (PacedCost)."""
     ends = arrival.prompt_tokens + arrival.output_tokens
-    return SamplingParams(MAX_TOKENS, temperature=0.0, seed=ends)
+    return SamplingParams(max_tokens, temperature=0.0, seed=ends)
 
 
 class Latencies:

@@ -14,7 +14,13 @@ from typing import Any
 from blitzgw.config import ModelConfig
 from blitzgw.configfile.tables import Mistakes, read_table
 from blitzgw.sim.cluster.profiles import Profile, named, scaled
-from blitzgw.sim.cluster.setup import ClusterSetup, Failures, Latencies, ModelSetup
+from blitzgw.sim.cluster.setup import (
+    MAX_TOKENS,
+    ClusterSetup,
+    Failures,
+    Latencies,
+    ModelSetup,
+)
 from blitzgw.sim.evaluation import traces
 from blitzgw.sim.evaluation.arrivals import Arrival
 from blitzgw.sim.evaluation.ladder import System
@@ -22,6 +28,9 @@ from blitzgw.sim.evaluation.summary import PATIENCE_S
 
 PROFILE = "a800-8b"
 """What devices of a testbed are paced as."""
+
+DRAIN_TIMEOUT_S = 1.0
+"""What nodes of a testbed are told (tests/support/gateways.py), where a record does not say."""
 
 MODEL = "bench"
 """A model's name; several are numbered."""
@@ -51,7 +60,8 @@ def setup_of(
             profile=profile,
             arrivals=tuple(one),
             config=config,
-            mean=int(about.get("initial", 0)),
+            mean=int(about["initial"]) if system.initial == "mean" else 0,
+            max_tokens=int(about.get("max_tokens", MAX_TOKENS)),
         )
         for number, one in enumerate(each)
     )
@@ -66,6 +76,7 @@ def setup_of(
         ingresses=int(about.get("ingresses", nodes)),
         duration_s=duration_s(about),
         patience_s=float(about.get("patience_s", PATIENCE_S)),
+        drain_timeout_s=float(about.get("drain_timeout_s", DRAIN_TIMEOUT_S)),
         seed=seed,
         failures=Failures(crashes_per_node_hour=float(about.get("failures_per_hour", 0.0))),
         about=dict(about),

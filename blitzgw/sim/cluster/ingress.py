@@ -97,7 +97,7 @@ class Ingress:
             model=asked.model.name,
             tokens=prompt(asked.number, arrival),
             prompt_length=arrival.prompt_tokens,
-            sampling=sampling(arrival),
+            sampling=sampling(arrival, asked.model.max_tokens),
             digest=asked.model.definition.digest,
         )
         self._asked[name] = asked

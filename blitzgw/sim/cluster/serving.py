@@ -27,9 +27,6 @@ from blitzgw.sim.cluster.wire import Here, Wire
 if TYPE_CHECKING:
     from blitzgw.sim.cluster.node import SimNode
 
-DRAIN_TIMEOUT_S = 30.0
-"""For so long what an instance has may go on while it drains: [node] drain_timeout_s."""
-
 POLL_S = 0.05
 """How often a draining instance is looked at (instancing.py)."""
 
@@ -97,7 +94,7 @@ class Serving:
         self._drains[there.id] = self._numbers
         if runner.busy:
             self.helping.move_out(there.device, there.id, EVERYTHING, queued=True)
-        deadline_s = self.clock.now() + DRAIN_TIMEOUT_S
+        deadline_s = self.clock.now() + self.node.world.setup.drain_timeout_s
         self._look(there, self._numbers, deadline_s)
 
     def _look(self, there: SimInstance, number: int, deadline_s: float) -> None:

@@ -11,7 +11,7 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
-from blitzgw.config import ModelConfig
+from blitzgw.config import ModelConfig, NodeConfig
 from blitzgw.core.layout import LAYOUT_VERSION
 from blitzgw.core.scale import ScaleMode
 from blitzgw.core.view import ModelFacts
@@ -23,6 +23,10 @@ from blitzgw.sim.evaluation.ladder import System
 
 SHARES = frozenset({"link_share", "disk_share", "host_share"})
 """Of `Latencies`: no times, the same under any dilation."""
+
+MAX_TOKENS = 1024
+"""That every request asks for, more where a trace has longer answers: from it nobody may learn how
+long an answer will be."""
 
 MEMORY_BYTES = 512 << 30
 """Of a machine, for host copies, and of a device: memory is no limit here, devices are."""
@@ -120,8 +124,8 @@ class ModelSetup:
     """A model: what it is on a device, its configuration, and its requests in order of time.
 
     `disk` nodes define it and have its checkpoint, 0: all. `mean` and `full` instances are what it
-    has from the start where a system says so; 0: as many as its bounds allow, or as its share of
-    devices.
+    has from the start where a system says so; a `full` of 0: as many as its bounds allow, or as its
+    share of devices. Its requests ask for `max_tokens`, which cuts longer answers.
     """
 
     name: str
@@ -131,6 +135,7 @@ class ModelSetup:
     disk: int = 0
     mean: int = 0
     full: int = 0
+    max_tokens: int = MAX_TOKENS
 
     @cached_property
     def definition(self) -> ModelDefinition:
@@ -184,7 +189,8 @@ class ClusterSetup:
     """A run. Rates are nominal; `latencies` say what is left of them.
 
     Clients go round the first `ingresses` nodes. Requests arrive until `duration_s`; a client
-    gives up after `patience_s` without a first token.
+    gives up after `patience_s` without a first token. What an instance has may go on for
+    `drain_timeout_s` while it drains ([node] drain_timeout_s).
     """
 
     system: System
@@ -199,6 +205,7 @@ class ClusterSetup:
     local_bytes_per_s: float = 4e9
     ingresses: int = 1
     patience_s: float = 120.0
+    drain_timeout_s: float = NodeConfig().drain_timeout_s
     latencies: Latencies = Latencies()
     failures: Failures = Failures()
     keep_gaps: bool = False
@@ -216,7 +223,7 @@ class ClusterSetup:
         if self.system.initial == "full":
             return most
         if self.system.initial == "mean":
-            return min(most, max(1, model.mean or most // 2))
+            return min(most, max(1, model.mean))
         return min(most, config.min_instances)
 
 
