@@ -1,12 +1,15 @@
 """All cells of an evaluation, in turns: every system of a seed, then the next seed.
 
-The order within a seed is rotated by it, so that what drifts hits all systems alike. Cells that are
-there are not run again; void and failed ones are, up to ATTEMPTS times each call, and are told.
+The order within a seed is drawn with it, so that what drifts hits all systems alike, and none comes
+always after the same one. Cells that are there are not run again, save those that something else on
+the machine has disturbed, up to ATTEMPTS times each call: what was is kept beside, and told. What
+has failed, or said something wrong, is a finding, and stays.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,7 +62,8 @@ class Campaign:
 
     def begin(self) -> None:
         """Make the folder, or go on in it. Raises OtherSettings, OSError."""
-        settings = {**self._wish.setting.told(), "targets": dict(self._wish.targets)}
+        wish = self._wish
+        settings = {**wish.setting.told(), "targets": dict(wish.targets), "jobs": wish.jobs}
         self._store.begin(settings)
         call = {key: self._about.get(key) for key in ("begun", "commit", "command")}
         self._store.tell({**self._about, "calls": [*self._store.about().get("calls", []), call]})
@@ -70,16 +74,22 @@ class Campaign:
     def run(self) -> None:
         """Run what is not there. Raises NoRoomLeft, NoRoom, KeyboardInterrupt."""
         for attempt in range(1, ATTEMPTS + 1):
-            if todo := [task for task in self._tasks() if not self._good(task)]:
+            if todo := [task for task in self._tasks() if self._open(task)]:
                 again = f", attempt {attempt}" if attempt > 1 else ""
                 self._progress(f"{len(todo)} cells to run{again}")
                 self._pass(todo)
 
     @property
     def missing(self) -> list[tuple[str, int]]:
-        """The cells that there are not."""
-        tasks = [task for task in self._tasks() if not self._good(task)]
-        return [(task.system.name, task.seed) for task in tasks]
+        """The cells that there are not, or that something has disturbed."""
+        return [(task.system.name, task.seed) for task in self._tasks() if self._open(task)]
+
+    @property
+    def failed(self) -> list[tuple[str, int]]:
+        """The cells that are void for good."""
+        tasks = [task for task in self._tasks() if not self._open(task)]
+        keys = [(task.system.name, task.seed) for task in tasks]
+        return [key for key in keys if self._rows[key]["void"]]
 
     def tell(self) -> None:
         """Write the rows and the table. Raises OSError."""
@@ -94,17 +104,18 @@ class Campaign:
         return seed, names.index(system) if system in names else len(names), system
 
     def _tasks(self) -> Iterator[Task]:
-        wish, systems = self._wish, [*self._wish.systems]
+        wish = self._wish
         for seed in wish.seeds:
-            turn = seed % len(systems)
-            for system in systems[turn:] + systems[:turn]:
+            dice = random.Random(f"order {seed}")
+            for system in dice.sample(wish.systems, len(wish.systems)):
                 target_s = wish.targets.get(system.name, wish.setting.ttft_target_s)
                 setting = replace(wish.setting, ttft_target_s=target_s)
                 yield Task(setting, system, seed, self._about)
 
-    def _good(self, task: Task) -> bool:
+    def _open(self, task: Task) -> bool:
+        """Tell whether a cell is to be run, or run again."""
         found = self._rows.get((task.system.name, task.seed))
-        return found is not None and not found["void"]
+        return found is None or bool(found["disturbed"])
 
     def _pass(self, todo: Sequence[Task]) -> None:
         """Run tasks in order, some side by side; whatever happens none is left running."""
@@ -140,8 +151,9 @@ class Campaign:
         return CellProcess(task, folder / f".running-{name}")
 
     def _take(self, record: Record) -> None:
-        """Keep a record and tell of it; one that is void does not take the place of a good one."""
+        """Keep a record and tell of it; the one whose place it takes was disturbed."""
         void = why_void(record)
+        self._store.set_aside(record.system, record.seed)
         self._store.put(record)
         self._rows[record.system, record.seed] = row(record)
         if void:

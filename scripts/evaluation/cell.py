@@ -20,14 +20,13 @@ from blitzgw.sim.evaluation.traces import load
 from scripts.evaluation import shelf
 from scripts.evaluation.configuration import ROOT, Nodes, Premises, Setting, roles
 from scripts.evaluation.machine import source
-from scripts.evaluation.meters import Meters, bytes_by_link, decide_s
+from scripts.evaluation.meters import Busy, Meters, bytes_by_link, decide_s
 from scripts.evaluation.player import Endpoint, Options, Player
 from scripts.evaluation.prompts import prompt_ids
 from scripts.evaluation.reference import Reference
 from scripts.evaluation.reply import Reply
 from scripts.evaluation.watch import LOOK_S, Watch, copies, errors, under_way
 from tests.support.gateways import HTTP_PORT, MODEL, ClusterFailed
-from tests.support.live_receivers import processors, used
 from tests.support.testbed import Spec, testbed
 
 SAY_LOOKS = 40
@@ -69,6 +68,7 @@ class Cell:
         self._premises = Premises(task.setting)
         self._arrivals = task.arrivals
         self._replies: list[Reply] = []
+        self._busy = Busy()
         setting, system = task.setting, task.system
         self._initial = initial(system, setting, self._arrivals)
         self._sources = setting.min_instances if system.scales else self._initial
@@ -77,7 +77,6 @@ class Cell:
         about |= {
             "source": source(ROOT),
             "initial": self._initial,
-            "scales": system.scales,
             **task.about,
         }
         self.record = Record(
@@ -93,16 +92,16 @@ class Cell:
             made.host_bytes_per_s = self._premises.host_bytes_per_s
             shelf.lay(made, self._premises.model, made.roles.host_copies)
             made.start_all(START_S)
-            watch = Watch(made, self._premises.pace.slowed)
+            watch = Watch(made, self._premises.pace.slowed, self._task.system.free_when_kept)
             self._settle(made)
             self._await_turn()
-            before = processors()
+            self._busy.look()
             try:
                 self._replay(made, watch)
             finally:
                 self._write_down(watch)
                 self.record.failure = errors(made)
-                self.record.about["busy"] = round(used(before, processors()), 3)
+                self.record.about |= self._busy.told()
         os.nice(NICE)
         self._check()
         return self.record
@@ -135,6 +134,7 @@ class Cell:
 
         def look(now_s: float) -> None:
             watch.look(now_s)
+            self._busy.look()
             if len(watch.looks) % SAY_LOOKS == 1:
                 tally = player.tally
                 done = f"{tally.done}/{tally.offered} over"

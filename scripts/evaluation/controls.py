@@ -2,7 +2,8 @@
 
 steady       arrivals one after another at the window's mean rate, and as many instances as that
              needs from the start: nobody scales, so nobody can gain
-one-target   two nodes: a star and a chain to one target are the same plan
+one-target   two nodes: a star and a chain to one target are the same plan; nobody has a copy in
+             its host's memory, so weights cross the link
 light        load over compute is 1: weights are there before anything could be done with a part
 """
 
@@ -16,11 +17,11 @@ from pathlib import Path
 
 from blitzgw.sim.evaluation import levels
 from blitzgw.sim.evaluation.arrivals import Arrival
-from blitzgw.sim.evaluation.ladder import SYSTEMS
+from blitzgw.sim.evaluation.ladder import SYSTEMS, System
 from blitzgw.sim.evaluation.store import write_bytes
 from blitzgw.sim.evaluation.traces import AZURE_COLUMNS, load
 from scripts.evaluation.campaign import Wish
-from scripts.evaluation.configuration import size_mb
+from scripts.evaluation.configuration import COPIES, size_mb
 
 ENOUGH = 2.0
 """Times what the mean needs: chance brings long prompts together even in a steady trace."""
@@ -32,15 +33,15 @@ DAY = datetime(2000, 1, 1, tzinfo=UTC)
 def steady(wish: Wish, folder: Path) -> Wish:
     """Return the same with a steady trace, which is written to the folder. Raises OSError."""
     setting = wish.setting
-    arrivals = load(setting.file, setting.window, setting.factor)
+    arrivals = load(setting.file, setting.window, setting.factor, spread_s=setting.spread_s)
     file = folder.resolve() / "steady.csv"
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(file, _csv(arrivals, setting.window_s).encode())
     busy = levels.load(arrivals, setting.window_s, setting.steps)
     least = levels.mean_instances(ENOUGH * busy, setting.nodes)
     window = (0.0, setting.window_s)
-    made = setting.but(trace=str(file), window=window, factor=1.0, min_instances=least)
-    return replace(wish, setting=made)
+    made = setting.but(trace=str(file), window=window, factor=1.0, spread_s=0.0)
+    return replace(wish, setting=made.but(min_instances=least))
 
 
 def _csv(arrivals: list[Arrival], window_s: float) -> str:
@@ -58,7 +59,12 @@ def one_target(wish: Wish, _folder: Path) -> Wish:
     """Return star and chain on two nodes, at the same arrivals for each node."""
     setting = wish.setting
     made = setting.but(nodes=2, factor=setting.factor * 2 / setting.nodes)
-    return replace(wish, setting=made, systems=[SYSTEMS["stop+star"], SYSTEMS["stop+chain"]])
+    bare = [_without_copies(SYSTEMS[name]) for name in ("stop+star", "stop+chain")]
+    return replace(wish, setting=made, systems=bare)
+
+
+def _without_copies(system: System) -> System:
+    return replace(system, settings={**system.settings, COPIES: 0})
 
 
 def light(wish: Wish, _folder: Path) -> Wish:

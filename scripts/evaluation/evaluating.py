@@ -19,7 +19,7 @@ from scripts.evaluation import controls, settling
 from scripts.evaluation.campaign import Campaign, NoRoomLeft, Wish
 from scripts.evaluation.cellprocess import NoRoom
 from scripts.evaluation.configuration import ROOT, Premises
-from scripts.evaluation.machine import machine
+from scripts.evaluation.machine import machine, warm_up
 from scripts.evaluation.tuning import tuned
 from tests.support import netns
 
@@ -109,7 +109,7 @@ def span(
     "--tuned",
     "tune",
     is_flag=True,
-    help="Give each system the bound that suits it best, found on another seed.",
+    help="Give each system the bound that suits it best in the window next to this one.",
 )
 @click.option("--control", type=click.Choice([*controls.CONTROLS]), help="One that shows no gain.")
 @click.option("--figures/--no-figures", default=True, show_default=True)
@@ -126,7 +126,8 @@ def main(**asked: Any) -> None:
     if asked["dry_run"]:
         return
     netns.check_permitted()
-    Premises(wish.setting)  # makes the model, which cells side by side would make twice at once
+    premises = Premises(wish.setting)  # makes the model, once for cells side by side
+    warm_up(premises.model)
     if asked["tune"]:
         wish = tuned(wish, out, about, say)
         out = out / "tuned"
@@ -167,8 +168,12 @@ def measure(wish: Wish, store: Store, about: dict[str, Any], *, figures: bool) -
         click.echo((store.folder / "table.txt").read_text())
         for system, seed in campaign.missing:
             click.echo(f"MISSING: {system}, seed {seed}", err=True)
+        for system, seed in campaign.failed:
+            click.echo(f"FAILED: {system}, seed {seed}", err=True)
     if campaign.missing:
         raise click.ClickException("not all cells are there; run it again to go on")
+    if campaign.failed:
+        raise click.ClickException("some cells have failed, and stay so: the table says why")
 
 
 def draw(store: Store) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 GIT_S = 10.0
+CHUNK_BYTES = 1 << 24
 SOURCES = ("blitzgw", "scripts/evaluation")
 
 
@@ -37,6 +38,14 @@ def source(root: Path) -> str:
             digest.update(file.relative_to(root).as_posix().encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def warm_up(folder: Path) -> None:
+    """Read all files once, so that the first cell does not read them more slowly than others."""
+    for file in folder.iterdir():
+        with file.open("rb") as stream:
+            while stream.read(CHUNK_BYTES):
+                pass
 
 
 def _git(root: Path, *words: str) -> str:

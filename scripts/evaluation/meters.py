@@ -1,13 +1,15 @@
-"""Bytes on a testbed's links by class, and what else nodes count."""
+"""Bytes on a testbed's links by class, what else nodes count, and how busy the machine was."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from scripts.evaluation.configuration import Nodes
+from tests.support.live_receivers import processors, used
 from tests.support.netns import Counters
 
 HANDOFFS = re.compile(r"^blitzgw_handoff_bytes_total (\S+)$", re.MULTILINE)
@@ -31,6 +33,29 @@ class Meters:
             if told := HANDOFFS.search(_page(made, node)):
                 handoffs[made.name(node)] = float(told[1])
         return Meters(made.counters(), handoffs)
+
+
+SLICE_LOOKS = 4
+"""Readings of processors that make a slice: long enough for their ticks, 10 ms, to tell shares."""
+
+
+@dataclass(slots=True)
+class Busy:
+    """How much of the processors' time was used: all in all, and in the busiest slice."""
+
+    readings: list[tuple[int, int]] = field(default_factory=list)
+
+    def look(self) -> None:
+        """Read."""
+        self.readings.append(processors())
+
+    def told(self) -> dict[str, float]:
+        """Return shares by name; none before there are two readings."""
+        if len(self.readings) < 2:
+            return {}
+        whole = used(self.readings[0], self.readings[-1])
+        slices = [used(*pair) for pair in pairwise(self.readings[::SLICE_LOOKS])]
+        return {"busy": round(whole, 3), "busy_max": round(max([whole, *slices]), 3)}
 
 
 def bytes_by_link(

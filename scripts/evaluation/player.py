@@ -61,8 +61,15 @@ class Tally:
 
     offered: int
     sent: int = 0
+    answered: int = 0
+    """Of those that were sent: over, however."""
     done: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def under_way(self) -> int:
+        """How many were sent and are not over."""
+        return self.sent - self.answered
 
 
 class Player:
@@ -164,6 +171,7 @@ class Player:
         except BadAnswer as error:
             answer.outcome, answer.error = "failed", str(error)
         listening.close()
+        self.tally.answered += answer.lag_s > 0  # else it was not sent
 
     async def _ask(self, request: bytes, reply: Reply, listening: Listening, due_s: float) -> None:
         begun_s = time.monotonic()

@@ -1,6 +1,8 @@
 """What a replay has found: its summary, as a table and as JSON lines.
 
-TTFT, TPOT, TBT     of answers that have a first token, more than one token, any gap
+TTFT, TPOT, TBT     of answers that have a first token, are whole and have more than one, have any
+                    gap; how many are left out is told
+given up            under way, or not yet sent, when ^C came
 tokens/s            all tokens that came / from the first arrival's time to the last token
 attained            answered whole and in time / offered, or sent so far where ^C came first
 """
@@ -78,9 +80,16 @@ class Sheet:
 
 
 def summary(
-    replies: Sequence[Reply], offered: int, seconds: float, objective: Objective | None = None
+    replies: Sequence[Reply],
+    offered: int,
+    seconds: float,
+    objective: Objective | None = None,
+    under_way: int = 0,
 ) -> dict[str, Any]:
-    """Return figures; those that nothing can tell are nan. `seconds`: of the window."""
+    """Return figures; those that nothing can tell are nan. `seconds`: of the window.
+
+    `under_way`: how many had been sent and were not over when the run ended.
+    """
     answers = [reply.answer for reply in replies]
     outcomes = Counter(answer.outcome for answer in answers)
     ttft = [answer.first_s for answer in answers if answer.first_s >= 0]
@@ -92,9 +101,13 @@ def summary(
     return {
         "offered": offered,
         "requests": len(answers),
+        "under_way": under_way,
+        "not_sent": offered - len(answers) - under_way,
         **{name: outcomes[name] for name in ("ok", "refused", "failed", "timeout")},
         "ttft_mean": sum(ttft) / len(ttft) if ttft else math.nan,
         **{f"ttft_p{share}": quantile(ttft, share / 100) for share in (50, 90, 99)},
+        "ttft_left_out": len(answers) - len(ttft),
+        "tpot_left_out": sum(not answer.ok for answer in answers),
         **{f"tpot_p{share}": quantile(tpot, share / 100) for share in (50, 99)},
         "tbt_p99": quantile(tbt, 0.99),
         "tbt_max": max(tbt, default=math.nan),
@@ -125,13 +138,18 @@ def table(found: dict[str, Any]) -> str:
         ("requests", f"{found['requests']:,} of {found['offered']:,}: {ended}, "
                      f"{found['timeout']:,} timed out"),
         ("TTFT", f"mean {found['ttft_mean']:.3f}   p50 {found['ttft_p50']:.3f}   "
-                 f"p90 {found['ttft_p90']:.3f}   p99 {found['ttft_p99']:.3f} s"),
-        ("TPOT", f"p50 {found['tpot_p50'] * 1e3:.2f}   p99 {found['tpot_p99'] * 1e3:.2f} ms"),
+                 f"p90 {found['ttft_p90']:.3f}   p99 {found['ttft_p99']:.3f} s"
+                 f"{_left_out(found['ttft_left_out'], 'without a token')}"),
+        ("TPOT", f"p50 {found['tpot_p50'] * 1e3:.2f}   p99 {found['tpot_p99'] * 1e3:.2f} ms"
+                 f"{_left_out(found['tpot_left_out'], 'not whole')}"),
         ("TBT", f"p99 {found['tbt_p99'] * 1e3:.2f}   max {found['tbt_max'] * 1e3:.2f} ms"),
         ("rates", f"{found['requests_per_s']:.2f} requests/s, "
                   f"{found['prompt_tokens_per_s']:,.0f} prompt tokens/s, "
                   f"{found['tokens_per_s']:,.0f} tokens/s over {found['seconds']:.1f} s"),
     ]  # fmt: skip
+    if left := found["under_way"] + found["not_sent"]:
+        told = f"{found['under_way']:,} under way, {found['not_sent']:,} not sent"
+        rows.insert(1, ("given up", f"{left:,}: {told}"))
     if not math.isnan(found["attainment"]):
         within = f"within {found['slo_times']:g} × what each takes alone"
         rows.append(("attained", f"{found['attainment']:.2%} {within}"))
@@ -142,6 +160,10 @@ def table(found: dict[str, Any]) -> str:
         rows.append(("prompts", off))
     rows += [("error", f"{count:,} × {printable(error)}") for error, count in found["errors"]]
     return columns(rows)
+
+
+def _left_out(count: int, why: str) -> str:
+    return f"   ({count:,} {why} left out)" if count else ""
 
 
 def _total(answers: Sequence[Answer], name: str) -> int:

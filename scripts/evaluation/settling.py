@@ -9,7 +9,7 @@ from typing import Any
 
 from blitzgw.sim.evaluation import levels
 from blitzgw.sim.evaluation.arrivals import Arrival
-from blitzgw.sim.evaluation.traces import in_window, read_trace, scaled
+from blitzgw.sim.evaluation.traces import in_window, read_trace, scaled, spread
 from scripts.evaluation.campaign import Wish
 from scripts.evaluation.configuration import CONTEXT, MAX_TOKENS, ROOT, Setting, size_mb
 
@@ -28,13 +28,17 @@ DIGITS = 3
 LEVEL_SEEDS = range(1, 8)
 """That a level is computed with, whatever is run: one seed's attainment moves by whole requests."""
 
+BySeed = Mapping[int, Sequence[Arrival]]
+"""A window's arrivals as they are played with a seed, before thinning."""
+
 
 def settle(asked: Mapping[str, Any]) -> tuple[Setting, dict[str, Any]]:
     """Return the setting, and how its level was found. Raises ConfigError."""
     file: Path = asked["trace"].resolve()
     window: tuple[float, float] = asked["window"]
     rows = read_trace(file)
-    there = in_window(rows, *window)
+    spread_s = SPREAD_S if file.suffix == ".jsonl" else 0.0
+    there = {seed: in_window(spread(rows, spread_s, seed), *window) for seed in LEVEL_SEEDS}
     plain = Setting(
         trace=str(file.relative_to(ROOT) if file.is_relative_to(ROOT) else file),
         window=window,
@@ -46,14 +50,13 @@ def settle(asked: Mapping[str, Any]) -> tuple[Setting, dict[str, Any]]:
         dilation=asked["dilation"],
         scale_down_after_s=asked["scale_down_after_s"],
         keep_s=asked["keep_s"],
-        context=_context(there),
-        max_tokens=_max_tokens(there),
-        spread_s=SPREAD_S if file.suffix == ".jsonl" else 0.0,
+        spread_s=spread_s,
+        **lengths(rows, window, spread_s),
     )
     how = _level(asked, plain, there)
     target_s = asked["ttft_target_s"]
     if target_s is None:
-        before = [one for one in rows if one.at_s < window[0]]
+        before = [one for one in rows if one.at_s + spread_s < window[0]]
         source = before if len(before) >= BEFORE else rows
         target_s = levels.ttft_target_s(source, plain.objective)
         how["ttft_target_s"] = "half of what is due of the median prompt " + (
@@ -62,9 +65,11 @@ def settle(asked: Mapping[str, Any]) -> tuple[Setting, dict[str, Any]]:
     return plain.but(factor=how["factor"], ttft_target_s=target_s), how
 
 
-def _level(asked: Mapping[str, Any], setting: Setting, there: Sequence[Arrival]) -> dict[str, Any]:
+def _level(asked: Mapping[str, Any], setting: Setting, there: BySeed) -> dict[str, Any]:
     """Return the factor, and how it was found."""
-    one = levels.load(there, setting.window_s, setting.steps)
+    one = statistics.fmean(
+        levels.load(some, setting.window_s, setting.steps) for some in there.values()
+    )
     if asked["factor"]:
         found = {"level": "given", "factor": asked["factor"]}
     elif asked["level"] == "paper":
@@ -73,7 +78,7 @@ def _level(asked: Mapping[str, Any], setting: Setting, there: Sequence[Arrival])
         found = {"level": "feasible", "factor": round(_feasible(setting, there), DIGITS)}
         found["how"] = (
             "largest factor at which the step model of levels.py says that static-full attains"
-            " 99 % (mean of seeds 1 to 7); cells of static-full confirm it"
+            " 99 % (mean of seeds 1 to 7); whether it does the table tells"
         )
     factor = float(found["factor"])
     attained = _attained(setting, there, factor)
@@ -81,31 +86,38 @@ def _level(asked: Mapping[str, Any], setting: Setting, there: Sequence[Arrival])
     return {**found, **load}
 
 
-def _feasible(setting: Setting, there: Sequence[Arrival]) -> float:
+def _feasible(setting: Setting, there: BySeed) -> float:
     return levels.feasible(lambda factor: _attained(setting, there, round(factor, DIGITS)))
 
 
-def _attained(setting: Setting, there: Sequence[Arrival], factor: float) -> float:
+def _attained(setting: Setting, there: BySeed, factor: float) -> float:
     """Return the mean attainment of static-full over seeds, as computed."""
     return statistics.fmean(
         levels.attainment(
-            scaled(there, factor, seed, setting.window_s),
+            scaled(some, factor, seed, setting.window_s),
             setting.nodes,
             setting.steps,
             setting.objective,
         )
-        for seed in LEVEL_SEEDS
+        for seed, some in there.items()
     )
 
 
-def _context(there: Sequence[Arrival]) -> int:
-    longest = max(one.prompt_tokens + one.output_tokens for one in there) + 1
-    return max(CONTEXT, -(-longest // ROUND_CONTEXT) * ROUND_CONTEXT)
+def lengths(
+    rows: Sequence[Arrival], window: tuple[float, float], spread_s: float
+) -> dict[str, int]:
+    """Return what every request asks for, and a context that has room for that after any prompt.
+
+    Whatever `spread_s` moves into the window is among what is looked at.
+    """
+    there = in_window(rows, max(0.0, window[0] - spread_s), window[1])
+    max_tokens = max(MAX_TOKENS, _rounded(max(one.output_tokens for one in there) + 1))
+    longest = max(one.prompt_tokens for one in there) + max_tokens
+    return {"context": max(CONTEXT, _rounded(longest)), "max_tokens": max_tokens}
 
 
-def _max_tokens(there: Sequence[Arrival]) -> int:
-    longest = max(one.output_tokens for one in there) + 1
-    return max(MAX_TOKENS, -(-longest // ROUND_CONTEXT) * ROUND_CONTEXT)
+def _rounded(tokens: int) -> int:
+    return -(-tokens // ROUND_CONTEXT) * ROUND_CONTEXT
 
 
 def describe(wish: Wish, how: Mapping[str, Any]) -> str:

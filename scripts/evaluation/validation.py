@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,22 @@ COLUMNS = 118
 MICRO = Path(__file__).with_name("constants.json")
 """What --measure has found on the machine on which the records of this project were made."""
 
+NOT_REPORTED = re.compile(r"tuning-.*|tuned")
+"""Folders of cells that scripts/evaluate finds bounds with, or runs with others than the rest."""
+
 PHASES_SHOWN = 4
 """Of a cell that is not accepted: where most of the difference is."""
 
 
 def measured_records(folder: Path) -> list[Record]:
-    """Return all records of runs on a testbed below a folder, wherever they lie, but void ones."""
+    """Return records of runs on a testbed below a folder, wherever they lie, but void ones.
+
+    What lies below in folders of tuning is left out: name such a one itself to have it.
+    """
     found = []
     for file in sorted([*folder.rglob("*.json.gz"), *folder.rglob("*.json")]):
+        if any(map(NOT_REPORTED.fullmatch, file.relative_to(folder).parts[:-1])):
+            continue
         try:
             record = read_record(file)
         except ValueError:
@@ -84,7 +93,9 @@ def _predict(record: Record, micro: Path, turn: int) -> Record:
     latencies = constants(micro, float(record.about["dilation"]))
     arrivals = [Arrival(one.at_s, one.prompt_tokens, one.output_tokens) for one in record.answers]
     seed = record.seed + 1_000_003 * turn  # only routers and the like draw from it
-    setup = setup_of(record.about, SYSTEMS[record.system], seed, latencies, arrivals)
+    system = SYSTEMS[record.system]
+    system = replace(system, settings=record.about.get("settings", system.settings))
+    setup = setup_of(record.about, system, seed, latencies, arrivals)
     made = simulate_cluster(setup, lambda _at_s, _what: None)
     made.seed = record.seed
     return made
@@ -92,7 +103,7 @@ def _predict(record: Record, micro: Path, turn: int) -> Record:
 
 def told(verdict: Verdict) -> dict[str, Any]:
     """Return a verdict as JSON can hold it."""
-    facts = asdict(verdict) | {"accepted": verdict.accepted}
+    facts = asdict(verdict) | {"accepted": verdict.accepted, "not_judged": verdict.too_little}
     for cell, made in zip(facts["cells"], verdict.cells, strict=True):
         cell["accepted"] = made.accepted
     return dict(_finite(facts))
@@ -114,7 +125,10 @@ def print_verdict(verdict: Verdict) -> None:
     console.print(f"\norder: {len(verdict.orders) - len(wrong)} of {len(verdict.orders)} agree")
     for order in wrong:
         console.print(f"  {order.figure}: measured {order.less} < {order.more}, predicted not")
-    console.print("accepted" if verdict.accepted else "NOT accepted")
+    if verdict.off:
+        console.print("NOT accepted")
+    else:
+        console.print(f"NOT JUDGED: {why}" if (why := verdict.too_little) else "accepted")
 
 
 def _table(cells: Iterable[Cell]) -> Table:

@@ -29,6 +29,8 @@ class Watch:
 
     made: Nodes
     dilation: float
+    kept_is_free: bool = False
+    """Whether kept instances may stay to the end without being paid for."""
     zero: float = 0.0
     """The window's start in Unix time, which operations and decisions are told in."""
     looks: list[Look] = field(default_factory=list)
@@ -65,7 +67,7 @@ class Watch:
     def settled(self, least: int) -> bool:
         """Whether there are as few instances as may be, and nothing has changed for a while."""
         last = [one.states for one in self.looks[-SETTLED_LOOKS:]]
-        quiet = {"serving", "kept"}
+        quiet = {"serving", "kept"} if self.kept_is_free else {"serving"}
         return (
             len(last) == SETTLED_LOOKS
             and all(one == last[0] and quiet.issuperset(one) for one in last)

@@ -23,6 +23,7 @@ from blitzgw.core.span import Span
 from blitzgw.core.step import BLOCK_TOKENS, KvGeometry
 from blitzgw.engine.base import RowInput, SequenceState
 from blitzgw.engine.paced import PacedEngine
+from blitzgw.errors import ConfigError
 from blitzgw.sim.evaluation import levels
 from blitzgw.sim.evaluation.arrivals import Arrival
 from blitzgw.sim.evaluation.ladder import SYSTEMS
@@ -35,9 +36,10 @@ from scripts.evaluation.campaign import Wish
 from scripts.evaluation.cell import Task, initial
 from scripts.evaluation.cellprocess import CellProcess
 from scripts.evaluation.configuration import Premises, Setting
-from scripts.evaluation.meters import Meters, bytes_by_link, decide_s
+from scripts.evaluation.meters import Busy, Meters, bytes_by_link, decide_s
 from scripts.evaluation.reference import Reference
-from scripts.evaluation.tuning import TUNING_SEED, chosen, tuned
+from scripts.evaluation.settling import lengths
+from scripts.evaluation.tuning import TUNING_SEED, beside, chosen, tuned
 from scripts.evaluation.watch import SETTLED_LOOKS, Watch, copies, errors, under_way
 from tests.sim.evaluation_kit import record
 from tests.support import netns
@@ -126,7 +128,10 @@ class FakeProcess:
         if fate == "^C":
             raise KeyboardInterrupt
         made = record(self.task.system.name, self.task.seed)
-        made.failure = fate
+        if fate == "late":
+            made.answers[0].lag_s = 1.0
+        else:
+            made.failure = fate
         return made
 
 
@@ -151,12 +156,16 @@ def ran(folder, asked):
     return made
 
 
-def test_systems_of_a_seed_are_run_in_an_order_that_the_seed_rotates(tmp_path, fake):
+def test_systems_of_a_seed_are_run_in_an_order_that_is_drawn_with_it(tmp_path, fake):
     ran(tmp_path, wish())
-    assert [event for event in fake.events if event.startswith("start")] == [
-        "start stop+disk-1", "start oracle-1", "start static-full-1",
-        "start oracle-2", "start static-full-2", "start stop+disk-2",
-    ]  # fmt: skip
+    begun = [event for event in fake.events if event.startswith("start")]
+    made = campaign.Campaign(wish(), Store(tmp_path), {}, lambda _: None)
+    assert begun == [f"start {task.system.name}-{task.seed}" for task in made._tasks()]
+    assert [event[-1] for event in begun] == ["1"] * 3 + ["2"] * 3
+    several = campaign.Campaign(wish(seeds=40), Store(tmp_path), {}, lambda _: None)
+    names = [task.system.name for task in several._tasks()]
+    orders = {tuple(names[place : place + 3]) for place in range(0, len(names), 3)}
+    assert len(orders) == 6  # and not the three of a ring
     rows = json.loads((tmp_path / "summary.json").read_text())
     assert [(one["seed"], one["system"]) for one in rows][:3] == [
         (1, "static-full"), (1, "stop+disk"), (1, "oracle")
@@ -166,18 +175,30 @@ def test_systems_of_a_seed_are_run_in_an_order_that_the_seed_rotates(tmp_path, f
 
 def test_cells_side_by_side_begin_when_all_nodes_are_up(tmp_path, fake):
     ran(tmp_path, wish(seeds=1, jobs=2))
-    assert fake.events[:4] == [
-        "start stop+disk-1", "start oracle-1", "begin stop+disk-1", "begin oracle-1"
-    ]  # fmt: skip
+    words = [event.split()[0] for event in fake.events]
+    assert words == ["start", "start", "begin", "begin", "start", "begin"]
+    assert Store(tmp_path).about()["settings"]["jobs"] == 2
+    with pytest.raises(OtherSettings, match="jobs: 2, not 1"):
+        ran(tmp_path, wish(seeds=1))
 
 
-def test_a_rerun_goes_on_and_runs_void_cells_again(tmp_path, fake):
-    fake.fate = {("oracle", 1): ["lost"] * 9}
-    made = ran(tmp_path, wish(seeds=1))
-    assert made.missing == [("oracle", 1)]
-    assert fake.events.count("start oracle-1") == campaign.ATTEMPTS
+def test_what_has_failed_stays_and_is_told(tmp_path, fake):
+    fake.fate = {("oracle", 1): ["lost"]}
+    for _ in range(2):
+        made = ran(tmp_path, wish(seeds=1))
+        assert (made.missing, made.failed) == ([], [("oracle", 1)])
+    assert fake.events.count("start oracle-1") == 1
     assert "VOID: oracle, seed 1: it failed: lost" in (tmp_path / "table.txt").read_text()
+
+
+def test_a_rerun_goes_on_and_runs_disturbed_cells_again(tmp_path, fake):
+    fake.fate = {("oracle", 1): ["late"] * 9}
+    made = ran(tmp_path, wish(seeds=1))
+    assert (made.missing, made.failed) == ([("oracle", 1)], [])
+    assert fake.events.count("start oracle-1") == campaign.ATTEMPTS
+    assert "VOID: oracle, seed 1: the generator was" in (tmp_path / "table.txt").read_text()
     assert len(Store(tmp_path).about()["void_runs"]) == campaign.ATTEMPTS
+    assert len([*(tmp_path / "cells").glob("oracle-1.void-*.gz")]) == campaign.ATTEMPTS - 1
     fake.fate, fake.events[:] = {}, []
     assert not ran(tmp_path, wish(seeds=2)).missing
     assert fake.events[0] == "start oracle-1"
@@ -187,11 +208,16 @@ def test_a_rerun_goes_on_and_runs_void_cells_again(tmp_path, fake):
 
 
 def test_an_interrupt_ends_what_runs_and_loses_nothing(tmp_path, fake):
-    fake.fate = {("oracle", 1): ["^C"]}
+    first, second, _ = (task.system.name for task in _tasks(tmp_path, wish(seeds=1)))
+    fake.fate = {(second, 1): ["^C"]}
     with pytest.raises(KeyboardInterrupt):
         ran(tmp_path, wish(jobs=2))
-    assert fake.events[-1] == "end oracle-1"
-    assert [one.system for one in Store(tmp_path).records()] == ["stop+disk"]
+    assert fake.events[-1] == f"end {second}-1"
+    assert [one.system for one in Store(tmp_path).records()] == [first]
+
+
+def _tasks(folder, asked):
+    return [*campaign.Campaign(asked, Store(folder), {}, lambda _: None)._tasks()]
 
 
 def test_no_cell_begins_on_a_full_disk(tmp_path, fake, monkeypatch):
@@ -290,6 +316,7 @@ def test_controls_change_what_they_say(tmp_path):
         2,
         ["stop+star", "stop+chain"],
     )
+    assert {one.settings["host_copies"] for one in two.systems} == {0}
     assert controls.light(wish(), tmp_path).setting.load_over_compute == 1.0
 
 
@@ -413,7 +440,7 @@ def test_what_nodes_tell_counts_from_the_windows_start_undilated():
 
 def test_a_window_that_stays_empty_need_not_be_watched_to_its_end():
     made = FakeNodes()
-    watch = Watch(made, 1.0)
+    watch = Watch(made, 1.0, kept_is_free=True)
     made.states = ["serving", "draining"]
     for number in range(30):
         watch.look(float(number))
@@ -424,6 +451,8 @@ def test_a_window_that_stays_empty_need_not_be_watched_to_its_end():
         watch.look(30.0 + number)
     assert watch.settled(1)
     assert not watch.settled(2)
+    watch.kept_is_free = False  # what is kept is paid for: it has to be seen to go
+    assert not watch.settled(1)
 
 
 def test_bytes_are_told_by_link_and_class():
@@ -437,14 +466,37 @@ def test_bytes_are_told_by_link_and_class():
     assert decide_s(made) == pytest.approx(0.05)
 
 
-def test_tuning_runs_each_bound_apart_and_on_another_seed(tmp_path, fake):
+def test_tuning_runs_each_bound_apart_and_in_another_window(tmp_path, fake):
     asked = wish(seeds=1)
     found = tuned(asked, tmp_path, {}, lambda _: None)
     assert set(found.targets) == {"stop+disk", "oracle"}
     assert found.seeds == asked.seeds
     folders = sorted(path.name for path in tmp_path.iterdir())
     assert folders == ["tuning-0.1", "tuning-0.175", "tuning-0.25", "tuning-0.35"]
-    assert {one.seed for one in Store(tmp_path / folders[0]).records()} == {TUNING_SEED}
+    store = Store(tmp_path / folders[0])
+    assert {one.seed for one in store.records()} == {TUNING_SEED}
+    assert store.about()["settings"]["window"] == [505.0, 555.0]
+    early = wish(window=(0.0, 300.0)).setting
+    assert beside(early).window == (300.0, 600.0)
+    with pytest.raises(ConfigError, match="no other 500 s"):
+        beside(wish(window=(100.0, 600.0)).setting)
+
+
+def test_no_request_is_longer_than_the_context():
+    rows = [Arrival(0.0, 20_000, 10), Arrival(9.0, 30_000, 2_000), Arrival(20.0, 90_000, 9)]
+    assert lengths(rows, (10.0, 21.0), 0.0) == {"context": 91_136, "max_tokens": 1024}
+    assert lengths(rows, (5.0, 10.0), 0.0) == {"context": 32_768, "max_tokens": 2048}
+    assert lengths(rows[:2], (9.5, 20.0), 3.0) == {"context": 32_768, "max_tokens": 2048}
+    assert lengths([Arrival(1.0, 10, 10)], (0.0, 2.0), 0.0)["context"] == configuration.CONTEXT
+
+
+def test_processors_are_told_by_mean_and_by_the_busiest_slice():
+    made = Busy([(0, 0)])
+    assert made.told() == {}
+    made.readings += [(10 * n, 100 * n) for n in range(1, 9)] + [(100, 920), (110, 1000)]
+    assert made.told() == {"busy": 0.11, "busy_max": 0.11}
+    made.readings = [(0, 0), *[(0, 100 * n) for n in range(1, 5)], *[(380, 800)] * 4]
+    assert made.told() == {"busy": 0.475, "busy_max": 0.95}
 
 
 def test_mistakes_in_a_nodes_log_fail_its_cell(tmp_path):

@@ -4,8 +4,8 @@ import asyncio
 import os
 import signal
 import socket
-import threading
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blitzgw.sim.evaluation.arrivals import Arrival
+from blitzgw.sim.evaluation.record import Answer
 from scripts.evaluation import player
 from scripts.evaluation.client import BadAnswer, Call, Endpoint
 from scripts.evaluation.player import Options, Player
@@ -295,16 +296,36 @@ def test_who_watches_may_end_a_run():
     assert [one.outcome for one in playing.answers] == ["ok"]
 
 
-def test_an_interrupt_leaves_what_has_been_answered():
-    with server(answering(HEAD + b"\r\n" + WHOLE)) as port:
-        arrivals = [Arrival(0, 5, 3), Arrival(60, 5, 3)]
+def test_an_interrupt_leaves_what_has_been_answered_and_tells_what_was_under_way():
+    async def answer(_head, body, writer):
+        if len(body["prompt"]) == 6:
+            await asyncio.sleep(5)
+        writer.write(HEAD + b"\r\n" + WHOLE)
+
+    with server(answer) as port:
+        arrivals = [Arrival(0, 5, 3), Arrival(0, 6, 3), Arrival(60, 5, 3)]
         playing = Player([Endpoint(f"http://127.0.0.1:{port}")], arrivals, Options("m"))
-        timer = threading.Timer(0.6, signal.raise_signal, [signal.SIGINT])
-        timer.start()
+
+        def leave(_now_s: float) -> None:
+            if playing.answers:
+                signal.raise_signal(signal.SIGINT)
+
         with pytest.raises(KeyboardInterrupt):
-            playing.run(lambda now_s: None)
-        timer.join()
+            playing.run(leave, 0.05)
     assert [one.outcome for one in playing.answers] == ["ok"]
+    assert playing.tally.under_way == 1
+    text = table(summary([], 3, 1.0, None, playing.tally.under_way))
+    assert "1 under way, 2 not sent" in text
+
+
+def test_answers_without_a_token_or_an_end_are_told_as_left_out():
+    there = Answer(0.0, 5, 3, "ok", first_s=0.1, last_s=0.2, tokens=3)
+    lost, cut = Answer(0.0, 5, 3, "refused"), replace(there, outcome="failed")
+    some = [Reply(0, Arrival(0.0, 5, 3), "", 0, one) for one in (there, lost, cut)]
+    text = table(summary(some, 3, 1.0))
+    assert "(1 without a token left out)" in text
+    assert "(2 not whole left out)" in text
+    assert "given up" not in text
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="this system has no such thing")

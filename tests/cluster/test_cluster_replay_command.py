@@ -113,6 +113,7 @@ def test_an_interrupt_leaves_a_file_with_what_has_ended_and_a_summary(trace, tmp
             process.wait()
     assert process.returncode == 130
     assert "20 of 21: 20 ok" in told
+    assert "given up  1: 0 under way, 1 not sent" in told
     summary = lines(out)[-1]
     assert (summary["type"], summary["interrupted"], summary["ok"]) == ("summary", True, 20)
 

@@ -50,8 +50,23 @@ def test_what_cannot_be_read_is_not_there(tmp_path):
             read_record(made.file("live", seed))
     made.put(record("live", 7))
     assert [one.seed for one in made.records()] == [7]
-    (tmp_path / "about.json").write_text("{")
-    assert made.about() == {}
+    for damaged in ("{", "[]", ""):
+        (tmp_path / "about.json").write_text(damaged)
+        with pytest.raises(OtherSettings, match="is damaged"):
+            made.begin(SETTINGS)
+
+
+def test_what_was_void_is_kept_beside_and_counts_no_more(tmp_path):
+    made = Store(tmp_path)
+    made.begin(SETTINGS)
+    made.set_aside("live", 1)
+    for slower in (1.0, 2.0, 3.0):
+        made.set_aside("live", 1)
+        made.put(record("live", 1, slower))
+    names = {file.name for file in (tmp_path / "cells").iterdir()}
+    assert names == {"live-1.json.gz", "live-1.void-1.json.gz", "live-1.void-2.json.gz"}
+    assert [*made.records()] == [record("live", 1, 3.0)]
+    assert read_record(tmp_path / "cells/live-1.void-2.json.gz") == record("live", 1, 2.0)
 
 
 def test_a_full_disk_leaves_the_former_record(tmp_path, monkeypatch):

@@ -59,6 +59,36 @@ def test_requests_that_are_lost_make_no_tail_better():
     assert row(made)["refused"] == 1
 
 
+def test_answers_that_are_cut_make_no_pace_better():
+    made = record()
+    made.answers = [answer(), answer(outcome="failed", tokens=3), answer(tokens=1)]
+    assert row(made)["tpot_p99"] > 50
+    assert row(made)["tpot_p50"] == pytest.approx((0.02 + 60) / 2)
+
+
+def test_what_was_never_sent_is_not_on_time():
+    made = record()
+    made.answers = [answer(lag_s=0.02), *(answer(lag_s=0.0, outcome="failed") for _ in range(999))]
+    assert row(made)["lag_p99"] == pytest.approx(0.02)
+    assert "20.0 ms late" in why_void(made)
+
+
+def test_what_has_failed_is_told_from_what_was_disturbed():
+    busy = record(busy=0.91, busy_max=1.0)
+    assert "91% of the processors' time" in why_void(busy)
+    assert (row(busy)["disturbed"], row(busy)["busy"], row(busy)["busy_max"]) == (True, 0.91, 1.0)
+    busy.wrong = 1
+    assert not row(busy)["disturbed"]
+    assert row(busy)["void"]
+    assert not why_void(record(busy=0.9, busy_max=1.0))
+    assert row(record())["busy"] is None
+
+
+def test_a_row_tells_the_systems_own_bound():
+    assert row(record(ttft_target_s=0.2))["bound_s"] is None
+    assert row(record(ttft_target_s=0.2, knobs={"ttft_target_s": 0.3}))["bound_s"] == 0.3
+
+
 def test_kept_instances_are_paid_for_but_by_an_oracle():
     made = record()
     made.looks = [Look(-5.0, {"serving": 1, "kept": 3, "gone": 2})]

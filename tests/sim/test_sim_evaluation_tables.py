@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blitzgw.sim.evaluation import figures
-from blitzgw.sim.evaluation.statistics import bootstrap, median, quantile
+from blitzgw.sim.evaluation.comparisons import difference, excess, interval, ratio
+from blitzgw.sim.evaluation.gains import control_verdicts
+from blitzgw.sim.evaluation.statistics import MIN_RUNS, Interval, bootstrap, median, quantile
 from blitzgw.sim.evaluation.summary import row
-from blitzgw.sim.evaluation.tables import counted, excess, ratio, report, spread
+from blitzgw.sim.evaluation.tables import counted, report, spread
 from tests.sim.evaluation_kit import ABOUT, record
 
 SHORT = not os.environ.get("BLITZGW_LONG")
@@ -54,6 +56,24 @@ def test_an_interval_holds_its_statistic_and_repeats():
     assert not bootstrap([1.0], median).known
     assert math.isnan(bootstrap([], median).middle)
     assert not bootstrap([0.0, 1.0], lambda some: 1 / some[0] if some[0] else math.nan).known
+    assert not one.is_range
+
+
+def test_few_runs_have_a_range_and_no_interval():
+    few = bootstrap([3.0, 1.0, 2.0, 9.0], median)
+    assert few == Interval(2.5, 1.0, 9.0, 4)
+    assert few.is_range
+    assert interval(few) == "2.50 [1.00, 9.00] of 4"
+    assert interval(bootstrap([1.0] * MIN_RUNS, median)) == "1.00 [1.00, 1.00]"
+
+
+def test_draws_without_a_finite_statistic_move_an_end():
+    found = bootstrap(
+        [0.0, 1.0, 1.0, 1.0, 1.0], lambda some: math.inf if 0.0 in some[:1] else some[0]
+    )
+    assert (found.low, found.high) == (1.0, math.inf)
+    assert interval(found).endswith("[1.00, ∞]")
+    assert quantile([1.0, math.inf, math.inf], 0.6) == math.inf
 
 
 def test_an_excess_is_that_beyond_the_oracle_over_the_baselines():
@@ -66,6 +86,57 @@ def test_an_excess_is_that_beyond_the_oracle_over_the_baselines():
     assert math.isnan(ratio(found, "live-zigzag", "pipeline", "ttft_p99").middle)
 
 
+def test_a_baseline_within_noise_of_the_oracle_gives_no_excess():
+    found = [
+        {**one, "ttft_p99": 0.1 * one["seed"]} if one["system"] == "stop+chain" else one
+        for one in rows()
+    ]
+    assert difference(found, "stop+chain", "oracle", "ttft_p99").low < 0
+    assert math.isnan(excess(found, "live-zigzag", "stop+chain", "ttft_p99").middle)
+    text = report(found, {})
+    assert "No excess/stop+chain: it lies within noise of the oracle, -0.2" in text
+    assert "No excess/stop+disk" not in text
+
+
+def test_differences_are_told_in_seconds():
+    found = difference(rows(), "stop+disk", "oracle", "ttft_p99")
+    assert found.middle == pytest.approx(3 * 0.3 * 1.01)
+    assert "− oracle, s" in report(rows(), {})
+
+
+@pytest.mark.parametrize(
+    ("control", "slower", "told"),
+    [
+        ("light", {"stop+chain": 1.0, "live-zigzag": 0.95}, "PASS: p99 TTFT of live-zigzag"),
+        ("light", {"stop+chain": 1.0, "live-zigzag": 0.8}, "FAIL: p99 TTFT of live-zigzag"),
+        ("steady", {"stop+disk": 1.0, "live-zigzag": 0.9}, "FAIL: p99 TTFT of live-zigzag"),
+        ("steady", {"stop+disk": 1.0, "live-zigzag": 1.0}, "PASS: p99 TTFT of live-zigzag"),
+        ("steady", {"stop+disk": 1.0}, "FAIL: 3 scale-ups"),
+        ("one-target", {"stop+star": 1.0, "stop+chain": 1.0}, "PASS: p99 TTFT of stop+star"),
+        ("one-target", {"stop+star": 0.9, "stop+chain": 1.0}, "FAIL: p99 TTFT of stop+star"),
+        ("one-target", {"stop+star": 1.0}, "NOT JUDGED, fewer than two pairs"),
+    ],
+)
+def test_a_control_has_a_verdict(control, slower, told):
+    made = [
+        row(record(name, seed, factor * (1 + seed / 100), knobs={"ttft_target_s": 0.2}))
+        for seed in range(3)
+        for name, factor in slower.items()
+    ]
+    assert f"CONTROL {control}: {told}" in report(made, {"level": {"control": control}})
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"), [(1e6, "PASS: weights have crossed"), (0.0, "FAIL: weights have not crossed")]
+)
+def test_weights_of_one_target_have_to_cross_the_link(sent, told):
+    made = row(record("stop+star", model_bytes=1_000_000))
+    assert made["weights_sent"] == 1e6
+    assert told in control_verdicts([{**made, "weights_sent": sent}], "one-target")
+    assert "nothing has grown" in control_verdicts([{**made, "growths": 0}], "one-target")
+    assert control_verdicts([made], "") == ""
+
+
 def test_what_has_no_partner_of_its_seed_is_not_compared():
     found = [one for one in rows() if (one["system"], one["seed"]) != ("oracle", 2)]
     found = [{**one, "ttft_p99": 1e9} if one["seed"] == 2 else one for one in found]
@@ -75,13 +146,19 @@ def test_what_has_no_partner_of_its_seed_is_not_compared():
 def test_a_report_tells_figures_and_what_is_void():
     found = rows()
     found[3] = {**found[3], "void": True, "why_void": "late"}
-    about = {"settings": ABOUT, "level": {"level": "feasible"}, "void_runs": [{}]}
+    about = {"settings": ABOUT | {"jobs": 2}, "level": {"level": "feasible"}, "commit": ""}
+    about["void_runs"] = [{"system": "live-zigzag"}] * 2
     text = report(found, about)
     assert "PACED some.csv 10:20 s × 0.5" in text
     assert f"VOID: {found[3]['system']}, seed {found[3]['seed']}: late" in text
-    assert "level is confirmed: static-full attains 100.00%" in text
-    assert "p99 excess/disk" in text
+    assert "agrees with it: static-full attains 100.00% (median of 3, at least 100.00%)" in text
+    assert "prefix caching off" in text
+    assert "excess/disk" in text
     assert f"{len(found) * 10} answers compared with a single process, 0 differ" in text
+    assert "2 cells side by side" in text
+    assert "The commit is not known" in text
+    (line,) = (line for line in text.splitlines() if line.startswith("live-zigzag") and "±" in line)
+    assert line.split()[-4:] == ["2", "2", "0", "0"]  # seeds, void, failed, split
     assert len(counted(found)) == len(found) - 1
     assert max(map(len, text.splitlines())) <= 160
 

@@ -64,7 +64,8 @@ def figures(made):
 
 def test_the_same_is_accepted_and_nothing_differs():
     made = verdict(record(), record())
-    assert made.accepted
+    assert not made.off
+    assert made.cells[0].accepted
     assert all(one.off.middle == 0 for one in figures(made).values())
     assert [one.figure for one in made.cells[0].differences] == [one.figure for one in LIMITS]
 
@@ -89,7 +90,7 @@ def test_each_figure_has_its_limit(change, figure):
     "change", [{"times": 1.04}, {"times": 0.96}, {"tail": 1.09}, {"late": 3}, {"held": 4.1}]
 )
 def test_less_than_that_is_accepted(change):
-    assert verdict(record(), record(**change)).accepted
+    assert not verdict(record(), record(**change)).off
 
 
 def test_the_tail_is_not_judged_beyond_the_load_where_it_settles():
@@ -101,7 +102,7 @@ def test_the_tail_is_not_judged_beyond_the_load_where_it_settles():
 
 
 def test_the_median_of_several_predictions_counts():
-    assert verdict(record(), record(), record(times=1.02), record(times=3.0)).accepted
+    assert not verdict(record(), record(), record(times=1.02), record(times=3.0)).off
 
 
 def test_a_run_that_is_void_and_one_without_prediction_are_left_out():
@@ -133,6 +134,25 @@ def test_systems_that_stand_in_another_order_are_not_accepted():
     assert {one.figure for one in wrong.orders if not one.agrees} >= {"ttft_p50"}
 
 
+@pytest.mark.parametrize(
+    ("pairs", "why"),
+    [
+        ([], "fewer than 2 systems"),
+        (runs("live", 1.0, 1.0), "fewer than 2 systems"),
+        ([*runs("live", 1.0, 1.0), *runs("stop", 1.2, 1.2)[:2]], r"3 runs of stop (2)"),
+        ([*runs("live", 1.0, 1.0), *runs("stop", 1.0, 1.0)], "no two systems differ"),
+    ],
+)
+def test_too_little_is_not_accepted_and_not_refused(pairs, why, capsys):
+    made = judge(pairs)
+    assert not made.off
+    assert not made.accepted
+    assert why in made.too_little
+    validation.print_verdict(made)
+    assert "NOT JUDGED" in capsys.readouterr().out
+    assert why in validation.told(made)["not_judged"]
+
+
 def test_the_order_is_judged_only_where_intervals_are_disjoint():
     near = judge([*runs("live", 1.0, 1.01), *runs("stop", 1.005, 1.0)])
     assert not [one for one in near.orders if one.figure != "instance_seconds"]
@@ -144,6 +164,7 @@ def test_runs_of_other_settings_are_cells_of_their_own():
     one, other = record(), record(nodes=4)
     made = judge([Pair(one, (one,)), Pair(other, (other,))])
     assert len(made.cells) == 2
+    assert setting_of(record(ttft_target_s=0.2)) != setting_of(record(ttft_target_s=0.3))
     assert setting_of(one) == "trace code.csv, window 540:800, factor 0.6, nodes 8"
 
 
@@ -187,18 +208,22 @@ def measured(tmp_path_factory):
         write_record(tmp_path / f"{name}.json.gz", record)
     write_record(tmp_path / "void.json", Record("oracle", 1, False, failure="it ended"))
     (tmp_path / "summary.json").write_text("[]")
+    for folder in ("tuning-0.2/cells", "tuned/cells"):
+        (tmp_path / folder).mkdir(parents=True)
+        write_record(tmp_path / folder / "live-1.json.gz", found[0])
     return tmp_path
 
 
 def test_a_simulation_predicts_itself(measured, capsys):
     records = validation.measured_records(measured)
     assert sorted(one.system for one in records) == ["static-full", "stop+chain"]
+    assert len(validation.measured_records(measured / "tuned")) == 1
     pairs = [*validation.predicted(records, validation.MICRO, 1, lambda _: None)]
     made = judge(pairs)
-    assert made.accepted
+    assert not made.off
     assert all(abs(one.off.middle) < 1e-9 for cell in made.cells for one in cell.differences)
     validation.print_verdict(made)
-    assert "accepted" in capsys.readouterr().out
+    assert "NOT JUDGED: fewer than 3 runs" in capsys.readouterr().out
     told = json.loads(json.dumps(validation.told(made)))
     assert [cell["accepted"] for cell in told["cells"]] == [True, True]
 

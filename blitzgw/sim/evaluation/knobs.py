@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from blitzgw.sim.evaluation.arrivals import Objective
 from blitzgw.sim.evaluation.ladder import System
 
+PREFIX_CACHING = False
+"""What one system still has of a prompt another would have to compute: it is left out, and told."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -37,7 +40,7 @@ def knobs(
         "max_model_len": context,
         "max_num_seqs": sequences,
         "max_batched_tokens": budget_tokens,
-        "prefix_caching": False,
+        "prefix_caching": PREFIX_CACHING,
     }
     if system.scales:
         common |= {

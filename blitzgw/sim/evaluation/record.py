@@ -12,6 +12,10 @@ from typing import Any
 MAX_LAG_S = 0.010
 """Of the generator, at the 99th percentile: with more a run is void."""
 
+MAX_BUSY = 0.9
+"""Share of a testbed's processors in use, on average while it is measured: with more they, not the
+links, may be what is slow, and a run is void."""
+
 HOLDING = frozenset({"loading", "serving", "draining", "kept"})
 """States of instances whose device holds or receives weights: the time in them is paid for."""
 

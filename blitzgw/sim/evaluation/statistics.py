@@ -2,6 +2,7 @@
 
 interval     percentile bootstrap: seeds are drawn with replacement, all systems of a seed
              together, and the statistic is computed anew (Efron, Tibshirani 1993, § 13)
+range        of the statistic of each seed alone, where there are too few for an interval
 """
 
 from __future__ import annotations
@@ -17,21 +18,33 @@ RESAMPLES = 2000
 
 LEVEL = 0.95
 
+MIN_RUNS = 5
+"""Of an interval: draws from fewer are nearly those runs themselves, whatever LEVEL says."""
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A statistic of all samples, and the ends of its interval; nan where they cannot be told."""
+    """A statistic of all samples, and the ends of its interval; nan where they cannot be told.
+
+    With fewer than MIN_RUNS `runs` the ends are those of a range. They may be infinite.
+    """
 
     middle: float
     low: float = math.nan
     high: float = math.nan
+    runs: int = 0
 
     @property
     def known(self) -> bool:
-        """Whether there is an interval, not the statistic alone."""
-        return math.isfinite(self.low) and math.isfinite(self.high)
+        """Whether there are ends, not the statistic alone."""
+        return not (math.isnan(self.low) or math.isnan(self.high))
+
+    @property
+    def is_range(self) -> bool:
+        """Whether the ends are those of the runs, too few for an interval."""
+        return self.runs < MIN_RUNS
 
 
 def quantile(values: Iterable[float], share: float) -> float:
@@ -42,6 +55,8 @@ def quantile(values: Iterable[float], share: float) -> float:
     place = share * (len(ordered) - 1)
     below = math.floor(place)
     above = min(below + 1, len(ordered) - 1)
+    if place == below or ordered[above] == ordered[below]:
+        return ordered[below]  # which may be infinite
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
@@ -53,20 +68,22 @@ def median(values: Iterable[float]) -> float:
 def bootstrap(
     samples: Sequence[T], statistic: Callable[[Sequence[T]], float], seed: int = 0
 ) -> Interval:
-    """Return a statistic and its interval; with fewer than two samples there is none.
+    """Return a statistic and its interval, or its range; with fewer than two samples neither.
 
-    Draws for which the statistic is not finite are left out, unless they are more than the
-    interval leaves out by itself: then there is none.
+    No draw is left out: an infinite one moves an end, and with one that is nan there are no ends.
     """
+    count = len(samples)
     if not samples:
         return Interval(math.nan)
     middle = statistic(samples)
-    if len(samples) < 2:
-        return Interval(middle)
-    dice = random.Random(f"bootstrap {seed}")  # noqa: S311  figures are to repeat
-    found = (statistic(dice.choices(samples, k=len(samples))) for _ in range(RESAMPLES))
-    finite = sorted(value for value in found if math.isfinite(value))
-    if len(finite) < LEVEL * RESAMPLES:
-        return Interval(middle)
-    tail = (1 - LEVEL) / 2
-    return Interval(middle, quantile(finite, tail), quantile(finite, 1 - tail))
+    if count < 2:
+        return Interval(middle, runs=count)
+    if count < MIN_RUNS:
+        found, tail = [statistic([one]) for one in samples], 0.0
+    else:
+        dice = random.Random(f"bootstrap {seed}")  # noqa: S311  figures are to repeat
+        draws = (dice.choices(samples, k=count) for _ in range(RESAMPLES))
+        found, tail = [statistic(drawn) for drawn in draws], (1 - LEVEL) / 2
+    if any(map(math.isnan, found)):
+        return Interval(middle, runs=count)
+    return Interval(middle, quantile(found, tail), quantile(found, 1 - tail), count)

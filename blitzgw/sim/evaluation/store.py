@@ -2,6 +2,7 @@
 
     DIR/about.json                 what all cells have in common, and what has become of each
     DIR/cells/SYSTEM-SEED.json.gz  a record
+    DIR/cells/SYSTEM-SEED.void-N.json.gz   one that another has taken the place of, for it was void
 
 Cells of other settings are never mixed: a folder that was begun with others is refused.
 """
@@ -21,7 +22,7 @@ import msgspec
 
 from blitzgw.sim.evaluation.record import Record
 
-CELLS, ABOUT, SETTINGS = "cells", "about.json", "settings"
+CELLS, ABOUT, SETTINGS, VOID = "cells", "about.json", "settings", ".void-"
 LEVEL = 6
 """Of gzip: records are some megabytes of digits, a tenth of that when packed."""
 
@@ -30,7 +31,7 @@ _decoder = msgspec.json.Decoder(Record)
 
 
 class OtherSettings(ValueError):
-    """A folder holds cells of other settings; says which."""
+    """A folder holds cells of other settings, or does not tell of which; says what differs."""
 
 
 def write_record(file: Path, record: Record) -> None:
@@ -87,12 +88,20 @@ class Store:
             raise OtherSettings(f"{self.folder} is of other settings: {'; '.join(differ)}")
 
     def about(self) -> dict[str, Any]:
-        """Return what is told of the whole; empty where there is nothing that can be read."""
+        """Return what is told of the whole; empty where there is nothing yet.
+
+        Raises OtherSettings for what cannot be understood, OSError.
+        """
+        file = self.folder / ABOUT
         try:
-            found = json.loads((self.folder / ABOUT).read_bytes())
-        except (OSError, ValueError):
+            found = json.loads(file.read_bytes())
+        except FileNotFoundError:
             return {}
-        return found if isinstance(found, dict) else {}
+        except ValueError as error:
+            raise OtherSettings(f"{file} is damaged: {error}; cells may be of anything") from None
+        if not isinstance(found, dict):
+            raise OtherSettings(f"{file} is damaged: no object; cells may be of anything")
+        return found
 
     def tell(self, more: Mapping[str, Any]) -> None:
         """Add to what is told of the whole. Raises OSError."""
@@ -106,6 +115,17 @@ class Store:
         """Keep a record. Raises OSError."""
         write_record(self.file(record.system, record.seed), record)
 
+    def set_aside(self, system: str, seed: int) -> None:
+        """Keep a cell's record, if there is one, beside those that count. Raises OSError."""
+        file = self.file(system, seed)
+        number = 1
+        while (
+            beside := file.with_name(file.name.replace(".json", f"{VOID}{number}.json"))
+        ).exists():
+            number += 1
+        if file.exists():
+            file.rename(beside)
+
     def get(self, system: str, seed: int) -> Record | None:
         """Return a record that is there and can be read."""
         try:
@@ -114,8 +134,10 @@ class Store:
             return None
 
     def records(self) -> Iterator[Record]:
-        """Yield all records that can be read, one at a time, in the order of their names."""
+        """Yield all that count and can be read, one at a time, in the order of their names."""
         for file in sorted((self.folder / CELLS).glob("*.json*")):
+            if VOID in file.name:
+                continue
             try:
                 yield read_record(file)
             except (OSError, ValueError):

@@ -3,10 +3,12 @@
     attainment       requests within both objectives / requests offered
     instance time    ∫ devices that hold or receive weights dt, from 0 to the record's end
     late             a request without a first token counts in quantiles of TTFT as if it had come
-                     when the client's patience was over: losing requests makes no tail better
+                     when the client's patience was over, and so does each further token of one that
+                     was not answered whole (TPOT): losing requests makes no tail better
 
 What this reads of `Record.about` (seconds undilated): `prefill_tokens_per_s`, `step_s` and `times`,
-the objective; `patience_s`, the clients'; `free_when_kept`, of the system.
+the objective; `patience_s`, the clients'; `free_when_kept` and `knobs`, of the system; `busy` and
+`busy_max`, of a testbed's processors.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 
 from blitzgw.sim.evaluation.arrivals import SWEEP, TIMES, Objective
 from blitzgw.sim.evaluation.growth import growths, medians
-from blitzgw.sim.evaluation.record import HOLDING, MAX_LAG_S, Answer, Look, Record
+from blitzgw.sim.evaluation.record import HOLDING, MAX_BUSY, MAX_LAG_S, Answer, Look, Record
 from blitzgw.sim.evaluation.statistics import quantile
 
 PATIENCE_S = 120.0
@@ -51,8 +53,27 @@ def attainment(record: Record, times: float | None = None) -> float:
 
 def ttft_s(record: Record) -> list[float]:
     """Return the time to the first token of each request; the patience where none came."""
-    patience_s = float(record.about.get("patience_s", PATIENCE_S))
+    patience_s = _patience_s(record)
     return [one.first_s if one.first_s >= 0 else patience_s for one in record.answers]
+
+
+def tpot_s(record: Record) -> list[float]:
+    """Return the time of a further token of each request; the patience of one that was cut."""
+    patience_s = _patience_s(record)
+    return [
+        one.tpot_s if one.ok else patience_s
+        for one in record.answers
+        if (one.tokens if one.ok else one.output_tokens) > 1
+    ]
+
+
+def lag_s(record: Record) -> float:
+    """Return how late the generator was (p99); nan where nothing was sent, as in a simulation."""
+    return quantile((one.lag_s for one in record.answers if one.lag_s > 0), 0.99)
+
+
+def _patience_s(record: Record) -> float:
+    return float(record.about.get("patience_s", PATIENCE_S))
 
 
 def integral(looks: Iterable[Look], stop_s: float, paid: frozenset[str]) -> float:
@@ -76,23 +97,33 @@ def instance_seconds(record: Record) -> float:
 
 def why_void(record: Record) -> str:
     """Return why a run must not be counted; empty: it may."""
-    lag_s = quantile((one.lag_s for one in record.answers), 0.99)
+    return why_failed(record) or why_disturbed(record)
+
+
+def why_failed(record: Record) -> str:
+    """Return what went wrong with the product, or with what it was run on: a finding."""
     if record.failure:
         return f"it failed: {record.failure.splitlines()[0]}"
     if record.wrong:
         return f"{record.wrong} of {record.checked} answers have other tokens than the reference"
     if not record.answers:
         return "nothing was offered"
-    if lag_s > MAX_LAG_S:
-        return f"the generator was {1e3 * lag_s:.1f} ms late (p99)"
+    return ""
+
+
+def why_disturbed(record: Record) -> str:
+    """Return what else the machine was busy with; it passes, so such a run may be made again."""
+    if (late_s := lag_s(record)) > MAX_LAG_S:
+        return f"the generator was {1e3 * late_s:.1f} ms late (p99)"
+    if (busy := float(record.about.get("busy") or 0.0)) > MAX_BUSY:
+        return f"{busy:.0%} of the processors' time was used, more than {MAX_BUSY:.0%}"
     return ""
 
 
 def row(record: Record) -> dict[str, Any]:
     """Return a record's row. Figures that there are not are None."""
-    answers = record.answers
-    first = ttft_s(record)
-    tpot = [one.tpot_s for one in answers if one.ok and one.tokens > 1]
+    answers, about = record.answers, record.about
+    first, tpot = ttft_s(record), tpot_s(record)
     void, grown = why_void(record), growths(record)
     outcomes = [one.outcome for one in answers]
     figures = {
@@ -102,7 +133,7 @@ def row(record: Record) -> dict[str, Any]:
         "attainment": attainment(record) if answers else math.nan,
         "instance_seconds": instance_seconds(record),
         "seconds": record.seconds,
-        "lag_p99": quantile((one.lag_s for one in answers), 0.99),
+        "lag_p99": lag_s(record),
     }
     return {
         "system": record.system,
@@ -120,7 +151,15 @@ def row(record: Record) -> dict[str, Any]:
         },
         "growths": len(grown),
         "phases": medians(grown),
-        "source": record.about.get("source", ""),
+        "source": about.get("source", ""),
+        "bound_s": about.get("knobs", {}).get("ttft_target_s"),
+        "busy": about.get("busy"),
+        "busy_max": about.get("busy_max"),
+        "weights_sent": sum(
+            by.get("weights", 0.0) for link, by in record.bytes_by_link.items() if "tx" in link
+        ),
+        "model_bytes": about.get("model_bytes"),
         "void": bool(void),
+        "disturbed": bool(void) and not why_failed(record),
         "why_void": void,
     }

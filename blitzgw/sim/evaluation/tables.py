@@ -1,24 +1,19 @@
-"""Rows as text: medians with their spread, and comparisons of what is paired by seeds.
+"""Rows as text: medians with their spread, comparisons (comparisons.py), and what is to be known.
 
-    excess of x over a baseline    median(x − oracle) / median(baseline − oracle), by seeds
-    ratio of x to a reference      median(x / reference), by seeds
-
-Both with the interval of a bootstrap over seeds (statistics.py). Void rows are in no figure, and
-told. Seconds are undilated.
+Void rows are in no figure, and told. Seconds are undilated.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from blitzgw.sim.evaluation.comparisons import FULL, Row, by_system, comparison_tables
+from blitzgw.sim.evaluation.gains import control_verdicts
 from blitzgw.sim.evaluation.growth import PHASES
-from blitzgw.sim.evaluation.statistics import Interval, bootstrap, median
-
-Row = Mapping[str, Any]
-
-ORACLE, DISK, CHAIN, FULL = "oracle", "stop+disk", "stop+chain", "static-full"
+from blitzgw.sim.evaluation.knobs import PREFIX_CACHING
+from blitzgw.sim.evaluation.statistics import median
 
 FEASIBLE = 0.99
 """Attainment of `static-full` at the feasible level."""
@@ -39,11 +34,12 @@ def report(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
     good = counted(rows)
     parts = [
         headline(about, rows),
-        summary_table(good),
-        comparison_table(good),
+        summary_table(rows, about.get("void_runs")),
+        comparison_tables(good),
         sweep_table(good),
         phase_table(good),
-        notes(rows, about),
+        control_verdicts(good, about.get("level", {}).get("control", "")),
+        "\n".join(notes(rows, about)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -62,33 +58,52 @@ def headline(about: Mapping[str, Any], rows: Sequence[Row]) -> str:
     return (
         f"{kind} {trace} {window[0]:g}:{window[1]:g} s × {setting.get('factor', 1):g},"
         f" {setting.get('nodes', '?')} nodes, load/compute {setting.get('load_over_compute', '?')},"
-        f" bound {setting.get('ttft_target_s', '?')} s; seconds undilated"
-        f" (dilation {setting.get('dilation', '?')})."
+        f" bound {_bound(setting)}, prefix caching {'on' if PREFIX_CACHING else 'off'},"
+        f"{_jobs(setting)} seconds undilated (dilation {setting.get('dilation', '?')})."
     ).strip()
 
 
-def by_system(rows: Iterable[Row]) -> dict[str, dict[int, Row]]:
-    """Return rows by system and seed, in their order."""
-    found: dict[str, dict[int, Row]] = {}
-    for row in rows:
-        found.setdefault(row["system"], {})[row["seed"]] = row
-    return found
+def _bound(setting: Mapping[str, Any]) -> str:
+    if setting.get("targets"):
+        return "of each system's own"
+    return f"{setting.get('ttft_target_s', '?')} s"
 
 
-def summary_table(rows: Sequence[Row]) -> str:
-    """Return medians over seeds, each with the greatest distance from it."""
-    systems = by_system(rows)
-    if not systems:
+def _jobs(setting: Mapping[str, Any]) -> str:
+    jobs = setting.get("jobs", 1)
+    return f" {jobs} cells side by side," if jobs > 1 else ""
+
+
+def summary_table(rows: Sequence[Row], void_runs: Iterable[Row] | None = None) -> str:
+    """Return medians over seeds, each with the greatest distance from it.
+
+    `void_runs` are all attempts that were void; of some there is no row any more.
+    """
+    good = by_system(counted(rows))
+    if not good:
         return "Nothing has been measured that can be counted."
+    void = Counter(row["system"] for row in rows if row["void"])
+    void |= Counter(one["system"] for one in void_runs or ())
+    systems = {name: [*good.get(name, {}).values()] for name in by_system(rows)}
     width = max(18, *(len(name) + 2 for name in systems))
-    head = f"{'medians':<{width}}"
-    lines = [head + "".join(f"{name:>14}" for name, _, _ in COLUMNS) + "  seeds failed split"]
-    for name, found in systems.items():
-        several = list(found.values())
+    head = f"{'medians':<{width}}" + "".join(f"{name:>14}" for name, _, _ in COLUMNS)
+    lines = [head + "  bound  busy   max  seeds void failed split"]
+    for name, several in systems.items():
         cells = "".join(f"{spread([one[k] for one in several], f):>14}" for _, k, f in COLUMNS)
-        counts = (len(several), *(sum(one[key] for one in several) for key in ("failed", "split")))
-        lines.append(f"{name:<{width}}{cells}{counts[0]:>7}{counts[1]:>7}{counts[2]:>6}")
+        bound = spread([one["bound_s"] for one in several][:1], "{:.3f}")
+        busy = _most(several, "busy"), _most(several, "busy_max")
+        failed, split = (sum(one[key] for one in several) for key in ("failed", "split"))
+        lines.append(
+            f"{name:<{width}}{cells}{bound:>7}{busy[0]:>6}{busy[1]:>6}"
+            f"{len(several):>7}{void[name]:>5}{failed:>7}{split:>6}"
+        )
     return "\n".join(lines)
+
+
+def _most(several: Iterable[Row], key: str) -> str:
+    """Write the greatest share."""
+    most = max((one[key] for one in several if one[key] is not None), default=None)
+    return "–" if most is None else f"{most:.0%}"
 
 
 def spread(values: Iterable[float | None], form: str) -> str:
@@ -105,80 +120,6 @@ def spread(values: Iterable[float | None], form: str) -> str:
 def _bare(form: str, value: float) -> str:
     """Write a distance as briefly as it can be told from nought."""
     return form.format(value).removeprefix("0") or "0"
-
-
-def excess(rows: Iterable[Row], system: str, baseline: str, key: str) -> Interval:
-    """Return what a system has beyond the oracle's, over what the baseline has beyond it."""
-    triples = paired(rows, (system, baseline, ORACLE), key)
-
-    def ratio(several: Sequence[tuple[float, ...]]) -> float:
-        over = median(x - oracle for x, _, oracle in several)
-        under = median(base - oracle for _, base, oracle in several)
-        return over / under if under > 0 else math.nan
-
-    return bootstrap(triples, ratio)
-
-
-def ratio(rows: Iterable[Row], system: str, reference: str, key: str) -> Interval:
-    """Return a figure of a system over that of a reference."""
-    pairs = paired(rows, (system, reference), key)
-
-    def middle(several: Sequence[tuple[float, ...]]) -> float:
-        return median(x / r for x, r in several) if all(r > 0 for _, r in several) else math.nan
-
-    return bootstrap(pairs, middle)
-
-
-def paired(rows: Iterable[Row], systems: Sequence[str], key: str) -> list[tuple[float, ...]]:
-    """Return a figure of several systems for each seed that all of them have."""
-    found = by_system(rows)
-    if any(name not in found for name in systems):
-        return []
-    seeds = set.intersection(*(set(found[name]) for name in systems))
-    values = [tuple(found[name][seed][key] for name in systems) for seed in sorted(seeds)]
-    return [one for one in values if None not in one]
-
-
-Compared = Callable[[Sequence[Row], str], Interval]
-
-COMPARISONS: tuple[tuple[str, Compared], ...] = (
-    ("p99 excess/disk", lambda rows, name: excess(rows, name, DISK, "ttft_p99")),
-    ("p99 excess/chain", lambda rows, name: excess(rows, name, CHAIN, "ttft_p99")),
-    ("p99/disk", lambda rows, name: ratio(rows, name, DISK, "ttft_p99")),
-    ("attained/oracle", lambda rows, name: ratio(rows, name, ORACLE, "attainment")),
-    ("inst·s/oracle", lambda rows, name: ratio(rows, name, ORACLE, "instance_seconds")),
-    ("inst·s/full", lambda rows, name: ratio(rows, name, FULL, "instance_seconds")),
-)
-"""Heads, and what is below them."""
-
-
-def comparison_table(rows: Sequence[Row]) -> str:
-    """Return comparisons with their intervals; empty where there is nothing to compare with."""
-    systems = by_system(rows)
-    columns = [(head, [compared(rows, name) for name in systems]) for head, compared in COMPARISONS]
-    columns = [(head, cells) for head, cells in columns if any(map(_is_known, cells))]
-    if not columns or len(systems) < 2:
-        return ""
-    width = max(18, *(len(name) + 2 for name in systems))
-    lines = [f"{'paired by seeds':<{width}}" + "".join(f"{head:>21}" for head, _ in columns)]
-    for place, name in enumerate(systems):
-        cells = "".join(f"{interval(several[place]):>21}" for _, several in columns)
-        lines.append(f"{name:<{width}}{cells}")
-    lines.append("excess/x: (this − oracle) / (x − oracle); in brackets 95 % of a bootstrap")
-    return "\n".join(lines)
-
-
-def interval(one: Interval) -> str:
-    """Write a statistic with its interval."""
-    if not _is_known(one):
-        return "–"
-    if not one.known:
-        return f"{one.middle:.2f}"
-    return f"{one.middle:.2f} [{one.low:.2f}, {one.high:.2f}]"
-
-
-def _is_known(one: Interval) -> bool:
-    return math.isfinite(one.middle)
 
 
 def sweep_table(rows: Sequence[Row]) -> str:
@@ -226,24 +167,31 @@ def _grown(found: Mapping[int, Row]) -> int:
     return sum(one["growths"] for one in found.values())
 
 
-def notes(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
+def notes(rows: Sequence[Row], about: Mapping[str, Any]) -> Iterator[str]:
     """Tell what is void, whether the level is what it is called, and what was checked."""
-    lines = [
-        f"VOID: {row['system']}, seed {row['seed']}: {row['why_void']}"
-        for row in rows
-        if row["void"]
-    ]
+    for row in rows:
+        if row["void"]:
+            yield f"VOID: {row['system']}, seed {row['seed']}: {row['why_void']}"
     if again := about.get("void_runs"):
-        lines.append(f"{len(again)} runs were void and are told in about.json.")
+        yield f"{len(again)} runs were void and are told in about.json."
     full = [row["attainment"] for row in counted(rows) if row["system"] == FULL]
-    level = about.get("level", {})
-    if full and level.get("level") == "feasible":
-        attained = median(full)
-        word = "confirmed" if attained >= FEASIBLE else "NOT CONFIRMED"
-        lines.append(f"The feasible level is {word}: {FULL} attains {attained:.2%}.")
+    if full and about.get("level", {}).get("level") == "feasible":
+        yield _level(full)
     if len(sources := {row["source"] for row in counted(rows)}) > 1:
-        lines.append(f"Cells were measured with {len(sources)} versions of the program.")
+        yield f"Cells were measured with {len(sources)} versions of the program."
+    if about.get("commit") == "":
+        yield "The commit is not known: this was no repository, or git was not there."
+    elif changed := about.get("changed_files"):
+        yield f"{changed} files differed from the commit that is told."
     checked, wrong = (sum(row[key] for row in rows) for key in ("checked", "wrong"))
     if checked:
-        lines.append(f"{checked} answers compared with a single process, {wrong} differ.")
-    return "\n".join(lines)
+        yield f"{checked} answers compared with a single process, {wrong} differ."
+
+
+def _level(full: Sequence[float]) -> str:
+    """Say whether a level, which was computed, is what was measured."""
+    attained = median(full)
+    told = f"{FULL} attains {attained:.2%} (median of {len(full)}, at least {min(full):.2%})"
+    if attained < FEASIBLE:
+        return f"The feasible level was computed, and is NOT CONFIRMED: {told}."
+    return f"The feasible level was computed, and the measured median agrees with it: {told}."

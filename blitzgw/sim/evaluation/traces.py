@@ -53,7 +53,7 @@ def load(
     With `spread_s` each row comes at any moment of so many seconds from its time on: for traces
     whose clock only ticks (Mooncake's: 3 s), where many would come at one moment.
     """
-    rows = _spread(read_trace(file), spread_s, seed)
+    rows = spread(read_trace(file), spread_s, seed)
     start_s, stop_s = window or (0.0, math.nextafter(rows[-1].at_s, math.inf))
     chosen = scaled(in_window(rows, start_s, stop_s), factor, seed, stop_s - start_s)
     if not chosen:
@@ -138,7 +138,8 @@ def repeated(arrivals: Sequence[Arrival], window_s: float, until_s: float) -> It
         turn += 1
 
 
-def _spread(arrivals: Sequence[Arrival], spread_s: float, seed: int) -> Sequence[Arrival]:
+def spread(arrivals: Sequence[Arrival], spread_s: float, seed: int) -> Sequence[Arrival]:
+    """Return the same, each at any moment of so many seconds from its time on."""
     if not spread_s:
         return arrivals
     if not 0 < spread_s < math.inf:

@@ -6,7 +6,8 @@
     order         where the intervals of two systems' medians are disjoint, the prediction's medians
                   stand in the same order
 
-A run that is void, or has failed, is compared with nothing.
+A run that is void, or has failed, is compared with nothing. Without MIN_RUNS of each cell, several
+systems and an order between some of them nothing is accepted: it is not judged.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ MAX_LOAD = 0.85
 """Beyond it the slowest answers depend on how long it lasts, and their quantile is not judged."""
 
 MIN_RUNS = 3
-"""Of a system, for its interval to be taken for one."""
+"""Of a system in a setting, to be judged at all."""
+
+MIN_SYSTEMS = 2
+"""For there to be an order."""
 
 SETTING = (
     "trace", "window", "factor", "rounds", "models", "nodes", "profile", "model_bytes",
-    "link_bytes_per_s", "disk_bytes_per_s", "host_bytes_per_s", "dilation",
+    "link_bytes_per_s", "disk_bytes_per_s", "host_bytes_per_s", "dilation", "ttft_target_s",
+    "scale_down_after_s", "keep_s", "min_instances", "max_tokens",
 )  # fmt: skip
 """What runs that are compared with each other have in common, by its names in `Record.about`."""
 
@@ -141,10 +146,25 @@ class Verdict:
     orders: tuple[Order, ...]
 
     @property
-    def accepted(self) -> bool:
-        """Whether there is something, and all of it is as it should be."""
+    def off(self) -> bool:
+        """Whether something is not as it should be."""
         cells = all(cell.accepted for cell in self.cells)
-        return bool(self.cells) and cells and all(order.agrees for order in self.orders)
+        return not (cells and all(order.agrees for order in self.orders))
+
+    @property
+    def too_little(self) -> str:
+        """Why there is not enough for a judgement; empty: there is."""
+        few = [f"{cell.system} ({cell.runs})" for cell in self.cells if cell.runs < MIN_RUNS]
+        if len({cell.system for cell in self.cells}) < MIN_SYSTEMS:
+            return f"fewer than {MIN_SYSTEMS} systems"
+        if few:
+            return f"fewer than {MIN_RUNS} runs of {', '.join(few)}"
+        return "" if self.orders else "no two systems differ by more than their intervals"
+
+    @property
+    def accepted(self) -> bool:
+        """Whether there is enough, and all of it is as it should be."""
+        return not self.off and not self.too_little
 
 
 def judge(pairs: Iterable[Pair]) -> Verdict:
