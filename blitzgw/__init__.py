@@ -1,7 +1,7 @@
 """An LLM serving gateway that scales live.
 
 cli/        click: run, scale, inspect, simulate, models, …        the face for operators
-node.py     composition root: builds, joins, starts and stops everything
+node.py     composition root: builds, joins, starts and stops everything      front.py  its HTTP
 cluster.py  what a node publishes and sees    following.py  what follows from that
 routes.py   which instances its router may choose from
 network.py  gossip, links, both ends of requests          definitions.py  models, own and others'

@@ -180,14 +180,16 @@ class HttpConfig:
 
     host: Name = "127.0.0.1"
     port: Port = 8000
+    reuse_port: bool = False
     api_keys: Keys = field(default=(), repr=False)
     api_key_file: OptionalPath = ""
-    public_routes: Routes = ("/health", "/ready", "/ping", "/version")
+    public_routes: Routes = ("/", "/health", "/ready", "/ping", "/version")
     max_body_bytes: Size = 16 << 20
     max_connections: Count = 8192
     body_timeout_s: Seconds = 30.0
     max_stream_buffer_bytes: Size = 1 << 20
     max_queue: Count = 512
+    max_wait_s: Seconds = 0.0
     admin_key_file: OptionalPath = ""
 
 

@@ -35,6 +35,9 @@ IDLE_LOOK_S = 0.05
 """Between two looks while nothing goes on, for what comes from peers: what comes from this node's
 own clients is looked at when it comes."""
 
+LAZY_LOOK_S = 0.25
+"""The same where operators decide on all models: a part of REPEAT_S."""
+
 REPEAT_S = 1.0
 """What has been told is told again after that, for an owner that began to listen after it."""
 
@@ -156,6 +159,8 @@ class Demands:
         owners = {name: course.owner for name, course in self._courses.items()}
         if any(told.owner != owners[name] for name, told in self._told.items()):
             self._hurry(self.clock.now())
+        if any(course.pause_s <= TELL_S for course in self._courses.values()):
+            self._hurry(self.clock.now() + IDLE_LOOK_S)  # it may have looked lazily until now
 
     def stirred(self, model: str) -> None:
         """Look as soon as may be: a request has come, or is held. Runs for every request."""
@@ -180,33 +185,35 @@ class Demands:
 
     def _go_off(self) -> None:
         self._timer = None
-        busy = True
+        pause_s = TELL_S
         try:
-            busy = self.look()
+            pause_s = self.look()
         except Exception:  # the next look may do better; requests do not need it
             log.exception("demand_not_told")
         if self._open:
-            self._arm(self.clock.now() + (TELL_S if busy else IDLE_LOOK_S))
+            self._arm(self.clock.now() + pause_s)
 
-    def look(self) -> bool:
-        """Tell what is due of each model; return whether anything is going on."""
+    def look(self) -> float:
+        """Tell what is due of each model; return the seconds until the next look."""
         now, loads = self.clock.now(), self.loads()
-        busy = False
+        pause_s = LAZY_LOOK_S
         for name, course in self._courses.items():
             gauge = self._gauge(name, loads.get(name, ()))
             told = self._told.get(name)
+            if course.pause_s <= TELL_S:  # somebody waits for it
+                busy = not gauge.idle or (told is not None and gauge != told.seen)
+                pause_s = min(pause_s, TELL_S if busy else IDLE_LOOK_S)
             if told is None:
                 if gauge == NOTHING and not self._measured(name):
                     continue
                 told = self._told[name] = _Told()
-            busy |= not gauge.idle or gauge != told.seen
             if gauge != told.seen and told.news_s is None:
-                told.news_s = max(self._looked_s, now - IDLE_LOOK_S)
+                told.news_s = max(self._looked_s, now - LAZY_LOOK_S)
             told.seen = gauge
             if self._is_due(told, course, gauge, name, now):
                 self._tell(name, told, course, gauge, now)
         self._looked_s = now
-        return busy
+        return pause_s
 
     def _gauge(self, model: str, loads: Sequence[LoadFacts]) -> _Gauge:
         arrived, held = self.router.arrived(model), self.router.queue(model)

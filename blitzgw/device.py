@@ -24,6 +24,7 @@ from blitzgw.core.ports import Ingress, PairingPort
 from blitzgw.core.span import Span
 from blitzgw.core.step import StepResult
 from blitzgw.core.transfer import TrafficReport
+from blitzgw.core.view import LoadFacts
 from blitzgw.devicelistener import DeviceListener
 from blitzgw.placement import Instance, LoadedModel, WorkerTerms, kv_bytes, place
 from blitzgw.scaling.lifecycle import REVIVABLE
@@ -73,6 +74,7 @@ class DeviceRunner:
         *,
         pairs: PairingPort,
         max_queue: int,
+        max_wait_s: float | None,
         terms: WorkerTerms,
     ) -> None:
         self.device = device
@@ -83,7 +85,7 @@ class DeviceRunner:
         self.node, self.up = node, False
         self._schedulers = 0
         self._ingress, self._clock, self._listener = ingress, clock, listener
-        self._pairs, self._max_queue = pairs, max_queue
+        self._pairs, self._max_queue, self._max_wait_s = pairs, max_queue, max_wait_s
         self._kv_bytes = kv_bytes(device, [m.spec for m in models])
         self.instances: dict[str, Instance] = {}
         self._ports: dict[str, LocalInstance] = {}
@@ -114,6 +116,10 @@ class DeviceRunner:
     def lanes(self) -> dict[str, InstanceStatistics]:
         """Return the figures of the instances that serve, by id."""
         return self._scheduler.statistics().instances
+
+    def loads(self) -> list[LoadFacts]:
+        """Return how busy the instances that serve are."""
+        return self._scheduler.loads()
 
     def statistics(self, model: str) -> list[InstanceStatistics]:
         """Return the figures of the instances of a model that serve."""
@@ -384,5 +390,10 @@ class DeviceRunner:
         """Return a scheduler whose steps have numbers that no earlier one's had."""
         self._schedulers += 1
         first = self._schedulers << STEP_BITS
-        scheduler = Scheduler(self._kv_bytes, max_queue=self._max_queue, last_step=first)
+        scheduler = Scheduler(
+            self._kv_bytes,
+            max_queue=self._max_queue,
+            max_wait_s=self._max_wait_s,
+            last_step=first,
+        )
         return SchedulerShell(scheduler, self._clock, self.supervisor, self._ingress, self._pairs)

@@ -53,10 +53,6 @@ ASK_S = 1.0
 LIST_BYTES = 2 << 20
 """Largest list of requests: a node tells a thousand of them, in some 200 KB."""
 
-USERS_S = 5.0
-"""For so long who has submitted something is sent load reports. All others hear by gossip, which
-is soon enough for a first request."""
-
 REPORT_LOADS = 100
 """Loads in one report: at most some 450 bytes each, within a message's 64 KiB."""
 
@@ -143,7 +139,7 @@ class Network:
 
     def report(self, loads: Sequence[LoadFacts]) -> None:
         """Tell the peers that use this node's instances."""
-        users = self.serving.users(USERS_S)
+        users = self.serving.users.at(self._clock.now())
         for start in range(0, len(loads), REPORT_LOADS):
             message = LoadReport(tuple(loads[start : start + REPORT_LOADS]))
             for boot in users:

@@ -15,8 +15,6 @@ import gc
 import logging
 import os
 import secrets
-import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -26,18 +24,15 @@ from typing import Any
 import click
 import uvloop
 
-from blitzgw.api.admin import admin_guard
-from blitzgw.api.limits import Limits
 from blitzgw.api.server import HttpServer
-from blitzgw.api.services import Services
 from blitzgw.api.status import NodeStatus, Served
 from blitzgw.cluster import Cluster
-from blitzgw.clustermetrics import ClusterCollector
 from blitzgw.config import Config
 from blitzgw.core.clock import Clock, MonotonicClock
-from blitzgw.core.view import ClusterView, Fact, LoadFacts, RequestList
+from blitzgw.core.view import Fact, LoadFacts
 from blitzgw.device import DeviceRunner
 from blitzgw.errors import BlitzError
+from blitzgw.front import http_server, listen
 from blitzgw.placement import (
     Instance,
     LoadedModel,
@@ -50,33 +45,19 @@ from blitzgw.reporting import ModelReport, device_facts, hindrance, load_facts
 from blitzgw.router.router import Router
 from blitzgw.scaleview import wall_time
 from blitzgw.scheduler.shell import LocalInstance
+from blitzgw.signals import EXIT_INTERRUPTED, Signals
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
 """How often held requests are looked at: a small part of any patience, and next to no work."""
 
-EXIT_INTERRUPTED = 130
-"""128 + SIGINT: what a shell expects of a process that did not end in its own time."""
+YOUNG_OBJECTS = 20_000
+"""New objects until a collection looks at them: more than there are during a step of a thousand
+streams and gone after it, so that what is looked at is worth it."""
 
 POLL_S = 0.05
 """How often a draining node looks whether what it computes for others has finished."""
-
-
-class Signals:
-    """SIGTERM and ^C: the first asks for an end, `hurry` is that there has been another one."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.stop = asyncio.Event()
-        self.hurry = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, number)
-
-    def _on_signal(self, number: int) -> None:
-        log.info("signal name=%s", signal.Signals(number).name)
-        if self.stop.is_set():
-            self.hurry.set()
-        self.stop.set()
 
 
 @dataclass(slots=True)
@@ -107,20 +88,18 @@ class Node:
         )
         copies = claim_copies(config)
         terms = worker_terms(config, self.cluster.machine.networks(), copies)
+        at_start = [m for m in self.models if m.config.load_at_start]
         self.devices = [
             DeviceRunner(
                 config.node.name,
                 device,
-                [
-                    m
-                    for m in self.models
-                    if device.id in m.config.devices and m.config.load_at_start
-                ],
+                [m for m in at_start if device.id in m.config.devices],
                 self.cluster.network.serving,
                 self.clock,
                 self,
                 pairs=self.cluster.scaling.pairings.port(device.id),
                 max_queue=config.http.max_queue,
+                max_wait_s=config.http.max_wait_s or None,
                 terms=terms,
             )
             for device in drivers(config)
@@ -140,10 +119,11 @@ class Node:
         await asyncio.sleep(0)  # spawns the workers, whose imports take longer than all of ours
         server, ticking = None, asyncio.get_running_loop().create_task(self._tick())
         try:
-            server = self._server()
-            port = await self._listen(server)
+            server = http_server(self.config, self.cluster, self.router, self, self.clock)
+            port = await listen(server, self.config)
             await self.cluster.open(port)
             gc.freeze()  # what is here now stays: no collection need look at it
+            gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
             gc.enable()
             await self._run_until(signals.stop, ticking)
             await self._drain(server, signals)
@@ -180,14 +160,6 @@ class Node:
             f"{s.instance}:{s.span.start}-{s.span.stop}" for s in self.router.route_of(request_id)
         )
         return Served(instance, ",".join(stages))
-
-    def view(self) -> ClusterView:
-        """Return this node's picture of the cluster."""
-        return self.cluster.view()
-
-    async def requests(self) -> RequestList:
-        """Return the requests of the whole cluster, as of the last second."""
-        return await self.cluster.requests()
 
     def instance_up(self, device: str, port: LocalInstance, claim: int, digest: str) -> None:
         """Take an instance of a device into service; implements `DeviceListener`."""
@@ -229,16 +201,6 @@ class Node:
     def device_changed(self) -> None:
         """Publish what has changed; implements `DeviceListener`."""
         self.cluster.changed()
-
-    async def _listen(self, server: HttpServer) -> int:
-        http = self.config.http
-        try:
-            port = await server.start(http.host, http.port)
-        except OSError as error:
-            where = f"{http.host}:{http.port}"
-            raise BlitzError(f"cannot listen on {where}: {_reason(error)}") from error
-        log.info("listening url=http://%s:%d node=%s", http.host, port, self.config.node.name)
-        return port
 
     async def _run_until(self, stop: asyncio.Event, ticking: asyncio.Task[None]) -> None:
         """Watch over everything until `stop`. Raises BlitzError as `serve` does."""
@@ -319,46 +281,11 @@ class Node:
         instances = [i for device in self.devices for i in device.instances.values()]
         return [i for i in instances if model in (None, i.served.model)]
 
-    def _server(self) -> HttpServer:
-        http = self.config.http
-        limits = Limits(
-            max_body=http.max_body_bytes,
-            max_connections=http.max_connections,
-            body_timeout_s=http.body_timeout_s,
-            max_unsent=http.max_stream_buffer_bytes,
-        )
-        services = Services(
-            node=self.config.node.name,
-            models=self.cluster.definitions.table,
-            generator=self.router,
-            status=self,
-            clock=self.clock,
-            limits=limits,
-            cluster=self,
-            scaling=self.cluster.scaling.orders,
-            probing=self.cluster.scaling.probes,
-        )
-        pairings = self.cluster.scaling.pairings
-        collector = ClusterCollector(
-            self.cluster.view, self.cluster.network, self.router, lambda: pairings.sent_bytes
-        )
-        services.metrics.registry.register(collector)
-        self.cluster.scaling.numbers.demands.latencies = services.metrics.recent
-        self.cluster.scaling.metrics.register(services.metrics.registry)
-        routes = frozenset(http.public_routes)
-        return HttpServer(
-            services,
-            api_keys=http.api_keys,
-            public_paths=routes,
-            admin=admin_guard(self.config),
-        )
 
-
-def _reason(error: OSError) -> str:
-    """Return the system's words, without asyncio's around them."""
-    if error.errno is None or isinstance(error, socket.gaierror):
-        return error.strerror or str(error)
-    return os.strerror(error.errno)
+def _log_cheaply() -> None:
+    """Have records without what no line shows: it takes three quarters of a line's time."""
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # so the module's documentation: nobody looks for the calling line
 
 
 def run(config: Config) -> int:
@@ -368,6 +295,7 @@ def run(config: Config) -> int:
         level=config.node.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
+    _log_cheaply()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a pool's hop outlasts most prompts
     started = time.monotonic()
     node = Node(config, load_models(config), MonotonicClock(config.node.dilation))

@@ -9,9 +9,9 @@ from blitzgw.core.instance import DeviceKind, DeviceSpec, InstanceState
 from blitzgw.core.view import HostFacts
 from blitzgw.definitions import Definitions
 from blitzgw.device import DeviceRunner
-from blitzgw.scaling.freedevices import FREE
 from blitzgw.scaling.lifecycle import REVIVABLE
 from blitzgw.scaling.survey import ModelDefinition
+from blitzgw.scaling.vacancies import FREE
 
 
 class Premises:

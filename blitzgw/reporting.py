@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from blitzgw.api.status import ModelStatus
 from blitzgw.core.instance import InstanceState
@@ -75,22 +75,17 @@ def device_facts(devices: Sequence[DeviceRunner], digests: dict[str, str]) -> li
     return facts
 
 
-def load_facts(devices: Sequence[DeviceRunner]) -> list[LoadFacts]:
+def load_facts(devices: Iterable[DeviceRunner]) -> list[LoadFacts]:
     """Return how busy a node's serving instances are."""
     return [
-        LoadFacts(
-            instance=name,
-            running=lane.running,
-            waiting=lane.waiting,
-            queued_tokens=lane.queued_tokens,
-            kv_usage=round(lane.kv_usage, 3),
-            prefill_tokens_per_s=_rounded(lane.prefill_tokens_per_s),
-            decode_step_s=_rounded(lane.decode_step_s),
-            kv_tokens=lane.kv_tokens,
-            kv_committed_tokens=lane.kv_committed_tokens,
+        replace(
+            load,
+            kv_usage=round(load.kv_usage, 3),
+            prefill_tokens_per_s=_rounded(load.prefill_tokens_per_s),
+            decode_step_s=_rounded(load.decode_step_s),
         )
         for device in devices
-        for name, lane in device.lanes().items()
+        for load in device.loads()
     ]
 
 

@@ -93,6 +93,7 @@ class TextShelf:
             max_model_len=card.max_model_len,
             eos_ids=card.eos_ids,
             weights=card.weights,
+            tokenizer=vocabulary.path,
         )
         return Known(digest, card, spec, model, unix_time(), own=False)
 

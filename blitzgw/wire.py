@@ -27,8 +27,8 @@ HEADER = struct.Struct("<IB")
 KIB, MIB = 1 << 10, 1 << 20
 
 # Tag, type, maximum body size. A step carries whole prompts: 64 sequences of 128k tokens at most
-# 5 bytes each; a manifest or a plan has some 50 bytes for each of up to 4,098 blobs; all others are
-# small.
+# 5 bytes each, with grammars of 64 KiB; a manifest or a plan has some 50 bytes for each of up to
+# 4,098 blobs; all others are small.
 MESSAGES: tuple[tuple[int, type[Any], int], ...] = (
     (1, m.Start, 64 * KIB),
     (2, m.Hello, 64 * KIB),
@@ -113,6 +113,7 @@ MESSAGES: tuple[tuple[int, type[Any], int], ...] = (
     (83, live.Return, 64 * KIB),
     (81, scale.Demand, 1 * MIB),
     (82, scale.Cede, 64 * KIB),
+    (84, peer.PlainTokens, 4 * MIB),
 )
 
 PEER_MESSAGES: frozenset[type[Any]] = frozenset(

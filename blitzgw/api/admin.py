@@ -56,12 +56,21 @@ class AdminGuard:
 
         Raises RequestError.
         """
-        self._check_host(request.headers.getall("Host", []))
-        _check_origin(request.headers.getall("Origin", []), request.headers.get("Host", ""))
+        self.check_site(request)
         if not self.knows(request.headers.get("Authorization")):
             raise Unauthorized(f"the admin key is needed, an API key is not enough: {REMEDY}")
 
-    def _check_host(self, hosts: list[str]) -> None:
+    def check_site(self, request: web.BaseRequest) -> None:
+        """Refuse what another name than ours was asked for, or another page asks; raises HttpError.
+
+        Without API keys this alone keeps foreign pages from the page at `/`.
+        """
+        self.check_host(request)
+        _check_origin(request.headers.getall("Origin", []), request.headers.get("Host", ""))
+
+    def check_host(self, request: web.BaseRequest) -> None:
+        """Refuse what another name than ours was asked for; raises HttpError."""
+        hosts = request.headers.getall("Host", [])
         match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
         if match is None or not self._is_ours(_plain(match[1])):
             raise HttpError(
@@ -109,7 +118,7 @@ def _check_origin(origins: list[str], host: str) -> None:
         raise HttpError(
             403,
             "foreign_origin",
-            "a page of another site may not change anything here: ask without an Origin header,"
+            "a page of another site may not ask this: ask without an Origin header,"
             " from a script or with `blitzgw scale`",
             "PermissionDeniedError",
         )

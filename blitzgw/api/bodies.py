@@ -25,19 +25,60 @@ class Part(msgspec.Struct):
     text: str | None = None
 
 
+class CalledFunction(msgspec.Struct):
+    """Which function an assistant has called; `arguments` is the text of a JSON object."""
+
+    name: str
+    arguments: str | None = None
+
+
+class ToolCall(msgspec.Struct):
+    """One call of an assistant's message."""
+
+    function: CalledFunction
+    id: str | None = None
+    type: str | None = None
+
+
 class Message(msgspec.Struct):
     """One message of a conversation."""
 
     role: str
     content: str | list[Part] | None = None
     name: str | None = None
-    tool_calls: Any = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
     function_call: Any = None
+
+
+class SchemaFormat(msgspec.Struct):
+    """`response_format.json_schema`; every schema is kept to strictly."""
+
+    schema: Any = None
+
+
+class ResponseFormat(msgspec.Struct):
+    """`response_format`."""
+
+    type: str
+    json_schema: SchemaFormat | None = None
+
+
+class StructuredOutputs(msgspec.Struct):
+    """`structured_outputs`, vLLM's; of `json`, `json_object` and `choice` one is accepted."""
+
+    json: Any = None
+    json_object: bool | None = None
+    choice: list[str] | None = None
+    regex: Any = None
+    grammar: Any = None
+    structural_tag: Any = None
 
 
 class Unsupported(msgspec.Struct, kw_only=True):
     """Fields that OpenAI's API or vLLM's knows and this server does not."""
 
+    adapter_id: Any = None
     audio: Any = None
     allowed_token_ids: Any = None
     bad_words: Any = None
@@ -56,17 +97,18 @@ class Unsupported(msgspec.Struct, kw_only=True):
     kv_transfer_params: Any = None
     length_penalty: Any = None
     logits_processors: Any = None
+    lora_path: Any = None
+    lora_request: Any = None
     mm_processor_kwargs: Any = None
     modalities: Any = None
+    moderation: Any = None
     prediction: Any = None
     prompt_embeds: Any = None
     prompt_logprobs: Any = None
     reasoning_effort: Any = None
-    response_format: Any = None
     return_tokens_as_token_ids: Any = None
     spaces_between_special_tokens: Any = None
     store: Any = None
-    structured_outputs: Any = None
     suffix: Any = None
     truncate_prompt_tokens: Any = None
     use_beam_search: Any = None
@@ -105,6 +147,36 @@ class GenerationBody(Unsupported, kw_only=True):
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+
+class Function(msgspec.Struct):
+    """What can be called; `parameters` is the JSON schema of its arguments."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(msgspec.Struct):
+    """One of the `tools`; functions are the only kind."""
+
+    function: Function
+    type: str | None = None
+
+
+class ChosenFunction(msgspec.Struct):
+    """The function of a `tool_choice`."""
+
+    name: str
+
+
+class NamedChoice(msgspec.Struct):
+    """A `tool_choice` that names what is to be called."""
+
+    function: ChosenFunction | None = None
+    type: str | None = None
 
 
 class ChatBody(GenerationBody, kw_only=True):
@@ -116,8 +188,9 @@ class ChatBody(GenerationBody, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, str | int | float | bool | None] | None = None
-    tools: Any = None
-    tool_choice: Any = None
+    tools: list[Tool] | None = None
+    tool_choice: str | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class CompletionBody(GenerationBody, kw_only=True):
@@ -138,7 +211,7 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
     continue_final_message: bool | None = None
     chat_template: Any = None
     chat_template_kwargs: dict[str, str | int | float | bool | None] | None = None
-    tools: Any = None
+    tools: list[Tool] | None = None
 
 
 class DetokenizeBody(msgspec.Struct, kw_only=True):

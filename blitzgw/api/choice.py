@@ -14,12 +14,13 @@ class Choice:
     """The text of one generation as it grows.
 
     `count` is the number of tokens that count as output: up to the one that completed a stop
-    string. `used` is how many of the last event's tokens those were.
+    string. `used` is how many of the last event's tokens those were, `shown` how many of them are
+    part of the text: a token that ends it is not.
     """
 
     __slots__ = (
         "_detokenizer", "_enders", "_include", "_matcher", "_min_tokens", "_stop_ids",
-        "count", "finish", "index", "stop_reason", "used",
+        "count", "finish", "index", "shown", "stop_reason", "used",
     )  # fmt: skip
 
     def __init__(
@@ -34,23 +35,39 @@ class Choice:
     ) -> None:
         self.index = index
         self.count = 0
-        self.used = 0
+        self.used = self.shown = 0
         self.finish: FinishReason | None = None
         self.stop_reason: str | int | None = None
-        self._detokenizer = text.detokenizer(skip_special_tokens=stopping.skip_special_tokens)
+        self._detokenizer = text.detokenizer(
+            skip_special_tokens=stopping.skip_special_tokens, shown=stopping.shown
+        )
         self._matcher = (
             StopMatcher(stopping.strings, stopping.include) if stopping.strings else None
         )
         self._include = stopping.include
-        self._stop_ids = frozenset(stop_token_ids)
-        self._enders = self._stop_ids.union(eos_ids)
+        self._stop_ids = stop_token_ids
+        self._enders = (*stop_token_ids, *eos_ids)
         self._min_tokens = min_tokens
+
+    @property
+    def looks(self) -> bool:
+        """Whether each token is looked at: it may complete a stop string."""
+        return self._matcher is not None
+
+    @property
+    def pieces(self) -> Sequence[str | bytes] | None:
+        """The texts of all tokens, as long as they are what `feed_one` returns; else None."""
+        return self._detokenizer.pieces
+
+    def feed_one(self, token: int) -> str:
+        """Return the text of a token that is neither the last nor looked at. It is not counted."""
+        return self._detokenizer.feed([token])
 
     def take(self, event: TokenEvent) -> str:
         """Return the text that an event adds; sets `finish` once the choice is complete."""
         tokens = event.tokens
         if self._matcher is None and event.finish is None:
-            self.used = len(tokens)
+            self.used = self.shown = len(tokens)
             self.count += self.used
             return self._detokenizer.feed(tokens)
         text = self._cut(self._matcher, tokens, event.finish)
@@ -63,7 +80,7 @@ class Choice:
         self, matcher: StopMatcher | None, tokens: Sequence[int], finish: FinishReason | None
     ) -> str:
         """Feed the visible tokens, one by one where stop strings are looked for."""
-        visible = len(tokens) - self._hides_last(tokens, finish)
+        visible = self.shown = len(tokens) - self._hides_last(tokens, finish)
         if matcher is None:
             self.used = len(tokens)
             self.count += self.used
@@ -77,6 +94,7 @@ class Choice:
             parts.append(part)
             if stop is not None:
                 self.finish, self.stop_reason = FinishReason.STOP, stop
+                self.shown = self.used
                 break
         else:
             self.used = len(tokens)

@@ -11,9 +11,12 @@ from typing import Any
 
 import orjson
 
-from blitzgw.core.request import FinishReason, Stage
+from blitzgw.core.request import Stage
 
 DONE = b"data: [DONE]\n\n"
+CHAT_KEY, TEXT_KEY = b'"delta":{"content":', b'"text":'
+TEXT_TAIL = b',"logprobs":null,"finish_reason":null}]}\n\n'
+CHAT_TAIL = b"}" + TEXT_TAIL
 
 
 @dataclass(slots=True)
@@ -48,7 +51,7 @@ class Extras:
     logprobs: dict[str, Any] | None = None
     token_ids: list[int] | None = None
     prompt_token_ids: tuple[int, ...] | None = None
-    finish: FinishReason | None = None
+    finish: str | None = None
     stop_reason: str | int | None = None
     usage: dict[str, Any] | None = None
 
@@ -75,34 +78,45 @@ class ChunkFormat:
 
 
 class ChoiceFormat:
-    """Formats the chunks of one choice: `head + orjson.dumps(text) + tail` is a plain one."""
+    """Formats the chunks of one choice: `head + orjson.dumps(text) + tail` is a plain one.
 
-    __slots__ = ("_chat", "_start", "head", "tail")
+    `size` is the bytes of head and tail.
+    """
+
+    __slots__ = ("_chat", "head", "size", "tail")
 
     def __init__(self, start: bytes, chat: bool) -> None:
-        self._start = start
         self._chat = chat
-        self.head = start + (b'"delta":{"content":' if chat else b'"text":')
-        ending = b'"logprobs":null,"finish_reason":null}]}\n\n'
-        self.tail = (b"}," if chat else b",") + ending
+        self.head = start + (CHAT_KEY if chat else TEXT_KEY)
+        self.tail = CHAT_TAIL if chat else TEXT_TAIL
+        self.size = len(self.head) + len(self.tail)
+
+    def _start(self) -> bytes:
+        return self.head[: -len(CHAT_KEY if self._chat else TEXT_KEY)]
 
     def role(self, extras: Extras = NOTHING) -> bytes:
         """Return a chat choice's first chunk."""
         delta = b'"delta":{"role":"assistant","content":""},'
-        return self._start + delta + _ending(extras, self._chat)
+        return self._start() + delta + _ending(extras, self._chat)
 
     def chunk(self, text: str, extras: Extras) -> bytes:
         """Return a chunk with all that may be asked for."""
         if self._chat and not text and extras.finish is not None:
-            return self._start + b'"delta":{},' + _ending(extras, self._chat)
+            return self._start() + b'"delta":{},' + _ending(extras, self._chat)
         separator = b"}," if self._chat else b","
         return self.head + orjson.dumps(text) + separator + _ending(extras, self._chat)
+
+    def delta(self, delta: dict[str, Any], extras: Extras) -> bytes:
+        """Return a chat chunk that adds more than text."""
+        return (
+            self._start() + b'"delta":' + orjson.dumps(delta) + b"," + _ending(extras, self._chat)
+        )
 
 
 def _ending(extras: Extras, chat: bool) -> bytes:
     fields: dict[str, Any] = {
         "logprobs": extras.logprobs,
-        "finish_reason": None if extras.finish is None else extras.finish.value,
+        "finish_reason": extras.finish,
     }
     outer: dict[str, Any] = {}
     if extras.finish is not None:

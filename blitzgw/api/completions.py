@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable
+from functools import partial
 
 from aiohttp import web
 
@@ -20,6 +22,7 @@ from blitzgw.api.prompts import Prompt
 from blitzgw.api.respond import json_response
 from blitzgw.api.services import Services
 from blitzgw.api.sse import EventResponse, EventStream
+from blitzgw.api.tooloutput import ToolCollector, ToolStream
 from blitzgw.core.request import GenerationRequest
 from blitzgw.errors import Overloaded, RequestError, Unavailable
 
@@ -49,13 +52,13 @@ class Completions:
         for batch in list(self._active):
             batch.fail(Unavailable(message))
 
-    async def chat(self, exchange: Exchange) -> web.StreamResponse:
+    def chat(self, exchange: Exchange) -> Awaitable[web.StreamResponse]:
         """Answer `POST /v1/chat/completions`."""
-        return await self._answer(exchange, ChatBody)
+        return self._answer(exchange, ChatBody)
 
-    async def text(self, exchange: Exchange) -> web.StreamResponse:
+    def text(self, exchange: Exchange) -> Awaitable[web.StreamResponse]:
         """Answer `POST /v1/completions`."""
-        return await self._answer(exchange, CompletionBody)
+        return self._answer(exchange, CompletionBody)
 
     async def _answer(
         self, exchange: Exchange, kind: type[ChatBody | CompletionBody]
@@ -68,7 +71,9 @@ class Completions:
             rejections = services.metrics.model(entry.name, entry.spec.max_model_len).rejections
             if len(self._active) >= services.limits.max_active:
                 raise Overloaded("too many requests in flight", retry_after_s=1.0)
+            services.generator.turn_away(entry.name, entry.digest)
             work = await understand(services, exchange, body, entry)
+            del body  # streams are long, and bodies can be large
             if work.options.stream:
                 return await self._stream(work)
             return await self._collect(work)
@@ -80,7 +85,8 @@ class Completions:
         chunks = ChunkFormat(
             work.response_id, work.entry.name, work.created, chat=work.options.chat
         )
-        stream = EventStream(
+        make = EventStream if work.tools is None else partial(ToolStream, work.tools)
+        stream = make(
             work.options, chunks, work.tally, len(work.requests), self._services.limits.max_unsent
         )
         batch = self._begin(work, stream)
@@ -99,7 +105,8 @@ class Completions:
             self._finish(work, batch)
 
     async def _collect(self, work: Work) -> web.StreamResponse:
-        collector = Collector(work.options, len(work.requests))
+        make = Collector if work.tools is None else partial(ToolCollector, work.tools)
+        collector = make(work.options, len(work.requests))
         batch = self._begin(work, collector)
         try:
             batch.start()

@@ -18,6 +18,7 @@ from blitzgw.api.bodies import (
     TokenizeBody,
     Unsupported,
 )
+from blitzgw.api.models import NO_ADAPTERS
 from blitzgw.errors import InvalidRequest
 
 Body = TypeVar("Body")
@@ -31,7 +32,6 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1.0,),
     "logits_processors": ([],),
     "modalities": (["text"], []),
-    "response_format": ({"type": "text"},),
     "return_tokens_as_token_ids": (False,),
     "spaces_between_special_tokens": (True,),
     "store": (False,),
@@ -41,6 +41,9 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "vllm_xargs": ({},),
 }
 """Values of unsupported fields that ask for nothing, beside null."""
+
+ADAPTERS = frozenset({"adapter_id", "lora_path", "lora_request"})
+"""The unsupported fields by which clients of other servers ask for LoRA adapters."""
 
 _UNSUPPORTED = tuple(Unsupported.__struct_fields__)
 _DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
@@ -93,6 +96,8 @@ def _refuse_unsupported(body: GenerationBody) -> None:
     for name in _UNSUPPORTED:
         value = getattr(body, name)
         if value is not None and value not in HARMLESS.get(name, ()):
+            if name in ADAPTERS:
+                raise InvalidRequest(f"{name}: {NO_ADAPTERS}", param=name)
             raise InvalidRequest(f"{name} is not supported with this value", param=name)
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise InvalidRequest("best_of is not supported unless it equals n", param="best_of")
@@ -105,9 +110,5 @@ def _refuse_unsupported(body: GenerationBody) -> None:
 def _refuse_in_chat(body: ChatBody) -> None:
     if body.echo:
         raise InvalidRequest("echo is supported by /v1/completions only", param="echo")
-    if body.tools and body.tool_choice != "none":
-        raise InvalidRequest("tools are supported with tool_choice none only", param="tools")
-    if body.tool_choice not in (None, "none", "auto"):
-        raise InvalidRequest("this tool_choice is not supported", param="tool_choice")
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +16,8 @@ from blitzgw.api.status import Served, StatusPort
 from blitzgw.core.ports import Generator
 from blitzgw.core.request import FinishReason, GenerationRequest, TokenEvent
 from blitzgw.errors import GenerationFailed, RequestError
+
+GIVEN_UP = "the output could not be held to the form that was asked for"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,22 @@ class Output(Protocol):
         """Take the error that ends the whole response."""
 
 
+class Line(Protocol):
+    """Takes text with nothing else to it."""
+
+    def write(self, text: str) -> None:
+        """Send it on. This runs for every token."""
+
+
 class Generation:
-    """One choice: the sink that a generator pushes to. Ignores what comes after its end."""
+    """One choice: the sink that a generator pushes to. Ignores what comes after its end.
+
+    There are thousands at once, and between two tokens of one the caches forget it: what runs for
+    every token touches few objects, and `_settle` counts later.
+    """
 
     __slots__ = (
-        "_batch", "_deliver", "_step", "_tally",
+        "_batch", "_last_s", "_line", "_metrics", "_pieces", "_plain", "_tally",
         "choice", "ended", "formatter", "meter", "prompt", "request",
     )  # fmt: skip
 
@@ -63,8 +77,6 @@ class Generation:
         formatter: ChatLogprobs | CompletionLogprobs | None,
     ) -> None:
         self._batch = batch
-        self._deliver = batch.output.deliver
-        self._step = meter.step
         self._tally = batch.tally
         self.request = request
         self.prompt = prompt
@@ -72,6 +84,51 @@ class Generation:
         self.meter = meter
         self.formatter = formatter
         self.ended = False
+        self._line: Line | None = None
+        self._pieces: Sequence[str | bytes] | None = None  # the text of tokens, where that is all
+        self._metrics = meter.metrics
+        self._plain, self._last_s = 0, 0.0  # what the meter has yet to be told
+
+    def stream_to(self, line: Line) -> None:
+        """Write plain text to a line from the next token on, where each need not be looked at."""
+        if not self.choice.looks:
+            self._line = line
+
+    def push_token(self, token: int, now: float) -> None:
+        """Take one token that is no first or last one; implements `TokenSink`. Never raises."""
+        pieces, line = self._pieces, self._line
+        if pieces is None or line is None:
+            self._push_slowly(token, now)
+            return
+        try:
+            piece = pieces[token]
+            if piece.__class__ is not str:
+                self._push_slowly(token, now)
+                return
+            self._metrics.token(now - self._last_s)
+            self._last_s = now
+            self._plain += 1
+            line.write(piece)
+        except Exception as error:
+            self._stumbled(error)
+
+    def _push_slowly(self, token: int, now: float) -> None:
+        """Take a token that is part of a character, or not to be written as it is."""
+        line = self._line
+        if line is None:
+            self.push(TokenEvent(self.request.id, self.request.attempt, [token]))
+            return
+        if self.ended:
+            return
+        try:
+            text = self.choice.feed_one(token)
+            self._pieces = self.choice.pieces
+            self._metrics.token(now - self._last_s)
+            self._last_s = now
+            self._plain += 1
+            line.write(text)
+        except Exception as error:
+            self._stumbled(error)
 
     def push(self, event: TokenEvent) -> None:
         """Take what one step gave; implements `TokenSink`.
@@ -81,18 +138,42 @@ class Generation:
         if self.ended:
             return
         try:
+            self._settle()
+            if event.finish is FinishReason.ERROR:
+                self._batch.end(self, FinishReason.ERROR, told=True)
+                raise GenerationFailed(GIVEN_UP)
             choice = self.choice
             text = choice.take(event)
             used = choice.used
             if used or choice.finish is not None:
-                self._step(used)
+                self.meter.step(used)
                 self._tally.completion_tokens += used
                 if event.queued_s is not None or choice.finish is not None:
                     self._note(event)
-                self._deliver(self, text, event)
+                self._batch.output.deliver(self, text, event)
+            if self._line is not None and not self.ended:
+                self._pieces, self._last_s = choice.pieces, self.meter.last_s
+        except GenerationFailed as error:
+            self._batch.fail(error)
         except Exception as error:
-            log_failure("push_failed", self.request.id, error)
-            self._batch.fail(GenerationFailed("internal error"))
+            self._stumbled(error)
+
+    def cease(self) -> None:
+        """Take nothing more."""
+        self.ended, self._pieces = True, None
+        self._settle()
+
+    def _settle(self) -> None:
+        """Count the tokens of `push_token`."""
+        plain, self._plain = self._plain, 0
+        if plain:
+            self.meter.skip(plain, self._last_s)
+            self.choice.count += plain
+            self._tally.completion_tokens += plain
+
+    def _stumbled(self, error: Exception) -> None:
+        log_failure("push_failed", self.request.id, error)
+        self._batch.fail(GenerationFailed("internal error"))
 
     def _note(self, event: TokenEvent) -> None:
         """Do what only the first and the last event ask for."""
@@ -111,11 +192,14 @@ class Generation:
             self._batch.fail(error)
 
     def logprobs(self, event: TokenEvent) -> dict[str, Any] | None:
-        """Return the formatted log-probabilities of an event's tokens, where they are wanted."""
-        if self.formatter is None or event.logprobs is None:
+        """Return the formatted log-probabilities of an event's tokens, where they are wanted.
+
+        Those of the tokens of the text: one that ends it is not among them, as OpenAI has it.
+        """
+        shown = self.choice.shown
+        if self.formatter is None or event.logprobs is None or not shown:
             return None
-        used = self.choice.used
-        return self.formatter.format(event.tokens[:used], event.logprobs[:used])
+        return self.formatter.format(event.tokens[:shown], event.logprobs[:shown])
 
 
 class Batch:
@@ -141,13 +225,13 @@ class Batch:
                 self._generator.generate(generation.request, generation)
             except RequestError:
                 for never_started in self.generations[position:]:
-                    never_started.ended = True
+                    never_started.cease()
                 self.abort()
                 raise
 
     def end(self, generation: Generation, reason: FinishReason, *, told: bool) -> None:
         """Close the books on one generation; where nobody `told` the generator, abort it there."""
-        generation.ended = True
+        generation.cease()
         request_id = generation.request.id
         self._served = self._status.served_by(request_id) or self._served
         cached = self._cached.get(generation.choice.index, 0)
@@ -173,12 +257,14 @@ class Batch:
     def count_cached(self, generation: Generation, tokens: int) -> None:
         """Note the prompt tokens that a generation did not have to compute.
 
-        Choices of one prompt share its tokens, so usage counts the best of them, once.
+        Choices of one prompt share its tokens, and all but the first copy what that one computes:
+        usage counts the least of them, once.
         """
-        cached = min(tokens, len(generation.prompt.tokens))
-        self._cached[generation.choice.index] = cached
-        best: dict[int, int] = {}
+        self._cached[generation.choice.index] = min(tokens, len(generation.prompt.tokens))
+        least: dict[int, int] = {}
         for other in self.generations:
-            key = id(other.prompt)
-            best[key] = max(best.get(key, 0), self._cached.get(other.choice.index, 0))
-        self.tally.cached_tokens = sum(best.values())
+            cached = self._cached.get(other.choice.index)
+            if cached is not None:
+                key = id(other.prompt)
+                least[key] = min(least.get(key, cached), cached)
+        self.tally.cached_tokens = sum(least.values())

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blitzgw.api.bodies import ChatBody, CompletionBody
 from blitzgw.api.chunks import Tally
 from blitzgw.api.exchange import Exchange
 from blitzgw.api.generation import Options
+from blitzgw.api.grammars import read_grammar
 from blitzgw.api.metrics import ModelMetrics
 from blitzgw.api.models import ModelEntry
 from blitzgw.api.prompts import Prompt, chat_prompt, completion_prompts
 from blitzgw.api.sampling import MAX_INT32, SamplingReader, Stopping
 from blitzgw.api.services import Services
+from blitzgw.api.tools import ToolUse, read_tools
 from blitzgw.core.request import GenerationRequest
 from blitzgw.errors import InvalidRequest
 
@@ -36,24 +38,31 @@ class Work:
     created: int
     tally: Tally
     metrics: ModelMetrics
+    tools: ToolUse | None = None
 
 
 async def understand(
     services: Services, exchange: Exchange, body: ChatBody | CompletionBody, entry: ModelEntry
 ) -> Work:
     """Check a body against its model and tokenise it; raises InvalidRequest."""
-    reader = SamplingReader(body, entry.spec.shape.vocab, services.draw_seed)
+    grammar = await read_grammar(body, entry.spec.eos_ids)
+    reader = SamplingReader(body, entry.spec.shape.vocab, services.draw_seed, grammar)
     copies, priority, options = _copies(body), _priority(body), _options(body)
+    tools, stopping = None, reader.stopping
     if isinstance(body, ChatBody):
         prompts = [await chat_prompt(body, entry)]
+        tools = await read_tools(body, entry, grammar)
     else:
         prompts = await completion_prompts(body, entry)
     if len(prompts) * copies > MAX_CHOICES:
         raise InvalidRequest(f"at most {MAX_CHOICES} choices fit into one request", param="n")
     if options.echo:
-        prompts = [_with_text(prompt, entry, reader.stopping) for prompt in prompts]
+        prompts = [_with_text(prompt, entry, stopping) for prompt in prompts]
     limit = entry.spec.max_model_len
     samplings = [reader.at(len(prompt.tokens), limit) for prompt in prompts]
+    if tools is not None:
+        stopping = replace(stopping, shown=tools.shown)
+        samplings = [replace(sampling, grammar=tools.grammar) for sampling in samplings]
     kind = "chatcmpl" if options.chat else "cmpl"
     # with the tenant in it: nobody's requests follow a stranger's session
     session = f"{exchange.tenant}/{exchange.session}" if exchange.session else ""
@@ -77,12 +86,13 @@ async def understand(
         exchange=exchange,
         entry=entry,
         options=options,
-        stopping=reader.stopping,
+        stopping=stopping,
         requests=[(request, prompts[request.choice // copies]) for request in requests],
         response_id=f"{kind}-{exchange.request_id}",
         created=services.unix_time(),
         tally=Tally(sum(len(prompt.tokens) for prompt in prompts)),
         metrics=services.metrics.model(entry.name, limit),
+        tools=tools,
     )
 
 

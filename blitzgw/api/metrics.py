@@ -74,6 +74,11 @@ class ModelMetrics:
         self.rejections: Counter[str] = Counter()
         self.recent = Recent()
 
+    def token(self, gap_s: float) -> None:
+        """Count one token, so long after the one before it. This runs for every token."""
+        self.inter_token_latency.observe(gap_s)
+        self.generation_tokens += 1
+
 
 class Metrics:
     """All models' metrics, and the registry that other components register with."""
@@ -101,8 +106,8 @@ class Meter:
     """Times one generation: arrival, first token, every token, end."""
 
     __slots__ = (
-        "_arrival", "_first", "_last", "_leads", "_metrics", "_now", "_observe_gap",
-        "_prompt_tokens", "queued_s", "tokens",
+        "_arrival", "_clock", "_first", "_leads", "_prompt_tokens",
+        "last_s", "metrics", "queued_s", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -114,12 +119,11 @@ class Meter:
         leads: bool = True,
     ) -> None:
         """`leads`: this is the first choice of its prompt, whose tokens are counted once."""
-        self._metrics = metrics
-        self._observe_gap = metrics.inter_token_latency.observe
-        self._now = clock.now
+        self.metrics = metrics
+        self._clock = clock
         self._arrival = arrival
         self._first = 0.0
-        self._last = 0.0
+        self.last_s = 0.0
         self._prompt_tokens = prompt_tokens
         self._leads = leads
         self.tokens = 0
@@ -130,24 +134,29 @@ class Meter:
         """Seconds from arrival to the first token; 0 before it."""
         return self._first - self._arrival if self.tokens else 0.0
 
+    def skip(self, tokens: int, last_s: float) -> None:
+        """Note tokens that `ModelMetrics.token` has counted, and when the last of them came."""
+        self.tokens += tokens
+        self.last_s = last_s
+
     def step(self, tokens: int) -> None:
         """Count the tokens of one step."""
-        now = self._now()
+        now = self._clock.now()
         if self.tokens:
-            self._observe_gap(now - self._last)
+            self.metrics.inter_token_latency.observe(now - self.last_s)
         elif tokens:
             self._first = now
-            self._metrics.time_to_first_token.observe(now - self._arrival)
-            self._metrics.recent.ttft[bucket_of(now - self._arrival)] += 1
+            self.metrics.time_to_first_token.observe(now - self._arrival)
+            self.metrics.recent.ttft[bucket_of(now - self._arrival)] += 1
             if self._leads:
-                self._metrics.prompt_tokens += self._prompt_tokens
-        self._last = now
+                self.metrics.prompt_tokens += self._prompt_tokens
+        self.last_s = now
         self.tokens += tokens
-        self._metrics.generation_tokens += tokens
+        self.metrics.generation_tokens += tokens
 
     def end(self, reason: FinishReason, cached_tokens: int) -> None:
         """Count a finished generation."""
-        metrics, now = self._metrics, self._now()
+        metrics, now = self.metrics, self._clock.now()
         metrics.success[reason.value] += 1
         metrics.cached_tokens += cached_tokens if self._leads else 0
         metrics.e2e_latency.observe(now - self._arrival)
@@ -159,9 +168,9 @@ class Meter:
         if self.tokens:
             started = self._arrival + (self.queued_s or 0.0)
             metrics.prefill_time.observe(self._first - started)
-            metrics.decode_time.observe(self._last - self._first)
-            metrics.inference_time.observe(self._last - started)
+            metrics.decode_time.observe(self.last_s - self._first)
+            metrics.inference_time.observe(self.last_s - started)
         if self.tokens > 1:
-            tpot_s = (self._last - self._first) / (self.tokens - 1)
+            tpot_s = (self.last_s - self._first) / (self.tokens - 1)
             metrics.time_per_output_token.observe(tpot_s)
             metrics.recent.tpot[bucket_of(tpot_s)] += 1

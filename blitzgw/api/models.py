@@ -23,6 +23,9 @@ COMING_S = 10.0
 RETRY_AFTER_S = 1.0
 """What a client is told to wait after that."""
 
+NO_ADAPTERS = "LoRA adapters are not supported, serve a checkpoint that one is merged into"
+"""Where a field, or a name of the form `model:adapter`, asks for one."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
@@ -92,6 +95,9 @@ class ModelTable:
             return self._default()
         entry = self._by_name.get(name) or self._any
         if entry is None:
+            base, colon, _ = name.partition(":")
+            if colon and base in self._by_name:
+                raise InvalidRequest(f"model: {NO_ADAPTERS}; `{base}` is served", param="model")
             known = ", ".join(sorted(entry.name for entry in self.entries)) or "none"
             raise UnknownModel(
                 f"the model `{name[:ECHOED_CHARS]}` does not exist; known models: {known}",

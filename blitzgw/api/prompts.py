@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from blitzgw.api.bodies import ChatBody, CompletionBody, Message, TokenizeBody
+from blitzgw.api.bodies import ChatBody, CompletionBody, TokenizeBody
+from blitzgw.api.messages import template_messages
 from blitzgw.api.models import ModelEntry
 from blitzgw.api.sampling import check_token
 from blitzgw.api.template import RESERVED
+from blitzgw.api.tools import template_tools
 from blitzgw.errors import InvalidRequest
 
 MAX_PROMPTS = 1024
@@ -25,9 +27,7 @@ class Prompt:
 
 async def chat_prompt(body: ChatBody | TokenizeBody, entry: ModelEntry) -> Prompt:
     """Apply the chat template and tokenise; raises InvalidRequest."""
-    messages = [_message(i, message) for i, message in enumerate(body.messages or [])]
-    if not messages:
-        raise InvalidRequest("messages must not be empty", param="messages")
+    messages = template_messages(body.messages, entry.text)
     continues = bool(body.continue_final_message)
     if continues and body.add_generation_prompt:
         raise InvalidRequest(
@@ -39,6 +39,7 @@ async def chat_prompt(body: ChatBody | TokenizeBody, entry: ModelEntry) -> Promp
         messages,
         add_generation_prompt=generates,
         continue_final_message=continues,
+        tools=template_tools(body),
         extra=_extra(body),
     )
     return (await _tokenise([text], entry, bool(body.add_special_tokens), "messages"))[0]
@@ -76,26 +77,9 @@ async def tokenize_prompt(body: TokenizeBody, entry: ModelEntry) -> Prompt:
     return Prompt(tuple(await entry.text.encode(body.prompt, add_special_tokens=special)))
 
 
-def _message(index: int, message: Message) -> dict[str, Any]:
-    where = f"messages[{index}]"
-    if message.tool_calls or message.function_call:
-        raise InvalidRequest(f"{where}: tool calls are not supported", param="messages")
-    content = message.content
-    if isinstance(content, list):
-        if any(part.type != "text" or part.text is None for part in content):
-            raise InvalidRequest(f"{where}: only parts of type text are accepted", param="messages")
-        content = "\n".join(part.text or "" for part in content)
-    if content is None:
-        raise InvalidRequest(f"{where}: content is missing", param="messages")
-    rendered: dict[str, Any] = {"role": message.role, "content": content}
-    if message.name is not None:
-        rendered["name"] = message.name
-    return rendered
-
-
 def _extra(body: ChatBody | TokenizeBody) -> dict[str, Any]:
-    if isinstance(body, TokenizeBody) and (body.chat_template or body.tools):
-        raise InvalidRequest("chat_template and tools are not supported", param="chat_template")
+    if isinstance(body, TokenizeBody) and body.chat_template:
+        raise InvalidRequest("chat_template is not supported", param="chat_template")
     extra = body.chat_template_kwargs or {}
     clash = RESERVED.intersection(extra)
     if clash:

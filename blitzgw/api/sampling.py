@@ -40,24 +40,32 @@ MAX_ID_DIGITS = 10
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """How the ingress ends a text. `include` keeps what ended it in the output."""
+    """How the ingress ends a text. `include` keeps what ended it in the output.
+
+    `shown` are tokens that are never skipped, special or not.
+    """
 
     strings: tuple[str, ...]
     include: bool
     skip_special_tokens: bool
+    shown: tuple[int, ...] = ()
 
 
 class SamplingReader:
     """Reads the sampling fields of one body; `at` gives them for a prompt of a certain length."""
 
     def __init__(
-        self, body: ChatBody | CompletionBody, vocab: int, draw_seed: Callable[[], int]
+        self,
+        body: ChatBody | CompletionBody,
+        vocab: int,
+        draw_seed: Callable[[], int],
+        grammar: str = "",
     ) -> None:
         """Check all that does not depend on the prompt; raises InvalidRequest."""
         self._chat = isinstance(body, ChatBody)
         self._max_tokens = _max_tokens(body)
         self._min_tokens = int(_within("min_tokens", body.min_tokens, 0, 0, MAX_INT32))
-        self._base = _params(body, vocab, draw_seed)
+        self._base = replace(_params(body, vocab, draw_seed), grammar=grammar)
         self.stopping = _stopping(body)
         if self._max_tokens is not None and self._min_tokens > self._max_tokens:
             raise InvalidRequest(
@@ -174,7 +182,10 @@ def _logprobs(body: ChatBody | CompletionBody) -> int | None:
     if body.logprobs is None:
         return None
     if body.echo:
-        raise InvalidRequest("logprobs together with echo are not supported", param="logprobs")
+        raise InvalidRequest(
+            "logprobs together with echo are not supported: those of prompts are not computed",
+            param="logprobs",
+        )
     return int(_within("logprobs", body.logprobs, 0, 0, MAX_LOGPROBS))
 
 

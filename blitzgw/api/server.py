@@ -10,10 +10,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from aiohttp import web
 
 from blitzgw.api.admin import AdminGuard
+from blitzgw.api.assets import PREFIX, assets
 from blitzgw.api.auth import Keyring
 from blitzgw.api.cluster import ClusterInfo
 from blitzgw.api.completions import Completions
@@ -25,6 +27,8 @@ from blitzgw.api.probing import PROBE_PATH, Probing
 from blitzgw.api.respond import HttpError, error_response, internal_error, send_rest
 from blitzgw.api.scaling import ADMIN_PREFIX, OPERATIONS, Scaling
 from blitzgw.api.services import Services
+from blitzgw.api.watching import PATH as WATCH_PATH
+from blitzgw.api.watching import Watching
 from blitzgw.errors import RequestError
 
 logger = logging.getLogger(__name__)
@@ -70,6 +74,8 @@ class HttpServer:
         self._public_paths = public_paths
         self._completions = Completions(services)
         self._info = Info(services)
+        self._admin = admin
+        self._watching: Watching | None = None
         self._scaling: Scaling | None = None
         if services.scaling is not None:
             self._scaling = Scaling(services.scaling, services.models, services.limits, admin)
@@ -80,14 +86,18 @@ class HttpServer:
 
     def add_route(self, method: str, path: str, handler: Handler) -> None:
         """Serve one more path; before `start`. A GET answers HEAD too."""
-        self._routes.setdefault(path, {})[method] = Route(handler, path in self._public_paths)
+        named = "/" if path.startswith(PREFIX) else path  # what the page consists of goes with it
+        self._routes.setdefault(path, {})[method] = Route(handler, named in self._public_paths)
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen, and return the port (which port 0 leaves to the kernel); raises OSError."""
+    async def start(self, host: str, port: int, *, reuse_port: bool = False) -> int:
+        """Listen, and return the port (which port 0 leaves to the kernel); raises OSError.
+
+        With `reuse_port` other processes of this user may listen there, too.
+        """
         server = ConnectionServer(self._handle, self._services.limits)
         self._runner = web.ServerRunner(server, shutdown_timeout=LAST_WORDS_S)
         await self._runner.setup()
-        self._site = web.TCPSite(self._runner, host, port, backlog=BACKLOG)
+        self._site = web.TCPSite(self._runner, host, port, backlog=BACKLOG, reuse_port=reuse_port)
         await self._site.start()
         return self._site.port
 
@@ -99,9 +109,12 @@ class HttpServer:
     def drain(self) -> None:
         """Turn `/ready` to 503 and close connections after their current answer.
 
-        What still comes is served: load balancers take a while to look away.
+        What still comes is served: load balancers take a while to look away. Who watches the
+        cluster is sent away.
         """
         self._info.draining = True
+        if self._watching is not None:
+            self._watching.close()
 
     async def stop(
         self, grace_s: float = 30.0, *, enough: Callable[[], bool] = lambda: False
@@ -143,6 +156,10 @@ class HttpServer:
             self.add_route("GET", "/cluster/instances", cluster.instances)
             self.add_route("GET", "/cluster/models", cluster.models)
             self.add_route("GET", "/cluster/requests", cluster.requests)
+            self._watching = Watching(self._services, self._services.cluster)
+            self.add_route("GET", WATCH_PATH, self._for_own_page(self._watching.watch))
+            for path, asset in assets().items():
+                self.add_route("GET", path, self._for_own_page(asset.answer))
 
         if self._scaling is not None:
             self.add_route("GET", OPERATIONS, self._scaling.operations)
@@ -150,12 +167,24 @@ class HttpServer:
                 probing = Probing(self._services.probing, self._services.limits)
                 self.add_route("POST", PROBE_PATH, probing.probe)
 
+    def _for_own_page(self, handler: Handler) -> Handler:
+        """Return a handler out of the reach of foreign pages, where no API key keeps them away."""
+        guard = self._admin
+        if guard is None or self._keys:
+            return handler
+
+        async def guarded(exchange: Exchange) -> web.StreamResponse:
+            guard.check_site(exchange.request)
+            return await handler(exchange)
+
+        return guarded
+
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request, come what may."""
         exchange = open_exchange(request, self._services.node, self._services.clock.now())
         exchange.closing = self._info.draining
         try:
-            response = await self._dispatch(exchange)
+            response = await self._find_handler(exchange)(exchange)
         except RequestError as error:
             response = self._refusal(exchange, error)
         except (ConnectionError, asyncio.CancelledError):
@@ -170,7 +199,8 @@ class HttpServer:
             await send_rest(response, request.transport)
         return response
 
-    async def _dispatch(self, exchange: Exchange) -> web.StreamResponse:
+    def _find_handler(self, exchange: Exchange) -> Handler:
+        """Return what answers a request; raises RequestError where nothing does, or may."""
         request = exchange.request
         check_head(request, self._services.limits)
         path = request.path
@@ -180,9 +210,9 @@ class HttpServer:
         if route is None or not route.public:
             self._authenticate(exchange)
         if route is not None:
-            return await route.handler(exchange)
+            return route.handler
         if path.startswith(MODELS_PREFIX) and method == "GET":
-            return await self._info.model(exchange, path.removeprefix(MODELS_PREFIX))
+            return partial(self._info.model, name=path.removeprefix(MODELS_PREFIX))
         if methods is not None:
             exchange.headers["Allow"] = ", ".join(sorted(methods))
             raise HttpError(405, "method_not_allowed", "this path has no such method")
@@ -205,6 +235,8 @@ class HttpServer:
             scaling.check(request)
         elif scaling is None or not scaling.admits(request.path, authorization):
             exchange.tenant = self._keys.tenant(authorization)
+            if self._admin is not None and not self._keys and "Origin" in request.headers:
+                self._admin.check_host(request)  # a page that has bound its name to this address
 
     def _refusal(self, exchange: Exchange, error: RequestError) -> web.StreamResponse:
         logger.info(

@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import orjson
 from aiohttp import HttpVersion11, web
+from orjson import dumps
 
 from blitzgw.api.chunks import DONE, ChoiceFormat, ChunkFormat, Extras, Tally
 from blitzgw.api.generation import Generation, Options
@@ -29,11 +29,38 @@ class EventResponse(web.StreamResponse):
     _send_headers_immediately = False
 
 
+class ChoiceLine:
+    """One choice's chunks, and its way to the client, a `Line`.
+
+    With a `transport`, text goes there at once: its headers have been sent, and it takes chunks.
+    """
+
+    __slots__ = ("_head", "_size", "_stream", "_tail", "chunks", "max_unsent", "transport")
+
+    def __init__(self, chunks: ChoiceFormat, stream: EventStream) -> None:
+        self.chunks = chunks
+        self._head, self._tail, self._size = chunks.head, chunks.tail, chunks.size
+        self._stream = stream
+        self.max_unsent = 0
+        self.transport: asyncio.Transport | None = None
+
+    def write(self, text: str) -> None:
+        """Write a chunk of nothing but text. This runs for every token."""
+        body, transport = dumps(text), self.transport
+        if transport is None or transport.is_closing():
+            self._stream.send(b"%b%b%b" % (self._head, body, self._tail))
+            return
+        size = self._size + len(body)
+        transport.write(b"%x\r\n%b%b%b\r\n" % (size, self._head, body, self._tail))
+        if transport.get_write_buffer_size() > self.max_unsent:
+            self._stream.cut_off(transport)
+
+
 class EventStream:
     """The stream of one response, all choices interleaved; an `Output` of its batch."""
 
     __slots__ = (
-        "_chunks", "_formats", "_framed", "_max_unsent", "_open_choices", "_options", "_pending",
+        "_chunks", "_framed", "_lines", "_max_unsent", "_open_choices", "_options", "_pending",
         "_plain", "_tally", "_transport", "done", "error", "first", "on_gone", "opened",
     )  # fmt: skip
 
@@ -51,7 +78,7 @@ class EventStream:
         self._tally = tally
         self.on_gone: Callable[[], None] = lambda: None
         """Aborts all generations: the client has left, or reads too slowly."""
-        self._formats: dict[int, ChoiceFormat] = {}
+        self._lines: dict[int, ChoiceLine] = {}
         self._pending: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self._framed = True
@@ -69,23 +96,33 @@ class EventStream:
         """Write what one step added to one choice."""
         choice = generation.choice
         self.opened = True
-        known = self._formats.get(choice.index)
-        if known is not None and self._plain and choice.finish is None:
-            self._send(b"%b%b%b" % (known.head, orjson.dumps(text), known.tail))
-            return
+        line = self._lines.get(choice.index)
         payload = b""
-        if known is None:
-            known = self._formats[choice.index] = self._chunks.choice(choice.index)
-            payload, text = self._opening(known, generation, text)
-        payload += known.chunk(text, self._extras(generation, event))
+        if line is None:
+            line = self._add_line(choice.index)
+            payload, text = self._opening(line.chunks, generation, text)
+            if self._plain:
+                generation.stream_to(line)
+        payload += self._step(line.chunks, generation, text, event)
         if choice.finish is None:
-            self._send(payload)
+            if payload:
+                self.send(payload)
             return
         self._open_choices -= 1
         if self._open_choices:
-            self._send(payload)
+            self.send(payload)
         else:
             self._end(payload + self._closing())
+
+    def _add_line(self, index: int) -> ChoiceLine:
+        line = self._lines[index] = ChoiceLine(self._chunks.choice(index), self)
+        self._connect(line)
+        return line
+
+    def _connect(self, line: ChoiceLine) -> None:
+        """Give a choice the way that there is now."""
+        line.transport = self._transport if self._framed else None
+        line.max_unsent = self._max_unsent
 
     def fail(self, error: RequestError) -> None:
         """End the stream with an error: as a status while nothing was sent, else as an event."""
@@ -104,11 +141,22 @@ class EventStream:
             opening = b"".join(self._pending)
             self._pending.clear()
             self._max_unsent += len(opening)
-            self._transport = request.transport
-            await response.write(opening)  # bounded by the sends that follow it: see _send
+            self._go_through(request.transport)
+            await response.write(opening)  # bounded by the sends that follow it: see `send`
             await self.done  # bounded by the generator: each generation ends or fails
-        self._transport = None
+        self._go_through(None)
         await send_rest(response, request.transport, b"".join(self._pending))
+
+    def _go_through(self, transport: asyncio.Transport | None) -> None:
+        self._transport = transport
+        for line in self._lines.values():
+            self._connect(line)
+
+    def _step(
+        self, known: ChoiceFormat, generation: Generation, text: str, event: TokenEvent
+    ) -> bytes:
+        """Return the chunks of one step of a choice."""
+        return known.chunk(text, self._extras(generation, event))
 
     def _opening(self, known: ChoiceFormat, generation: Generation, text: str) -> tuple[bytes, str]:
         """Return what comes before a choice's first chunk, and that chunk's text."""
@@ -138,7 +186,8 @@ class EventStream:
         usage = self._chunks.usage(self._tally) if self._options.include_usage else b""
         return usage + DONE
 
-    def _send(self, payload: bytes) -> None:
+    def send(self, payload: bytes) -> None:
+        """Send events, or keep them until the headers have been sent."""
         transport = self._transport
         if transport is None:
             self._pending.append(payload)
@@ -150,8 +199,12 @@ class EventStream:
             return
         transport.write(b"%x\r\n%b\r\n" % (len(payload), payload) if self._framed else payload)
         if transport.get_write_buffer_size() > self._max_unsent:
-            transport.abort()
-            self._gone()
+            self.cut_off(transport)
+
+    def cut_off(self, transport: asyncio.Transport) -> None:
+        """Give a client up that does not read."""
+        transport.abort()
+        self._gone()
 
     def _gone(self) -> None:
         self.on_gone()

@@ -60,6 +60,8 @@ class ChatTemplate:
         except Exception as error:  # also RecursionError, and ValueError for a number's length
             reason = str(error)[:MESSAGE_CHARS] or type(error).__name__
             raise CheckpointError(f"the chat template does not compile: {reason}") from error
+        # jinja2 gives a chain of maps, and goes through it twice whenever it renders: most of that
+        self._template.globals = dict(self._template.globals)
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
 
     def render(
@@ -68,25 +70,27 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Sequence[dict[str, Any]] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the prompt; raises InvalidRequest where the template refuses the messages."""
         if continue_final_message:
             *rest, last = messages
             marked = [*rest, last | {"content": last["content"] + CONTINUE_MARK}]
-            return _until_mark(self._run(marked, add_generation_prompt, extra))
-        return self._run(messages, add_generation_prompt, extra)
+            return _until_mark(self._run(marked, add_generation_prompt, tools, extra))
+        return self._run(messages, add_generation_prompt, tools, extra)
 
     def _run(
         self,
         messages: Sequence[dict[str, Any]],
         add_generation_prompt: bool,
+        tools: Sequence[dict[str, Any]] | None,
         extra: Mapping[str, Any] | None,
     ) -> str:
         given = {
             "messages": messages,
             "add_generation_prompt": add_generation_prompt,
-            "tools": None,
+            "tools": tools,
             "documents": None,
         }
         try:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from tokenizers import Tokenizer
 
-from blitzgw.api.detokenizer import DecoderRules, Detokenizer, build_table, read_rules
+from blitzgw.api.detokenizer import Detokenizer, TokenTable, build_table
+from blitzgw.api.dialects import ToolKnowledge, ask
+from blitzgw.api.encoding import Encoder, trim_heap
 from blitzgw.api.template import ChatTemplate
 from blitzgw.core.model import TextSpec
 from blitzgw.errors import CheckpointError, InvalidRequest
-
-INLINE_CHARS = 2000
-"""Texts up to this length are tokenised on the event loop: 0.5 to 1 ms, several times the cost of
-a hop to a thread and back. Longer ones go to a thread, where the tokenizer releases the GIL."""
+from blitzgw.weights.tokens import DecoderRules, read_rules
 
 INLINE_TEMPLATE_CHARS = 20_000
 """Conversations up to this length are rendered on the event loop (well below 1 ms)."""
@@ -54,9 +56,12 @@ class Vocabulary:
         self.rules = read_rules(document.decoder)
         added = self.tokenizer.get_added_tokens_decoder()
         self.special = frozenset(index for index, token in added.items() if token.special)
+        self.added = {token.content: index for index, token in added.items()}
         vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
         self.table = build_table(vocabulary, self.special, self.rules, vocab)
         self.max_token_bytes = max(map(len, self.table.raw))
+        self.encoder = Encoder(self.tokenizer, path)
+        trim_heap()
 
 
 class TextModel:
@@ -77,12 +82,14 @@ class TextModel:
         if vocabulary is None:
             vocabulary = Vocabulary(_read(spec.tokenizer_path), spec.tokenizer_path, vocab)
         self.vocabulary = vocabulary
-        self._tokenizer = vocabulary.tokenizer
+        self._encoder = vocabulary.encoder
         self._rules = vocabulary.rules
         self._executor = executor
         self.template = _template(spec)
         self.special = vocabulary.special
+        self.added = vocabulary.added
         self.table = vocabulary.table
+        self._tables: dict[tuple[int, ...], TokenTable] = {}
         self.max_token_bytes = vocabulary.max_token_bytes
 
     @property
@@ -90,26 +97,27 @@ class TextModel:
         """How tokens become text."""
         return self._rules
 
+    @cached_property
+    def tools(self) -> ToolKnowledge:
+        """What the chat template knows of tools."""
+        return ask(self.template)
+
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Return the token ids of a text."""
         return (await self.encode_all([text], add_special_tokens=add_special_tokens))[0]
 
     async def encode_all(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
         """Return the token ids of several texts; long ones together leave the event loop free."""
-        if sum(map(len, texts)) <= INLINE_CHARS:
-            return self._encode(texts, add_special_tokens)
+        encoder = self._encoder
+        if sum(map(len, texts)) <= encoder.inline_chars:
+            return encoder.encode(texts, add_special_tokens)
         return await asyncio.get_running_loop().run_in_executor(
-            self._executor, self._encode, texts, add_special_tokens
+            self._executor, encoder.encode, texts, add_special_tokens
         )
 
     def encode_now(self, text: str, add_special_tokens: bool) -> list[int]:
         """Return the token ids of a text, in the calling thread."""
-        return self._encode([text], add_special_tokens)[0]
-
-    def _encode(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
-        """Tokenise: `encode_batch_fast` computes no offsets and releases the GIL."""
-        batch = self._tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
-        return [encoding.ids for encoding in batch]
+        return self._encoder.encode([text], add_special_tokens)[0]
 
     def fits(self, text: str, max_tokens: int) -> bool:
         """Tell whether a text can have `max_tokens` tokens or fewer, without tokenising it.
@@ -124,6 +132,7 @@ class TextModel:
         *,
         add_generation_prompt: bool,
         continue_final_message: bool,
+        tools: Sequence[dict[str, Any]] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the prompt of a conversation; raises InvalidRequest."""
@@ -138,10 +147,11 @@ class TextModel:
                 messages,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
+                tools=tools,
                 extra=extra,
             )
 
-        if sum(len(message["content"]) for message in messages) <= INLINE_TEMPLATE_CHARS:
+        if _chars(messages, tools) <= INLINE_TEMPLATE_CHARS:
             return run()
         return await asyncio.get_running_loop().run_in_executor(self._executor, run)
 
@@ -150,9 +160,18 @@ class TextModel:
         whole = Detokenizer(self.table, skip_special_tokens, at_start=True)
         return whole.feed(tokens) + whole.flush()
 
-    def detokenizer(self, *, skip_special_tokens: bool) -> Detokenizer:
-        """Return a detokenizer for what follows a prompt."""
-        return Detokenizer(self.table, skip_special_tokens)
+    def detokenizer(self, *, skip_special_tokens: bool, shown: tuple[int, ...] = ()) -> Detokenizer:
+        """Return a detokenizer for what follows a prompt; it does not skip the tokens `shown`."""
+        return Detokenizer(self._showing(shown) if shown else self.table, skip_special_tokens)
+
+    def _showing(self, shown: tuple[int, ...]) -> TokenTable:
+        """Return the table with some tokens visible, which is made once."""
+        if shown not in self._tables:
+            hidden = list(self.table.hidden)
+            for token in shown:
+                hidden[token] = self.table.shown[token]
+            self._tables[shown] = replace(self.table, hidden=hidden)
+        return self._tables[shown]
 
 
 def _read(path: str) -> bytes:
@@ -160,6 +179,13 @@ def _read(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _chars(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None) -> int:
+    """Return about how many characters a conversation has, with its tools and their calls."""
+    chars = sum(len(message["content"]) for message in messages)
+    calls = [message["tool_calls"] for message in messages if "tool_calls" in message]
+    return chars + len(json.dumps([tools, calls])) if tools or calls else chars
 
 
 def _template(spec: TextSpec) -> ChatTemplate | None:

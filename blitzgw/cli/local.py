@@ -159,7 +159,7 @@ def _crowding(config: Config) -> list[str]:
 
 def _words(context: click.Context) -> tuple[list[str], list[str]]:
     """Return what all nodes' command lines share: before their own options, and after them."""
-    words = [sys.executable, "-P", "-m", "blitzgw.cli.main", "run"]
+    words = [sys.executable, "-P", "-m", "blitzgw.cli.start", "run"]
     rest: list[str] = []
     for parameter in context.command.params:
         name = parameter.name or ""

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from blitzgw.cli.tracesettings import Setting, Wish, settings_of
+from blitzgw.cli.units import duration
 from blitzgw.errors import ConfigError
 from blitzgw.sim.cluster.cell import setup_of
 from blitzgw.sim.cluster.profiles import named, names
@@ -35,7 +36,10 @@ FILE_COLUMNS = 120
 TOLD_S = 0.2
 """Between two lines of progress, on the wall."""
 
-OF_ONE_BOX = "_beside_s"
+GUESS_S = 10.0
+"""After which it is said how long a simulation may go on: its beginning tells nothing of it."""
+
+OF_ONE_BOX = ("_beside_s", "cores")
 """How constants end that say what nodes take of one another's processors: a testbed is one machine,
 here each node has its own."""
 
@@ -109,14 +113,22 @@ def _simulated(
         nonlocal told
         if time.monotonic() - told >= TOLD_S:
             told = time.monotonic()
-            show(f"{where}: {share:.0%}, {what}")
+            show(f"{where}: {share:.0%}, {what}{_left(share, time.perf_counter() - begun)}")
 
+    show(f"{where}: it is set up")
     setup = setup_of(setting.about_of(system, seed), SYSTEMS[system], seed, latencies)
     begun = time.perf_counter()
     record = simulate_cluster(setup, progress)
     record.about.setdefault("wall_s", round(time.perf_counter() - begun, 3))
     gc.collect()  # a cluster that is not needed any more
     return record
+
+
+def _left(share: float, elapsed_s: float) -> str:
+    """Say how long a simulation goes on if it goes on as it has; nothing while that is no guess."""
+    if share <= 0 or elapsed_s < GUESS_S:
+        return ""
+    return f", {duration(elapsed_s * (1 - share) / share)} left"
 
 
 def _events_per_s(record: Record) -> float | None:

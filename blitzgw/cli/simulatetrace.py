@@ -199,8 +199,9 @@ def _rate(_context: click.Context, _option: click.Parameter, text: str | None) -
 @click.option(
     "--constants",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="What scripts/validate_sim --measure has written, but for *_beside_s: here no two nodes"
-    " share processors. Guesses remain check_s, report_s and host_share, which nothing measures."
+    help="What scripts/validate_sim --measure has written, but for cores and *_beside_s: here no"
+    " two nodes share processors. Guesses remain check_s, report_s and host_share, which nothing"
+    " measures."
     "  [default: guesses all, of a quiet machine, to within a factor of two]",
 )
 @click.option(

@@ -16,8 +16,7 @@ from blitzgw.config import NodeConfig
 from blitzgw.errors import ConfigError
 from blitzgw.sim.cluster.cell import arrivals_of, duration_s, profile_of
 from blitzgw.sim.cluster.profiles import Profile, named
-from blitzgw.sim.cluster.setup import MAX_TOKENS
-from blitzgw.sim.evaluation import levels, traces
+from blitzgw.sim.evaluation import conditions, levels, traces
 from blitzgw.sim.evaluation.arrivals import TIMES, Objective
 from blitzgw.sim.evaluation.knobs import Bounds, knobs
 from blitzgw.sim.evaluation.ladder import SYSTEMS, System
@@ -27,9 +26,6 @@ RATIO = 6.0
 
 RATIO_TOKENS = 2000
 """Of the prompt whose computing it is compared with."""
-
-NETWORK_OVER_DISK, HOST_OVER_NETWORK = 10.0, 1.28
-"""The papers' ratios: network : SSD : host memory about 10 : 1 : 12.8."""
 
 LEVEL_NODES = 8
 """A level is found for so many nodes at most, and taken in proportion for more."""
@@ -44,19 +40,8 @@ OF_TPOT, BUDGET_UNIT = 0.9, 64
 BOUNDS = tuple(field.name for field in fields(Bounds))
 """Bounds are told under the names that they have as knobs."""
 
-MAX_SEQUENCES = 64
 SCALE_DOWN_AFTER_S, KEEP_S = 6.0, 1.0
 """As on the testbed (scripts/evaluate)."""
-
-ROUND_TOKENS = 1024
-"""A window's longest answer is rounded up to it, and so is a context: no prompt of the trace is too
-long for what requests ask for."""
-
-BEFORE = 20
-"""Fewest requests before a window that the policy's bound may follow from; else it is all."""
-
-SPREAD_S = 3.0
-"""Between two ticks of Mooncake's clock: rows come at any moment of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +121,8 @@ def settings_of(wish: Wish) -> Iterator[Setting]:
                 "ingresses": min(nodes, MOST_INGRESSES),
                 "load_over_compute": round(ratio, 6),
                 "link_bytes_per_s": link,
-                "disk_bytes_per_s": wish.disk_rate or link / NETWORK_OVER_DISK,
-                "host_bytes_per_s": wish.host_rate or link * HOST_OVER_NETWORK,
+                "disk_bytes_per_s": wish.disk_rate or link / conditions.LINK_OVER_DISK,
+                "host_bytes_per_s": wish.host_rate or link * conditions.HOST_OVER_LINK,
                 "factor": factor * nodes / wish.nodes[0] / wish.models,
             }
             yield Setting(label, about)
@@ -161,10 +146,9 @@ def _about(wish: Wish, profile: Profile, window: tuple[float, float]) -> dict[st
     """Return what all points have in common."""
     objective = Objective(profile.prefill_tokens_per_s, profile.step_s)
     rows = traces.read_trace(wish.trace)
-    spread_s = SPREAD_S if wish.trace.suffix == ".jsonl" else 0.0
-    there = traces.in_window(rows, max(0.0, window[0] - spread_s), window[1])
-    before = [one for one in rows if one.at_s + spread_s < window[0]]
-    max_tokens = max(MAX_TOKENS, _rounded(max(one.output_tokens for one in there) + 1))
+    spread_s = conditions.spread_of(wish.trace)
+    before = conditions.before(rows, window[0], spread_s)
+    max_tokens = conditions.max_tokens(rows, window, spread_s)
     return {
         "trace": str(wish.trace),
         "window": list(window),
@@ -176,12 +160,12 @@ def _about(wish: Wish, profile: Profile, window: tuple[float, float]) -> dict[st
         "prefill_tokens_per_s": objective.prefill_tokens_per_s,
         "step_s": objective.step_s,
         "times": objective.times,
-        "context": _rounded(max(one.prompt_tokens for one in rows) + max_tokens),
+        "context": conditions.rounded(max(one.prompt_tokens for one in rows) + max_tokens),
         "max_tokens": max_tokens,
         "spread_s": spread_s,
         "budget_tokens": budget_tokens(profile),
-        "max_sequences": MAX_SEQUENCES,
-        "ttft_target_s": levels.ttft_target_s(before if len(before) >= BEFORE else rows, objective),
+        "max_sequences": conditions.MAX_SEQUENCES,
+        "ttft_target_s": levels.ttft_target_s(before, objective),
         "tpot_target_s": round(objective.tpot_s, 4),
         "min_instances": 1,
         "scale_down_after_s": SCALE_DOWN_AFTER_S,
@@ -189,10 +173,6 @@ def _about(wish: Wish, profile: Profile, window: tuple[float, float]) -> dict[st
         "drain_timeout_s": NodeConfig().drain_timeout_s,
         "dilation": 1.0,
     }
-
-
-def _rounded(tokens: int) -> int:
-    return -(-tokens // ROUND_TOKENS) * ROUND_TOKENS
 
 
 def _factor(wish: Wish, window: tuple[float, float], about: Mapping[str, Any]) -> float:
@@ -224,14 +204,12 @@ def initial(system: System, about: Mapping[str, Any], seed: int) -> int:
     All have the same load; what a load needs on average is told as the testbed tells it.
     """
     most = max(1, int(about["nodes"]) // int(about["models"]))
-    if system.initial == "full":
-        return most
-    least = min(most, int(about["min_instances"]))
-    if system.initial == "min":
-        return least
-    played = next(iter(arrivals_of(about, seed, 1)))
-    busy = levels.load(played, duration_s(about), steps_of(profile_of(about), about))
-    return max(least, levels.mean_instances(busy, most))
+
+    def load() -> float:
+        played = next(iter(arrivals_of(about, seed, 1)))
+        return levels.load(played, duration_s(about), steps_of(profile_of(about), about))
+
+    return conditions.initial(system, most, min(most, int(about["min_instances"])), load)
 
 
 def steps_of(profile: Profile, about: Mapping[str, Any]) -> levels.Steps:

@@ -65,6 +65,8 @@ def load(
     node = read_table(NodeConfig, document.get("node", {}), "node", mistakes)
     _check_node(node, mistakes)
     http = read_table(HttpConfig, document.get("http", {}), "http", mistakes)
+    if http.reuse_port and not http.port:
+        mistakes.add("http.reuse_port", "port 0 is another one for each node; give http.port")
     cluster = read_table(ClusterConfig, document.get("cluster", {}), "cluster", mistakes)
     transfer = read_table(TransferConfig, document.get("transfer", {}), "transfer", mistakes)
     entries = read_array(DeviceEntry, document.get("devices"), "devices", mistakes)

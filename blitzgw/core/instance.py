@@ -73,7 +73,8 @@ class ModelSpec:
     """A model as resolved: enough for a worker to load it and for a scheduler to place it.
 
     `path` is a folder of safetensors or a GGUF file, empty where the checkpoint is elsewhere.
-    `eos_ids` end a sequence. `weights` is the root of the manifest (core/manifest.py).
+    `eos_ids` end a sequence. `weights` is the root of the manifest (core/manifest.py), `tokenizer`
+    the path of the tokenizer.json on this machine; empty where nobody has said.
     """
 
     name: str
@@ -83,3 +84,4 @@ class ModelSpec:
     max_model_len: int
     eos_ids: tuple[int, ...]
     weights: str = ""
+    tokenizer: str = ""

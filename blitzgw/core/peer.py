@@ -1,16 +1,17 @@
 """What two nodes say to each other over their peer link. `wire.py` gives each of these its tag.
 
 A link joins two boots: a process that has restarted is another peer. The ingress sends `Submit`,
-`Abort` and `Fetch`; the node that has the instance answers with `Tokens`, `Declined`, `Lost` and
-`Content`. A request is named by its id and attempt: whatever carries an older attempt is dropped,
-and so is a `Submit` for a claim that its device has left behind. The link's end ends all of it.
+`Abort` and `Fetch`; the node that has the instance answers with `PlainTokens`, `Tokens`,
+`Declined`, `Lost` and `Content`. A request is named by its id and attempt: whatever carries an
+older attempt is dropped, and so is a `Submit` for a claim that its device has left behind. The
+link's end ends all of it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from blitzgw.core.request import GenerationRequest, TokenEvent
+from blitzgw.core.request import GenerationRequest, PlainToken, TokenEvent
 from blitzgw.core.view import LoadFacts
 
 
@@ -43,6 +44,18 @@ class Tokens:
     """What one step gave all requests of this ingress, or several steps where the link is slow."""
 
     events: list[TokenEvent]
+
+
+@dataclass(frozen=True, slots=True)
+class PlainTokens:
+    """What one step gave those requests of this ingress for which it is one token and no more."""
+
+    tokens: list[PlainToken]
+
+    @property
+    def events(self) -> list[TokenEvent]:
+        """The same at length, made anew each time."""
+        return [TokenEvent(request, attempt, [token]) for request, attempt, token in self.tokens]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,4 +128,15 @@ class Content:
     data: bytes
 
 
-PeerMessage = Submit | Declined | Tokens | Lost | Abort | LoadReport | Heartbeat | Fetch | Content
+PeerMessage = (
+    Submit
+    | Declined
+    | Tokens
+    | Lost
+    | Abort
+    | LoadReport
+    | Heartbeat
+    | Fetch
+    | Content
+    | PlainTokens
+)

@@ -27,8 +27,9 @@ address; its definitions; its devices and instances; its wishes; anything at all
 STRUCTURE = MEMBERS | MODELS | PLACES | WISHES
 """All but figures."""
 
-MAX_STALE = 64
-"""Nodes that something carried on may have to catch up with: with more it is made anew."""
+MAX_STALE, STALE_SHARE = 64, 1 / 8
+"""Nodes that something carried on may have to catch up with, or this part of all of them if that is
+more: with more still it is made anew."""
 
 NOTHING: frozenset[str] = frozenset()
 
@@ -78,6 +79,11 @@ class Picture:
     def _carry_on(self, former: Picture, boots: Iterable[str]) -> None:
         """Keep what has been worked out of a former picture, of which these nodes have changed."""
         before, after = former.nodes, self.nodes
+        boots, most = [*boots], max(MAX_STALE, int(STALE_SHARE * len(self.nodes)))
+        for derived, known in former._passing.items():
+            stale = known[1].union(boots)
+            if len(stale) <= most:
+                self._passing[derived] = known[0], stale
         changed: dict[str, int] = {}
         aspects = 0
         for boot in boots:
@@ -94,7 +100,7 @@ class Picture:
                 continue
             late = [boot for boot, what in changed.items() if what & derived.aspects]
             stale = known[1].union(late)
-            if len(stale) <= MAX_STALE:
+            if len(stale) <= most:
                 self._kept[derived] = known[0], stale
 
     def recall(self, derived: Derived[T]) -> T:
@@ -114,7 +120,7 @@ class Derived(Generic[T]):
 
     `make(picture, former, stale)` works it out: anew where `former` is None, else from what it was
     before these nodes changed in one of the aspects. It must leave `former` as it is. What rests on
-    `FIGURES` is always made anew, once for each picture.
+    `FIGURES` has to catch up with every node that is another object.
     """
 
     __slots__ = ("aspects", "make")

@@ -99,12 +99,24 @@ class TokenSink(Protocol):
     def push(self, event: TokenEvent) -> None:
         """Take tokens; the last event carries a finish."""
 
+    def push_token(self, token: int, now: float) -> None:
+        """Take one token that is no first or last one, at `now` in seconds of the clock.
+
+        The same for all tokens of a step.
+        """
+
     def fail(self, error: RequestError) -> None:
         """Take the error that ends the generation; nothing follows it."""
 
 
 class Generator(Protocol):
     """The router as the API sees it."""
+
+    def turn_away(self, model: str, digest: str) -> None:
+        """Raise the `RequestError` that a request would be refused with now, if that is known.
+
+        Asked before a request for a model's definition is put together; cheap.
+        """
 
     def generate(self, request: GenerationRequest, sink: TokenSink) -> None:
         """Route a request; raises `RequestError` where it is refused, else the sink is called."""

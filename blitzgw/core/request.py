@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import overload
 
 from blitzgw.core.span import Span
 
+MAX_GRAMMAR_BYTES = 64 << 10
+"""Largest grammar, in UTF-8: it travels with each choice of a request, wherever that goes. A prompt
+of 128k tokens takes ten times as much; the longest JSON schemas that APIs take are of this size."""
+
 
 class FinishReason(StrEnum):
-    """Why a sequence ended. `stop` and `length` are OpenAI's; no client sees `abort`."""
+    """Why a sequence ended. `stop` and `length` are OpenAI's; no client sees the others.
+
+    `error`: what it was to be held to could not be followed, here or anywhere.
+    """
 
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
+    ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +33,9 @@ class SamplingParams:
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch a filter off. `seed` is
     always set (the ingress draws one where the client gave none), so that a resubmission goes on
     with the same noise. `logprobs` is the number of alternatives wanted beside the chosen token's
-    own log-probability; None: none at all.
+    own log-probability; None: none at all. `grammar`, as llguidance's matcher takes it and of
+    MAX_GRAMMAR_BYTES at most, says which tokens may come next, and where the output is complete
+    that only its end may; empty: anything may.
     """
 
     max_tokens: int
@@ -40,6 +52,7 @@ class SamplingParams:
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
+    grammar: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,3 +115,39 @@ class TokenEvent:
     route: tuple[Stage, ...] = ()
     """Who ran which layers of the prompt, where not one instance ran them all; on the first event.
     """
+
+
+PlainToken = tuple[str, int, int]
+"""(request id, attempt, token): an event that tells of one token, and nothing else."""
+
+
+class StepTokens(Sequence[TokenEvent]):
+    """What one step gave: `events`, and as `plain` those of which there is one for every token.
+
+    A tuple is made in a tenth of an event's time. Who does not ask for `plain` sees events only,
+    new ones each time.
+    """
+
+    __slots__ = ("events", "plain")
+
+    def __init__(self, plain: list[PlainToken], events: list[TokenEvent]) -> None:
+        self.plain = plain
+        self.events = events
+
+    def __repr__(self) -> str:
+        return f"StepTokens({self.plain}, {self.events})"
+
+    def __len__(self) -> int:
+        return len(self.plain) + len(self.events)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenEvent: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenEvent]: ...
+    def __getitem__(self, index: int | slice) -> TokenEvent | list[TokenEvent]:
+        return list(self)[index]
+
+    def __iter__(self) -> Iterator[TokenEvent]:
+        for request_id, attempt, token in self.plain:
+            yield TokenEvent(request_id, attempt, [token])
+        yield from self.events

@@ -108,10 +108,15 @@ class Step:
     sends: tuple[Send, ...] = ()
 
 
+NO_TOKEN = (1 << 32) - 1
+"""Instead of a sampled token: the sequence's grammar could not be followed. Ends the sequence."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """The tokens of the rows that sample, in row order, and the seconds that the step took.
 
+    One may be NO_TOKEN.
     `logprobs` is aligned with `tokens`, and None where nobody in the step asked for any.
     """
 

@@ -12,6 +12,10 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.bias import causal_lower_right
+
+from blitzgw.engine.paged import PagedDecode, PagedRows
+from blitzgw.engine.upload import on_device
 
 PADDING_ALLOWED = 64
 """Positions of padding that cost less than another kernel launch (about 15 µs)."""
@@ -49,18 +53,28 @@ class SlotAttention:
     """Attention by torch's SDPA over contiguous slots; nothing is gathered.
 
     Decode rows come first and sorted by slot (`decode` rows have one token each). Neighbours in
-    slots and alike in length share a call over a strided view of the cache; each prefill chunk
-    is a call of its own.
+    slots and alike in length share a call over a strided view of the cache, or all of them one
+    call of `paged` kernels; each prefill chunk is a call of its own.
     """
 
     def __init__(
-        self, extents: Sequence[Extent], n_decode: int, window: int, device: torch.device
+        self,
+        extents: Sequence[Extent],
+        n_decode: int,
+        window: int,
+        device: torch.device,
+        paged: PagedDecode | None = None,
     ) -> None:
         self._n_decode = n_decode
         decode = extents[:n_decode]
-        self._slots = torch.tensor([e.slot for e in decode], device=device)
-        self._positions = torch.tensor([e.start for e in decode], device=device)
-        self._groups = [_DecodeGroup(g, window, device) for g in _groups(decode)]
+        slots = [e.slot for e in decode]
+        self._slots = on_device(slots, device, torch.long)
+        self._positions = on_device([e.start for e in decode], device, torch.long)
+        self._groups: list[_DecodeGroup | _PagedGroup]
+        if paged is not None and decode:
+            self._groups = [_PagedGroup(paged.step(slots, [e.stop for e in decode]), n_decode)]
+        else:
+            self._groups = [_DecodeGroup(g, window, device) for g in _groups(decode)]
         self._chunks = [_PrefillChunk(e, window, device) for e in extents[n_decode:]]
 
     def __call__(
@@ -96,8 +110,8 @@ class _DecodeGroup:
         self._mask: torch.Tensor | None = None
         if min(lengths) != max(lengths) or min(starts) != max(starts):
             positions = torch.arange(self._span.start, self._span.stop, device=device)
-            stop_B1 = torch.tensor(lengths, device=device)[:, None]
-            start_B1 = torch.tensor(starts, device=device)[:, None]
+            stop_B1 = on_device(lengths, device)[:, None]
+            start_B1 = on_device(starts, device)[:, None]
             seen_BP = (positions < stop_B1) & (positions >= start_B1)
             self._mask = seen_BP[:, None, None, :]
 
@@ -117,20 +131,26 @@ class _DecodeGroup:
         out[self._rows] = out_BKGD.reshape(q_BHD.shape)
 
 
+class _PagedGroup:
+    """All decode rows of a step, by kernels that find them wherever they are."""
+
+    def __init__(self, rows: PagedRows, count: int) -> None:
+        self._paged, self._rows = rows, slice(count)
+
+    def run(
+        self, q_THD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out: torch.Tensor
+    ) -> None:
+        """Attend."""
+        out[self._rows] = self._paged.attend(q_THD[self._rows], (keys, values))
+
+
 class _PrefillChunk:
     """Consecutive tokens of one sequence."""
 
     def __init__(self, extent: Extent, window: int, device: torch.device) -> None:
-        self._extent = extent
-        start = max(0, extent.start - window + 1) if window else 0
-        self._span = slice(start, extent.stop)
-        self._causal = start == extent.start and not window
+        self._extent, self._window, self._device = extent, window, device
+        self._start = max(0, extent.start - window + 1) if window else 0
         self._mask: torch.Tensor | None = None
-        if not self._causal and extent.count > 0:
-            queries = torch.arange(extent.start, extent.stop, device=device)[:, None]
-            positions = torch.arange(start, extent.stop, device=device)
-            seen = positions <= queries
-            self._mask = seen & (positions > queries - window) if window else seen
 
     def run(
         self,
@@ -145,15 +165,49 @@ class _PrefillChunk:
         rows = slice(e.offset, e.offset + e.count)
         keys[e.slot, :, e.start : e.stop] = k_TKD[rows].transpose(0, 1)
         values[e.slot, :, e.start : e.stop] = v_TKD[rows].transpose(0, 1)
+        span = slice(self._start, e.stop)
+        k_KPD, v_KPD = keys[e.slot, :, span], values[e.slot, :, span]
+        if q_THD.is_cuda and not self._window and q_THD.dtype is not torch.float32:
+            out[rows] = flash_chunk(q_THD[rows], k_KPD, v_KPD)
+            return
+        causal = self._start == e.start and not self._window
         out_HTD = F.scaled_dot_product_attention(
             q_THD[rows].transpose(0, 1)[None],
-            keys[e.slot, :, self._span][None],
-            values[e.slot, :, self._span][None],
-            attn_mask=self._mask,
-            is_causal=self._causal,
+            k_KPD[None],
+            v_KPD[None],
+            attn_mask=None if causal else self._seen(),
+            is_causal=causal,
             enable_gqa=True,
         )[0]
         out[rows] = out_HTD.transpose(0, 1)
+
+    def _seen(self) -> torch.Tensor:
+        """Return which positions each token sees, made for the first layer."""
+        if self._mask is None:
+            e, window = self._extent, self._window
+            queries = torch.arange(e.start, e.stop, device=self._device)[:, None]
+            positions = torch.arange(self._start, e.stop, device=self._device)
+            seen = positions <= queries
+            self._mask = seen & (positions > queries - window) if window else seen
+        return self._mask
+
+
+def flash_chunk(q_THD: torch.Tensor, k_KPD: torch.Tensor, v_KPD: torch.Tensor) -> torch.Tensor:
+    """Attend to all P positions, of which the last T are the queries' own: `[T, H, D]`.
+
+    On a GPU this reaches the flash kernel, which takes neither a mask nor fewer kv heads beside
+    one: each kv head is a batch of its own, whose G queries share it by a stride of 0.
+    """
+    count, n_heads, dim = q_THD.shape
+    n_kv, positions = k_KPD.shape[:2]
+    shared = (n_kv, n_heads // n_kv, positions, dim)
+    out_KGTD = F.scaled_dot_product_attention(
+        q_THD.view(count, n_kv, -1, dim).permute(1, 2, 0, 3),
+        k_KPD[:, None].expand(shared),
+        v_KPD[:, None].expand(shared),
+        attn_mask=causal_lower_right(count, positions),
+    )
+    return out_KGTD.permute(2, 0, 1, 3).reshape(q_THD.shape)
 
 
 def _groups(decode: Sequence[Extent]) -> list[list[Extent]]:

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from blitzgw.core.request import Logprobs, SamplingParams
 from blitzgw.core.span import Span
-from blitzgw.core.step import SequenceKv
+from blitzgw.core.step import NO_TOKEN, SequenceKv
+from blitzgw.engine.grammar import Constraint
 
 Hidden = TypeVar("Hidden")
 Logits = TypeVar("Logits")
+
+PENDING = -1
+"""Among a sequence's tokens: one that is sampled, and not known on the host yet."""
 
 
 @dataclass(slots=True)
@@ -24,6 +28,7 @@ class SequenceState:
     """A sequence on this worker: its tokens so far, how to go on, and where its KV lies.
 
     `table[i]` is the KV block of positions `[i × BLOCK_TOKENS, (i + 1) × BLOCK_TOKENS)`.
+    `constraint` is what its grammar leaves; None where it has none.
     """
 
     tokens: list[int]
@@ -31,6 +36,7 @@ class SequenceState:
     choice: int
     sampling: SamplingParams
     table: list[int] = field(default_factory=list)
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +51,20 @@ class RowInput:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The token that a row sampled, and its log-probabilities where they were asked for."""
+    """The token that a row sampled, and its log-probabilities where they were asked for.
+
+    `told` is the token as the scheduler hears of it.
+    """
 
     token: int
     logprobs: Logprobs | None = None
+    broken: bool = False
+    """The token ends the sequence only because its grammar could not be followed."""
+
+    @property
+    def told(self) -> int:
+        """What the scheduler hears."""
+        return NO_TOKEN if self.broken else self.token
 
 
 class SpanEngine(Protocol[Hidden, Logits]):
@@ -121,3 +137,37 @@ class SpanEngine(Protocol[Hidden, Logits]):
 
     def join_hidden(self, parts: Sequence[Hidden]) -> Hidden:
         """Return hidden states one after another; one part or more."""
+
+
+class Sampling(Protocol):
+    """The tokens that a device is sampling."""
+
+    def is_ready(self) -> bool:
+        """Say whether `wait` would return at once."""
+
+    def wait(self) -> list[Sampled]:
+        """Return the tokens once they are there; raises what has gone wrong on the device."""
+
+
+@runtime_checkable
+class LaunchingEngine(SpanEngine[Hidden, Logits], Protocol[Hidden, Logits]):
+    """An engine that returns from a step before it is computed: the next one is launched meanwhile.
+
+    The token that a sequence has sampled last may be PENDING in its tokens when a later step reads
+    it: the device has it. No more than one step's tokens may be PENDING then.
+    """
+
+    def can_follow(self, rows: Sequence[RowInput]) -> bool:
+        """Tell whether a step of these rows needs no PENDING token's value on the host."""
+
+    def launch(self, rows: Sequence[RowInput], logits: Logits | None) -> Sampling:
+        """Begin to choose one token for each row that samples, in row order.
+
+        Where none does, there are no logits, and nothing but the step's end to wait for.
+        """
+
+    def moment_s(self) -> float | None:
+        """Return in how many seconds to call `use_moment`, 0 or more; None: nothing is to do."""
+
+    def use_moment(self) -> None:
+        """Prepare something that makes later steps faster: tens of milliseconds at most."""

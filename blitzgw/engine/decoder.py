@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,36 +19,14 @@ from blitzgw.core.step import BLOCK_TOKENS, KvGeometry, SequenceKv
 from blitzgw.engine.attention import Extent
 from blitzgw.engine.base import RowInput, Sampled
 from blitzgw.engine.hostcopy import HostCopies, bytes_of, tensor_of
+from blitzgw.engine.kernels import Kernels, Layer
 from blitzgw.engine.kv import KvArena
 from blitzgw.engine.memory import TORCH_DTYPES, WeightSlab
 from blitzgw.engine.native import build, layer
 from blitzgw.engine.rope import rope_table
 from blitzgw.engine.sampling import sample
 from blitzgw.engine.torch_layer import TorchKernels
-
-
-class Layer(Protocol):
-    """One decoder layer; `plan` is what its kernels prepared for the step."""
-
-    def forward(
-        self, x_TE: torch.Tensor, plan: Any, cache: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
-        """Return the layer's output, writing its KV; `x` may be overwritten."""
-
-
-class Kernels(Protocol):
-    """How one model's layers are computed on one device."""
-
-    def layer(self, tensors: dict[str, torch.Tensor]) -> Layer:
-        """Return a layer over views into its blob."""
-
-    def plan(
-        self, extents: Sequence[Extent], n_decode: int, cos: torch.Tensor, sin: torch.Tensor
-    ) -> Any:
-        """Prepare a step: its extents (decode rows first), and their angles `[T, D / 2]`."""
-
-    def head(self, x_RE: torch.Tensor, norm: torch.Tensor, matrix_VE: torch.Tensor) -> torch.Tensor:
-        """Return fp32 logits `[R, V]` of hidden states before the final norm."""
+from blitzgw.engine.upload import on_device
 
 
 def choose_kernels(spec: ModelSpec, device: torch.device) -> Kernels:
@@ -134,31 +112,36 @@ class TorchEngine:
     def _embed(self, rows: Sequence[RowInput]) -> torch.Tensor:
         if self._embedding is None:
             raise ValueError(f"the embedding of {self._spec.name} is not resident")
+        return F.embedding(self._ids(rows), self._embedding)
+
+    def _ids(self, rows: Sequence[RowInput]) -> torch.Tensor:
         tokens: list[int] = []
         for row in rows:
             tokens += row.sequence.tokens[row.start : row.start + row.count]
-        return F.embedding(torch.tensor(tokens, device=self._device), self._embedding)
+        return on_device(tokens, self._device)
 
     def _plan(self, rows: Sequence[RowInput], order: _Order) -> Any:
         extents: list[Extent] = []
         positions: list[int] = []
         for i in order.rows:
             row = rows[i]
-            stop = row.start + row.count
-            if stop > len(row.sequence.table) * BLOCK_TOKENS:
-                raise ValueError(f"position {stop - 1} lies beyond its block table")
-            extents.append(
-                Extent(self._kv.slot_of(row.sequence.table), row.start, stop, len(positions))
-            )
+            slot, stop = self._slot_of(row), row.start + row.count
+            extents.append(Extent(slot, row.start, stop, len(positions)))
             positions += range(row.start, stop)
-        at = torch.tensor(positions, device=self._device)
+        at = on_device(positions, self._device)
         return self._kernels.plan(extents, order.n_decode, self._cos[at], self._sin[at])
+
+    def _slot_of(self, row: RowInput) -> int:
+        """Return the slot of a row. Raises ValueError for positions its table does not have."""
+        table, stop = row.sequence.table, row.start + row.count
+        if stop > len(table) * BLOCK_TOKENS:
+            raise ValueError(f"position {stop - 1} lies beyond its block table")
+        return self._kv.slot_of(table)
 
     @torch.inference_mode()
     def logits(self, rows: Sequence[RowInput], hidden: torch.Tensor) -> torch.Tensor:
         """Return fp32 logits `[rows that sample, V]`."""
-        matrix = self._embedding if self._shape.tied_head else self._head.get("head")
-        if matrix is None or "norm" not in self._head:
+        if not self._head_resident():
             raise ValueError(f"the head of {self._spec.name} is not resident")
         last: list[int] = []
         offset = 0
@@ -166,8 +149,17 @@ class TorchEngine:
             offset += row.count
             if row.sample:
                 last.append(offset - 1)
-        x = hidden[torch.tensor(last, dtype=torch.long, device=self._device)]
-        return self._kernels.head(x, self._head["norm"], matrix)
+        return self._logits_of(hidden[on_device(last, self._device, torch.long)])
+
+    def _head_resident(self) -> bool:
+        tied = self._shape.tied_head
+        return "norm" in self._head and (self._embedding is not None if tied else True)
+
+    def _logits_of(self, x_RE: torch.Tensor) -> torch.Tensor:
+        """Return fp32 logits `[R, V]` of hidden states that have left the last layer."""
+        matrix = self._embedding if self._shape.tied_head else self._head["head"]
+        assert matrix is not None
+        return self._kernels.head(x_RE, self._head["norm"], matrix)
 
     def sample(self, rows: Sequence[RowInput], logits: torch.Tensor) -> list[Sampled]:
         """Choose one token for each row that samples."""
@@ -217,16 +209,18 @@ class _Order:
         decode.sort(key=lambda i: rows[i].sequence.table[:1])
         self.rows = decode + [i for i, row in enumerate(rows) if row.count != 1]
         self.n_decode = len(decode)
-        self._index: torch.Tensor | None = None
+        self._index: list[int] | None = None
         if self.rows != list(range(len(rows))):
             offsets = list(accumulate((row.count for row in rows), initial=0))
-            tokens = [t for i in self.rows for t in range(offsets[i], offsets[i + 1])]
-            self._index = torch.tensor(tokens)
+            self._index = [t for i in self.rows for t in range(offsets[i], offsets[i + 1])]
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """Return lines of `x` in internal order."""
-        return x if self._index is None else x[self._index.to(x.device)]
+        return x if self._index is None else x[on_device(self._index, x.device)]
 
     def undo(self, x: torch.Tensor) -> torch.Tensor:
         """Return lines of `x` in the rows' order."""
-        return x if self._index is None else x[torch.argsort(self._index).to(x.device)]
+        if self._index is None:
+            return x
+        back = sorted(range(len(self._index)), key=self._index.__getitem__)
+        return x[on_device(back, x.device)]

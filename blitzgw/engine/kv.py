@@ -35,12 +35,12 @@ class KvArena:
             flat = torch.empty(count, dtype=TORCH_DTYPES[dtype], device=device)
         self._slot_bytes = count * dtype.size_bytes // geometry.slots
         self._data = flat.view(size)
+        self._layers = [(both[:, 0], both[:, 1]) for both in self._data.unbind(1)]
         self._copies = HostCopies(device)
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return K and V of a layer, each `[S, K, P, D]`."""
-        both = self._data[:, layer]
-        return both[:, 0], both[:, 1]
+        """Return K and V of a layer, each `[S, K, P, D]`: the same tuple each time."""
+        return self._layers[layer]
 
     def slot_of(self, table: Sequence[int]) -> int:
         """Return the slot of a block table. Raises ValueError where it is not one run in a slot."""

@@ -15,8 +15,9 @@ All in 64 bits, modulo 2⁶⁴; `mix` is the finaliser of `engine/noise.py`. The
 positions apart. So a missing, repeated or wrong layer, and lost, stale or misplaced KV, give
 another token; batch, chunks and the place of blocks do not, for integers add up in any order.
 
-Penalties, logit biases, filters and grammars have no meaning here: there is no distribution, the
-device is certain of its one token. It never emits an end-of-sequence token.
+Penalties, logit biases and filters have no meaning here: there is no distribution, the device is
+certain of its one token. Under a grammar that is one of those allowed, all alike, in the order of
+their ids; it never emits an end-of-sequence token otherwise.
 
 Arrays end in their shape: T, the tokens of a batch.
 """
@@ -36,6 +37,7 @@ from blitzgw.core.request import Logprobs
 from blitzgw.core.span import Span
 from blitzgw.core.step import KvGeometry, SequenceKv
 from blitzgw.engine.base import RowInput, Sampled
+from blitzgw.engine.grammar import Constraint
 from blitzgw.engine.noise import U64, mix, mix_array, noise_key
 from blitzgw.engine.paced_kv import PacedKv, Reading
 from blitzgw.engine.payload import pack, unpack
@@ -181,14 +183,28 @@ class PacedEngine:
         params = row.sequence.sampling
         if params.temperature > 0:
             fold ^= noise_key(params.seed, row.sequence.choice, row.start + row.count)
+        constraint = row.sequence.constraint
+        if constraint is None:
+            token = self._unconstrained(row, fold)
+        else:
+            token = self._allowed(row, constraint, fold)
+        logprobs = None
+        if params.logprobs is not None:
+            logprobs = Logprobs(0.0, ((token, 0.0),)[: params.logprobs])
+        return Sampled(token, logprobs, constraint is not None and constraint.broken)
+
+    def _allowed(self, row: RowInput, constraint: Constraint, fold: int) -> int:
+        sequence, stop = row.sequence, row.start + row.count
+        allowed = constraint.allowed(sequence.tokens, sequence.prompt_length, stop)
+        ids = np.flatnonzero(allowed)
+        return int(ids[mix(fold) % len(ids)])
+
+    def _unconstrained(self, row: RowInput, fold: int) -> int:
         token = mix(fold) % (self.spec.shape.vocab - len(self._eos))
         for eos in self._eos:
             token += token >= eos
-        if self._cost.seed_ends and self._eos and row.start + row.count >= params.seed:
-            token = self._eos[0]
-        if params.logprobs is None:
-            return Sampled(token)
-        return Sampled(token, Logprobs(0.0, ((token, 0.0),)[: params.logprobs]))
+        ends = self._cost.seed_ends and row.start + row.count >= row.sequence.sampling.seed
+        return self._eos[0] if ends and self._eos else token
 
     def _rest(self, started: float, duration_s: float) -> None:
         if duration_s > 0 and (left_s := started + duration_s - self._now()) > 0:

@@ -1,7 +1,8 @@
 """From logits to a token: penalties, filters, noise.
 
-The order is bias and penalties → temperature → top-k → top-p → min-p → noise → maximum, candidates
-sorted by (logit, lower id). Noise is a hash of (seed, choice, position, token): noise.py.
+The order is bias and penalties → grammar → temperature → top-k → top-p → min-p → noise → maximum,
+candidates sorted by (logit, lower id). Noise is a hash of (seed, choice, position, token): see
+noise.py.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
+_NEVER = np.float32(-np.inf)
+
 NEAR = 8.0
 """How far below the best scaled logit a token counts as near it: some hundred tokens of a language
 model. Of the others e⁻⁸ have enough noise to be looked at."""
@@ -48,14 +51,19 @@ def sample(rows: Sequence[RowInput], logits: torch.Tensor, eos_ids: Sequence[int
 
 def _is_plain(row: RowInput) -> bool:
     """Tell whether the row wants the largest raw logit and nothing else."""
+    return row.sequence.sampling.temperature == 0 and is_unadjusted(row)
+
+
+def is_unadjusted(row: RowInput) -> bool:
+    """Tell whether the row's token is chosen from the raw logits, and is all that it wants."""
     p = row.sequence.sampling
     return (
-        p.temperature == 0
-        and p.logprobs is None
+        p.logprobs is None
         and not p.logit_bias
         and p.presence_penalty == 0
         and p.frequency_penalty == 0
         and p.repetition_penalty == 1
+        and row.sequence.constraint is None
         and _generated(row) >= p.min_tokens
     )
 
@@ -73,16 +81,16 @@ def _sample_row(row: RowInput, raw: F32, eos_ids: Sequence[int]) -> Sampled:
         token = int(np.argmax(adjusted))
     else:
         token = draw(adjusted, p, noise_key(p.seed, row.sequence.choice, position))
-    if p.logprobs is None:
-        return Sampled(token)
-    return Sampled(token, logprobs_of(raw, token, p.logprobs))
+    logprobs = None if p.logprobs is None else logprobs_of(raw, token, p.logprobs)
+    constraint = row.sequence.constraint
+    return Sampled(token, logprobs, constraint is not None and constraint.broken)
 
 
 def adjust(raw: F32, row: RowInput, eos_ids: Sequence[int]) -> F32:
-    """Return logits with bias, penalties and the ban on early ends applied.
+    """Return logits with bias, penalties, the ban on early ends and the grammar applied.
 
     Repetition counts prompt and output (Keskar et al. 2019), presence and frequency the output
-    only, as OpenAI defines them.
+    only, as OpenAI defines them. Where the grammar leaves only what is banned, the ban is void.
     """
     p, sequence = row.sequence.sampling, row.sequence
     logits = raw.copy()
@@ -100,6 +108,12 @@ def adjust(raw: F32, row: RowInput, eos_ids: Sequence[int]) -> F32:
         logits[token] += np.float32(bias)
     if _generated(row) < p.min_tokens:
         logits[list({*eos_ids, *p.stop_token_ids})] = -np.inf
+    if sequence.constraint is not None:
+        stop = row.start + row.count
+        allowed = sequence.constraint.allowed(sequence.tokens, sequence.prompt_length, stop)
+        np.copyto(logits, _NEVER, where=~allowed)
+        if logits.max() == _NEVER:
+            logits = np.where(allowed, raw, _NEVER)
     return logits
 
 
@@ -110,6 +124,8 @@ def draw(logits: F32, p: SamplingParams, key: int) -> int:
     """
     scaled: F64 = logits.astype(np.float64) / p.temperature
     best = float(scaled.max())
+    if not math.isfinite(best):  # a broken row gets what a greedy one would, and harms no other
+        return int(np.argmax(logits))
     reach = MAX_NOISE - MIN_NOISE  # who is further below the best cannot win
     if p.min_p > 0:
         reach = min(reach, -math.log(p.min_p))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import mmap
+import platform
 from collections.abc import Sequence
 
 from blitzgw.core.layout import BlobLayout, slab_offsets
 
-_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0)
+_LINUX = 0x4000 if platform.machine() in ("x86_64", "aarch64") else 0
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", _LINUX)
+"""Python has a name for it from 3.13 on. Without it the kernel refuses what exceeds the memory of
+the machine, though only a part of that will be touched."""
 
 
 def anonymous_map(size_bytes: int) -> mmap.mmap:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from blitzgw.core.instance import ModelSpec
 from blitzgw.engine.attention import AttentionPlan, Extent, SlotAttention
+from blitzgw.engine.kernels import Layer
+from blitzgw.engine.paged import PagedDecode
 from blitzgw.engine.rope import rotate
 
 
@@ -27,20 +30,25 @@ class TorchPlan:
 
 
 class TorchKernels:
-    """`Kernels` for one model in torch."""
+    """`Kernels` for one model in torch; `paged` ones, if any, attend for decode rows."""
 
-    def __init__(self, spec: ModelSpec) -> None:
-        self._spec = spec
+    def __init__(self, spec: ModelSpec, paged: PagedDecode | None = None) -> None:
+        self._spec, self._paged = spec, paged
 
-    def layer(self, tensors: dict[str, torch.Tensor]) -> TorchLayer:
+    def layer(self, tensors: dict[str, torch.Tensor]) -> Layer:
         """Return a layer over views into its blob."""
         return TorchLayer(self._spec, tensors)
 
     def plan(
         self, extents: Sequence[Extent], n_decode: int, cos: torch.Tensor, sin: torch.Tensor
-    ) -> TorchPlan:
+    ) -> Any:
         """Prepare a step; cos and sin are `[T, D / 2]`."""
-        attend = SlotAttention(extents, n_decode, self._spec.shape.window, cos.device)
+        window = self._spec.shape.window
+        attend = SlotAttention(extents, n_decode, window, cos.device, self._paged)
+        return self.plan_of(attend, cos, sin)
+
+    def plan_of(self, attend: AttentionPlan, cos: torch.Tensor, sin: torch.Tensor) -> Any:
+        """Return what layers need of a step; cos and sin are `[T, D / 2]`."""
         return TorchPlan(attend, cos[:, None], sin[:, None])
 
     def head(self, x_RE: torch.Tensor, norm: torch.Tensor, matrix_VE: torch.Tensor) -> torch.Tensor:
@@ -54,13 +62,13 @@ class TorchLayer:
 
     def __init__(self, spec: ModelSpec, tensors: dict[str, torch.Tensor]) -> None:
         self._shape, self._eps = spec.shape, spec.shape.norm_eps
-        self._w = tensors
+        self.tensors = tensors
 
     def forward(
         self, x_TE: torch.Tensor, plan: TorchPlan, cache: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
         """Return the layer's output `[T, E]`, writing this layer's KV on the way."""
-        w, n_q = self._w, self._shape.n_heads
+        w, n_q = self.tensors, self._shape.n_heads
         normed = F.rms_norm(x_TE, x_TE.shape[-1:], w["attn_norm"], self._eps)
         qkv = F.linear(normed, w["qkv"], w.get("qkv.bias"))
         qkv_THD = qkv.view(x_TE.shape[0], -1, self._shape.head_dim)
@@ -78,6 +86,6 @@ class TorchLayer:
         if not self._shape.qk_norm:
             return qk_THD
         n_q, size = self._shape.n_heads, qk_THD.shape[-1:]
-        q_THD = F.rms_norm(qk_THD[:, :n_q], size, self._w["q_norm"], self._eps)
-        k_TKD = F.rms_norm(qk_THD[:, n_q:], size, self._w["k_norm"], self._eps)
+        q_THD = F.rms_norm(qk_THD[:, :n_q], size, self.tensors["q_norm"], self._eps)
+        k_TKD = F.rms_norm(qk_THD[:, n_q:], size, self.tensors["k_norm"], self._eps)
         return torch.cat((q_THD, k_TKD), dim=1)

@@ -21,7 +21,7 @@ import socket
 from typing import Any, Protocol, cast
 
 from blitzgw.core.clock import Clock
-from blitzgw.core.peer import Heartbeat, LoadReport, Lost, Tokens
+from blitzgw.core.peer import Heartbeat, LoadReport, Lost, PlainTokens, Tokens
 from blitzgw.crypto.records import RecordReader, Session
 from blitzgw.errors import ProtocolError
 from blitzgw.gossip.outbox import Outbox
@@ -126,10 +126,11 @@ class PeerLink(asyncio.Protocol):
 
         What a dropped link is given is lost with it, as its owner will be told.
         """
-        if isinstance(message, Tokens) and self._paused:
-            self.merged_events += len(message.events)
+        if self._paused and isinstance(message, PlainTokens | Tokens):
+            events = message.events
+            self.merged_events += len(events)
             self._used()
-            self._outbox.add(message.events)
+            self._outbox.add(events)
             self._check_unsent()
             return
         if isinstance(message, LoadReport):

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from blitzgw.core.clock import Clock
 from blitzgw.core.instance import InstanceState
-from blitzgw.core.peer import Abort, Declined, Loss, Lost, Submit, Tokens
+from blitzgw.core.peer import Abort, Declined, Loss, Lost, PlainTokens, Submit, Tokens
 from blitzgw.core.ports import Ingress, Outlook
-from blitzgw.core.request import GenerationRequest
+from blitzgw.core.request import GenerationRequest, StepTokens
 from blitzgw.core.view import InstanceFacts, LoadFacts, NodeView
 from blitzgw.errors import (
     GenerationFailed,
@@ -120,6 +120,17 @@ class RemoteIngress:
                 self._away.pop(event.request_id, None)
         if events:
             self._router.on_tokens(events)
+
+    def on_plain(self, boot: str, message: PlainTokens) -> None:
+        """Pass on tokens of requests that are at this peer. This runs for every token."""
+        find = self._away.get
+        tokens = [
+            token
+            for token in message.tokens
+            if (where := find(token[0])) and where.boot == boot and where.attempt == token[1]
+        ]
+        if tokens:
+            self._router.on_tokens(StepTokens(tokens, []))
 
     def on_declined(self, boot: str, message: Declined) -> None:
         """Pass on that an instance does not take a request, with the error it was refused with."""

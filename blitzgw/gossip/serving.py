@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blitzgw.core.clock import Clock
-from blitzgw.core.peer import Abort, Declined, Loss, Lost, Submit, Tokens
+from blitzgw.core.peer import Abort, Declined, Loss, Lost, PlainTokens, Submit, Tokens
 from blitzgw.core.ports import Ingress, InstancePort
-from blitzgw.core.request import GenerationRequest, TokenEvent
+from blitzgw.core.request import GenerationRequest, PlainToken, StepTokens, TokenEvent
 from blitzgw.errors import InvalidRequest, Outdated, RequestError, Unavailable
 from blitzgw.gossip.links import Links
+from blitzgw.gossip.users import Users
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +49,10 @@ class Serving:
         self.draining = False
         """Whether requests of peers are declined; those of this node's router are not its business.
         """
+        self.users = Users()
         self._links, self._router, self._clock = links, router, clock
         self._hosted: dict[str, _Hosted] = {}
         self._guests: dict[str, Guest] = {}
-        self._submitted_s: dict[str, float] = {}
 
     def host(self, port: InstancePort, claim: int, digest: str = "") -> None:
         """Serve an instance to peers, at a claim of its device.
@@ -72,12 +73,6 @@ class Serving:
         """Return how many requests of a peer are here."""
         return sum(guest.boot == boot for guest in self._guests.values())
 
-    def users(self, within_s: float) -> list[str]:
-        """Return the peers that have submitted something within the last seconds."""
-        since_s = self._clock.now() - within_s
-        self._submitted_s = {b: at_s for b, at_s in self._submitted_s.items() if at_s >= since_s}
-        return [*self._submitted_s]
-
     def give_away(self, reason: str, instance: str = "") -> int:
         """Hand requests of peers back, to be continued elsewhere; return how many.
 
@@ -97,7 +92,7 @@ class Serving:
     def on_submit(self, boot: str, message: Submit) -> None:
         """Queue a peer's request at its instance, or decline it."""
         request = message.request
-        self._submitted_s[boot] = self._clock.now()
+        self.users.used(boot, self._clock.now())
         try:
             hosted = self._admit(message)
             self._make_way(boot, request)
@@ -121,7 +116,7 @@ class Serving:
 
     def link_lost(self, boot: str) -> None:
         """Stop all requests of a peer: nobody would get their tokens."""
-        self._submitted_s.pop(boot, None)
+        self.users.forget(boot)
         for guest in [g for g in self._guests.values() if g.boot == boot]:
             self._forget(guest)
             self._abort(guest)
@@ -129,12 +124,39 @@ class Serving:
     # What schedulers say.
 
     def on_tokens(self, events: Sequence[TokenEvent]) -> None:
-        """Send what one step produced to whom it belongs. This runs for every token."""
-        guests = self._guests
-        if not guests:
+        """Send what one step produced to whom it belongs."""
+        if not self._guests:
             self._router.on_tokens(events)
             return
-        local: list[TokenEvent] = []
+        plain: list[PlainToken] = []
+        if isinstance(events, StepTokens):
+            plain, events = self._send_plain(events.plain), events.events
+        local = self._send_events(events)
+        if plain:
+            self._router.on_tokens(StepTokens(plain, local))
+        elif local:
+            self._router.on_tokens(local)
+
+    def _send_plain(self, tokens: Sequence[PlainToken]) -> list[PlainToken]:
+        """Send peers' tokens to them and return those of this node. This runs for every token."""
+        find, local = self._guests.get, list[PlainToken]()
+        away: dict[str, list[PlainToken]] = {}
+        for token in tokens:
+            guest = find(token[0])
+            if guest is None:
+                local.append(token)
+            elif guest.attempt == token[1]:
+                theirs = away.get(guest.boot)
+                if theirs is None:
+                    theirs = away[guest.boot] = []
+                theirs.append(token)
+        for boot, theirs in away.items():
+            self._links.send(boot, None, PlainTokens(theirs))
+        return local
+
+    def _send_events(self, events: Sequence[TokenEvent]) -> list[TokenEvent]:
+        """Send peers' events to them and return those of this node."""
+        guests, local = self._guests, list[TokenEvent]()
         away: dict[str, list[TokenEvent]] = {}
         for event in events:
             guest = guests.get(event.request_id)
@@ -146,8 +168,7 @@ class Serving:
                     del guests[event.request_id]
         for boot, theirs in away.items():
             self._links.send(boot, None, Tokens(theirs))
-        if local:
-            self._router.on_tokens(local)
+        return local
 
     def on_lost(self, losses: Sequence[Loss], reason: str, *, planned: bool = False) -> None:
         """Give requests that ended without an answer back to whom they belong."""

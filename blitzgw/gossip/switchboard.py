@@ -15,6 +15,7 @@ from blitzgw.core.peer import (
     Fetch,
     LoadReport,
     Lost,
+    PlainTokens,
     Submit,
     Tokens,
 )
@@ -61,6 +62,7 @@ class Switchboard:
             Submit: serving.on_submit,
             Abort: serving.on_abort,
             Tokens: ingress.on_tokens,
+            PlainTokens: ingress.on_plain,
             Declined: ingress.on_declined,
             Lost: ingress.on_lost,
             Fetch: server.on_fetch,

@@ -50,6 +50,13 @@ class Arrivals:
         arrived.requests += 1
         arrived.tokens += len(request.tokens)
 
+    def turned_away(self, model: str, tokens: int) -> None:
+        """Count a request that was refused before it was looked at, and its tokens by guess."""
+        arrived = self.of(model)
+        arrived.requests += 1
+        arrived.refused += 1
+        arrived.tokens += tokens
+
     def cached(self, model: str, tokens: int) -> None:
         """Take off what of a prompt did not have to be computed."""
         self.of(model).tokens -= tokens

@@ -15,6 +15,7 @@ from blitzgw.errors import Overloaded, RequestError, Unavailable
 from blitzgw.router.arrivals import Arrivals
 from blitzgw.router.choice import Dice, rendezvous
 from blitzgw.router.fleet import Fleet, Seat, same_definition
+from blitzgw.router.fullness import Fullness
 from blitzgw.router.placing import Placing
 from blitzgw.router.refusal import bounded, redefined, sooner, unavailable
 from blitzgw.router.statistics import Counts
@@ -57,6 +58,7 @@ class Dispatcher:
         self.waiting = WaitingRoom()
         self.counts = Counts()
         self.arrivals = Arrivals()
+        self.fullness = Fullness()
 
         self.eta_s: Callable[[str], float | None] = lambda _: None
         """Returns in how many seconds a model's next instance is expected; None: not known."""
@@ -186,7 +188,9 @@ class Dispatcher:
         if refusal is not None:
             self.counts.refused += 1
             self.arrivals.refused(model)
-            raise bounded(sooner(refusal, self.eta_s(model)))
+            told = bounded(sooner(refusal, self.eta_s(model)))
+            self.fullness.refused(entry.request, told, self._clock.now())
+            raise told
         self._wait(entry)
 
     def _set_aside(self, entry: Entry) -> None:
@@ -246,9 +250,11 @@ class Dispatcher:
     def hope(self, model: str) -> None:
         """Hold those again who ask for a model."""
         self._given_up.pop(model, None)
+        self.fullness.moved(model)
 
     def redefine(self, model: str, digest: str) -> None:
         """Let a definition hold for a model from now on, and answer who waits for another one."""
+        self.fullness.moved(model)
         if digest:
             self._definitions[model] = digest
         else:

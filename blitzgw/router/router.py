@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from blitzgw.core.clock import Clock
 from blitzgw.core.peer import Loss
 from blitzgw.core.ports import InstancePort, TokenSink
-from blitzgw.core.request import GenerationRequest, Stage, TokenEvent
+from blitzgw.core.request import GenerationRequest, PlainToken, Stage, StepTokens, TokenEvent
 from blitzgw.core.view import RequestFacts
 from blitzgw.errors import GenerationFailed, InvalidRequest, RequestError
 from blitzgw.router.arrivals import Arrived, Held
@@ -111,6 +111,19 @@ class Router:
         """Return what clients have asked of a model since the start; it goes on counting."""
         return self._arrivals.of(model)
 
+    def turn_away(self, model: str, digest: str) -> None:
+        """Raise the refusal that a request would get now, where that is known without it.
+
+        It counts as demand that was refused, as long as the prompt that instances have refused.
+        """
+        full = self._dispatcher.fullness.of(model, digest, self._clock.now())
+        if full is not None:
+            self._counts.requests += 1
+            self._counts.refused += 1
+            self._arrivals.turned_away(model, full.tokens)
+            self._dispatcher.stirred(model)
+            raise full.again()
+
     def generate(self, request: GenerationRequest, sink: TokenSink) -> None:
         """Route a request; raises `RequestError` where it is refused."""
         self._dispatcher.release(request.model)  # who came before goes before
@@ -123,14 +136,20 @@ class Router:
     def abort(self, request_id: str) -> None:
         """Stop a generation; its sink is not called any more. Unknown ids are ignored."""
         entry = self._dispatcher.forget(request_id)
-        seat = None if entry is None else self._fleet.get(entry.instance)
-        if entry is not None and seat is not None:
+        if entry is None:
+            return
+        self._dispatcher.fullness.moved(entry.request.model)
+        seat = self._fleet.get(entry.instance)
+        if seat is not None:
             seat.port.abort(request_id, entry.attempt)
 
     # What instances tell.
 
     def on_tokens(self, events: Sequence[TokenEvent]) -> None:
         """Log what one step produced and push it; events of former attempts are dropped."""
+        if isinstance(events, StepTokens):
+            self._on_plain(events.plain)
+            events = events.events
         for event in events:
             entry = self._log.get(event.request_id)
             if entry is None or event.attempt != entry.attempt:
@@ -144,10 +163,20 @@ class Router:
             if event.route:
                 entry.route = event.route
                 self._splits[entry.request.model] += 1
-            entry.tokens += event.tokens
+            entry.tokens.extend(event.tokens)
             entry.sink.push(event)
             if event.finish is not None:
                 self._end(entry)  # not before: a sink may ask who has served it
+
+    def _on_plain(self, tokens: Sequence[PlainToken]) -> None:
+        """Log and push what is nothing but a token. This runs for every token."""
+        find, now = self._log.get, self._clock.now()
+        for request_id, attempt, token in tokens:
+            entry = find(request_id)
+            if entry is not None and entry.attempt == attempt:
+                entry.alive = True
+                entry.tokens.append(token)
+                entry.sink.push_token(token, now)
 
     def on_lost(self, losses: Sequence[Loss], reason: str, *, planned: bool = False) -> None:
         """Take back requests that ended at their instance without an answer.
@@ -208,6 +237,7 @@ class Router:
         """Look at who waits: an instance may have room again, or be open again."""
         seat = self._fleet.get(instance)
         if seat is not None:
+            self._dispatcher.fullness.moved(seat.port.model)
             self._dispatcher.release(seat.port.model)
 
     def instance_down(self, instance: str, reason: str, *, planned: bool = False) -> None:
@@ -274,16 +304,17 @@ class Router:
 
     def _lost(self, entry: Entry, reason: str, kept: str, *, planned: bool) -> None:
         entry.admitted, entry.held_since = True, None
+        self._dispatcher.fullness.moved(entry.request.model)
         if planned:
             entry.moves += 1
             self._counts.moved += 1
             self._migrations[entry.request.model, "kv" if kept else "recompute"] += 1
-            entry.round = Round(tried={entry.instance})
+            entry.round = Round(frozenset({entry.instance}))
             log.info("request_moves id=%s reason=%s", entry.request.id, reason)
         else:
             entry.failures += 1
             self._counts.lost += 1
-            entry.failed.add(entry.instance)
+            entry.failed |= {entry.instance}
             entry.round = Round()
             template = "request_lost id=%s failures=%d reason=%s"
             log.warning(template, entry.request.id, entry.failures, reason)
@@ -302,6 +333,7 @@ class Router:
 
     def _end(self, entry: Entry) -> None:
         """Close the books on an answered request, which its sink may have done already."""
+        self._dispatcher.fullness.moved(entry.request.model)
         seat = self._fleet.get(entry.instance)
         if seat is not None:
             self._dispatcher.placing.finished(entry, seat)

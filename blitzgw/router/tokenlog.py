@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from blitzgw.core.ports import TokenSink
 from blitzgw.core.request import GenerationRequest, Stage
@@ -18,13 +20,13 @@ class Round:
     `declines` counts refusals that took the way there and back.
     """
 
-    tried: set[str] = field(default_factory=set)
+    tried: frozenset[str] = frozenset()
     refusal: Refusal | None = None
     declines: int = 0
 
     def refused(self, instance: str, refusal: Refusal) -> None:
         """Note an instance's refusal; one that is not there is as if nobody knew of it."""
-        self.tried.add(instance)
+        self.tried |= {instance}
         if not isinstance(refusal, Outdated):
             self.refusal = kinder(self.refusal, refusal)
 
@@ -45,12 +47,12 @@ class Entry:
     sink: TokenSink
     number: int
     since_s: float
-    tokens: list[int] = field(default_factory=list)
+    tokens: array[int] = field(default_factory=partial(array, "I"))
     attempt: int = 0
     failures: int = 0
     moves: int = 0
     alive: bool = False
-    failed: set[str] = field(default_factory=set)
+    failed: frozenset[str] = frozenset()
     instance: str = ""
     route: tuple[Stage, ...] = ()
     """Who ran which layers of the prompt, where not one instance ran them all."""

@@ -151,7 +151,7 @@ class Autoscaler:
     # What the view says.
 
     def _follow(self, now: float) -> list[AutoEffect]:
-        """Follow the view: wishes, ownership, deaths; look at everything anew."""
+        """Follow the view: wishes, ownership, deaths; look anew at whatever that may concern."""
         self._unfollowed = False
         effects: list[AutoEffect] = []
         wishes = self._census.wishes()
@@ -165,10 +165,12 @@ class Autoscaler:
                 effects.append(PublishScale(charge.model, None))
         effects += self._pass_on()
         for charge in self._charges:
-            if charge.growing.pauses(now):
+            paused = charge.growing.pauses(now)
+            if paused:
                 charge.growing.seen(self._census.room(charge.definition))
-            charge.viewed_s = None
-            charge.look_soon(now)
+            if self._judge.follow(charge, self._judged.get(charge.model)) or paused:
+                charge.viewed_s = None
+                charge.look_soon(now)
         return effects
 
     def _pass_on(self) -> list[AutoEffect]:
@@ -202,7 +204,7 @@ class Autoscaler:
         if charge is not None:
             judged = self._judged.get(charge.model)
             asleep = event.demand.held > 0 and (judged is None or not judged.present)
-            charge.look_soon(now, at_once=asleep)
+            charge.look_soon(now, at_once=asleep, progress=not charge.monitor.rises)
         return []
 
     def _on_wish(self, event: WishGiven, now: float) -> list[AutoEffect]:

@@ -79,7 +79,8 @@ class Census:
 
     def strangers(self, boots: Set[str]) -> Set[str]:
         """Return which of these nodes are not believed to run."""
-        return boots - self.view.picture.recall(MEMBERSHIP).living.keys()
+        living = self.view.picture.recall(MEMBERSHIP).living
+        return {boot for boot in boots if boot not in living}
 
     # Instances and devices.
 

@@ -11,6 +11,7 @@ from blitzgw.scaling.monitor import LOAD_S, Monitor
 from blitzgw.scaling.policy import PolicyState
 from blitzgw.scaling.reckoning import Reckoning
 from blitzgw.scaling.retrying import Retrying
+from blitzgw.scaling.standing import Standing
 from blitzgw.scaling.standstill import Standstill
 from blitzgw.scaling.survey import ModelDefinition
 
@@ -28,6 +29,10 @@ other things to do."""
 
 MAX_LOOK_S = 0.05
 """But no longer than that: so soon a queue over its bound is to be answered."""
+
+PROGRESS_S = 0.1
+"""Within which a model is looked at of which nodes tell that less is to be done: fewer instances
+are a matter of patience, which is ten times that and more."""
 
 TICK_S = 1.0
 """The longest between two looks: figures move with time, even if nobody says anything."""
@@ -80,6 +85,8 @@ class Charge:
     """Between two looks, as many instances as there are."""
     looked_s: float | None = None
     viewed_s: float | None = None
+    standing: Standing | None = None
+    """What the model had when the view was followed last."""
     look_at: float | None = None
 
     @property
@@ -87,11 +94,14 @@ class Charge:
         """The model's name."""
         return self.definition.name
 
-    def look_soon(self, now: float, *, at_once: bool = False) -> None:
-        """Have the model looked at: at once, or as soon as it may be looked at again."""
-        at = now
+    def look_soon(self, now: float, *, at_once: bool = False, progress: bool = False) -> None:
+        """Have the model looked at: at once, or as soon as it may be looked at again.
+
+        Of `progress` a little later.
+        """
+        at = now + PROGRESS_S if progress else now
         if not at_once and self.looked_s is not None:
-            at = max(now, self.looked_s + self.look_s)
+            at = max(at, self.looked_s + self.look_s)
         self.look_at = at if self.look_at is None else min(self.look_at, at)
 
     def looked(self, instances: int, now: float) -> None:

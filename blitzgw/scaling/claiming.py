@@ -13,6 +13,7 @@ device; whoever has not answered in time is left out, and what is granted later 
 from __future__ import annotations
 
 from abc import abstractmethod
+from itertools import islice
 
 from blitzgw.core.operation import Claim, Claimed, Retire
 from blitzgw.scaling.freedevices import FreeDevice, free_devices
@@ -99,7 +100,7 @@ class Claiming(Reception):
             return
         self._before = len(instances_of(self.definition.name, view))
         n_wanted = self._n_wanted()
-        free = free_devices(self.definition, view)[: max(0, n_wanted)]
+        free = [*islice(free_devices(self.definition, view), max(0, n_wanted))]
         self._targets = {each.worker: self._target(each) for each in free}
         self._lacking_devices = ""
         if len(free) < n_wanted:

@@ -18,7 +18,6 @@ dropping for many.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,8 +25,10 @@ from blitzgw.core.instance import InstanceState
 from blitzgw.core.view import ClusterView, CopyFacts, NodeView
 from blitzgw.scaling.effects import DropWeights, KeeperEffect, ObtainCopy
 from blitzgw.scaling.events import CopyTried, KeeperEvent
-from blitzgw.scaling.ownership import draining, unit_hash
-from blitzgw.scaling.survey import ModelDefinition, has_copy, has_instance, on_disk, speaks
+from blitzgw.scaling.keepers import CopyNeed, complete_copy, copy_needs, has_all, keepers, order
+from blitzgw.scaling.ownership import draining
+from blitzgw.scaling.possession import on_disk
+from blitzgw.scaling.survey import ModelDefinition, speaks
 
 CHECK_S = 0.5
 """Between two looks at the view: small beside what is waited for."""
@@ -48,16 +49,6 @@ link is there by then."""
 
 MAX_WEIGHTS = 1024
 """Models that one node looks after: more than clusters define."""
-
-
-@dataclass(frozen=True, slots=True)
-class CopyNeed:
-    """So many copies are wanted of these weights, which `model` is one name of."""
-
-    weights: str
-    model: str
-    digest: str
-    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +170,7 @@ class CopyKeeper:
         local = view.nodes[view.local]
         if draining(local) or complete_copy(local, need.weights) is not None:
             return False
-        if not any(has_all(node, need.weights, definition) for node in view.living()):
+        if not any(has_all(node, need.weights, definition, view) for node in view.living()):
             return False
         return view.local in keepers(need, view, definition.size_bytes)
 
@@ -219,71 +210,11 @@ class CopyKeeper:
             for node in view.living()
             if not draining(node)
             and complete_copy(node, copy.weights) is not None
-            and _order(node, copy.weights) > _order(local, copy.weights)
+            and order(node, copy.weights) > order(local, copy.weights)
         ]
         if need.count:
             return len(above) >= need.count
-        return bool(above) or any(on_disk(node, copy.weights) for node in view.living())
-
-
-def copy_needs(view: ClusterView) -> dict[str, CopyNeed]:
-    """Return what is to be kept, by the root of the weights; of several counts the largest."""
-    needs: dict[str, CopyNeed] = {}
-    facts = [model for node in view.living() for model in node.models.values() if model.weights]
-    for model in sorted(facts, key=lambda model: (-model.host_copies, model.name, model.digest)):
-        need = CopyNeed(model.weights, model.name, model.digest, model.host_copies)
-        needs.setdefault(model.weights, need)
-    return needs
-
-
-def keepers(need: CopyNeed, view: ClusterView, size_bytes: int) -> list[str]:
-    """Return the boot ids of the nodes that should have a copy, `need.count` or fewer of them."""
-    ranked: list[tuple[int, float, str]] = []
-    for node in view.living():
-        if draining(node) or node.host_facts is None or not _able(node):
-            continue
-        beside = has_instance(node, need.weights)
-        there = [copy for copy in node.copies.values() if copy.weights == need.weights]
-        having = any(not (copy.cached and beside) for copy in there)
-        if complete_copy(node, need.weights) is not None:
-            ranked.append((3, *_order(node, need.weights)))
-        elif having or node.host_facts.free_bytes >= size_bytes:
-            free_bytes = float(node.host_facts.free_bytes)
-            score = -free_bytes / math.log(unit_hash(need.weights, node.boot))
-            ranked.append((2 if having else int(not beside), score, node.boot))
-    ranked.sort(reverse=True)
-    return [boot for _, _, boot in ranked[: need.count]]
-
-
-def complete_copy(node: NodeView, weights: str) -> CopyFacts | None:
-    """Return the first complete copy of a node that can be counted on, by device."""
-    complete = [
-        copy
-        for copy in node.copies.values()
-        if copy.weights == weights and copy.complete and not copy.cached
-    ]
-    return min(complete, key=lambda copy: copy.device, default=None)
-
-
-def has_all(node: NodeView, weights: str, definition: ModelDefinition) -> bool:
-    """Whether a node has these weights whole, in whatever place."""
-    if on_disk(node, weights) or has_copy(node, weights):
-        return True
-    full = (1 << len(definition.blob_bytes)) - 1
-    return any(
-        facts.weights == weights
-        and facts.state is not InstanceState.GONE
-        and facts.blobs.lstrip("0") == f"{full:x}"
-        for facts in node.instances.values()
-    )
-
-
-def _order(node: NodeView, weights: str) -> tuple[float, str]:
-    return unit_hash(weights, node.boot), node.boot
-
-
-def _able(node: NodeView) -> bool:
-    return any(speaks(device) for device in node.devices.values())
+        return bool(above) or any(on_disk(node, copy.weights, view) for node in view.living())
 
 
 def _device_for(node: NodeView, weights: str) -> str | None:

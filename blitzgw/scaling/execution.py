@@ -19,7 +19,7 @@ from blitzgw.scaling.operation import Surroundings
 from blitzgw.scaling.orders import edge_orders, promised, read_orders
 from blitzgw.scaling.pairing import Pairing
 from blitzgw.scaling.planner.base import PlanError
-from blitzgw.scaling.sourcing import Sourcing
+from blitzgw.scaling.sourcing import Sourcing, known_blobs
 from blitzgw.scaling.survey import ModelDefinition, members
 from blitzgw.scaling.targets import EdgeBook
 from blitzgw.scaling.zero import together
@@ -68,8 +68,7 @@ class Execution:
     ) -> bool:
         """Whether every blob is known to be somewhere: without that there is no plan at all."""
         task, _ = self._problem(lacking, held, given_up)
-        known = frozenset[int]().union(*(holder.blobs for holder in task.holders))
-        return len(known) == len(task.blob_bytes)
+        return len(known_blobs(task.holders)) == len(task.blob_bytes)
 
     def choose(
         self,

@@ -7,7 +7,7 @@ and what one operation has claimed another would ask for too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from blitzgw.core.instance import InstanceState
@@ -54,7 +54,7 @@ class Hindsight:
                 continue
             instances = {**node.instances, outcome.facts.id: outcome.facts}
             nodes[outcome.boot] = replace(node, instances=instances)
-        return replace(view, nodes={**view.nodes, **nodes}) if nodes else view
+        return _changed(view, nodes)
 
     def __len__(self) -> int:
         return len(self._known)
@@ -71,7 +71,15 @@ def foresee(view: ClusterView, claimed: Iterable[Outcome]) -> ClusterView:
         shown = told is not None and told.state in COUNTED and told.claim >= facts.claim
         if not shown and device is not None and device.claim <= facts.claim:
             nodes[outcome.boot] = replace(node, instances={**node.instances, facts.id: facts})
-    return replace(view, nodes={**view.nodes, **nodes}) if nodes else view
+    return _changed(view, nodes)
+
+
+def _changed(view: ClusterView, nodes: Mapping[str, NodeView]) -> ClusterView:
+    """Return a view with these nodes as they are here."""
+    if not nodes:
+        return view
+    picture = view.picture.after(nodes)
+    return ClusterView(view.local, picture.nodes, picture)
 
 
 def _shown(node: NodeView, facts: InstanceFacts) -> bool:

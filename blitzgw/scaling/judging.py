@@ -83,6 +83,18 @@ class Judge:
             return ScaleMode.AUTO, AUTOMATIC
         return ScaleMode.MANUAL, wish.wanted
 
+    def follow(self, charge: Charge, former: Judgement | None) -> bool:
+        """Return whether what is new in the view may change a judgement.
+
+        Most of it is about other models' instances: of these only who lacks devices wants to know.
+        """
+        definition, census = charge.definition, self._census
+        before, charge.standing = charge.standing, census.standing(definition.name)
+        if former is None or charge.standing is not before:
+            return True
+        terms = census.terms(definition.name, definition.digest)
+        return former.verdict.needed > former.verdict.wanted or former.terms != terms
+
     def judge(self, charge: Charge, now: float) -> Judgement:
         """Look at a model. The charge's policy state stays as it is: take the verdict's."""
         definition, census = charge.definition, self._census

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
+from blitzgw.core.membership import MEMBERSHIP
+from blitzgw.core.picture import FIGURES, MEMBERS, Derived, Picture
 from blitzgw.core.plan import Links, Port
 from blitzgw.core.transfer import PIECE_BYTES
-from blitzgw.core.view import ClusterView, NetworkFacts
+from blitzgw.core.view import ClusterView, HostFacts, NetworkFacts
 from blitzgw.scaling.survey import members
 
 RATE_BYTES_PER_S = 1.25e9
@@ -41,29 +44,83 @@ def links_of(
     `own` is what an operation that plans anew has been promised: (tx, rx) by (node, network), which
     is at its disposal again.
     """
-    promised = own or {}
-    nodes = members(view)
-    hosts = {name: node.host_facts for name, node in nodes.items() if node.host_facts is not None}
-    return Links(
-        ports={
-            (name, network.name): _port(network, promised.get((name, network.name), (0.0, 0.0)))
-            for name, host in hosts.items()
-            for network in host.networks
-        },
-        disks={
-            name: host.disk_bytes_per_s
-            for name, host in hosts.items()
-            if MIN_RATE_BYTES_PER_S <= host.disk_bytes_per_s <= MAX_RATE_BYTES_PER_S
-        },
-        hosts={
-            name: min(HOST_BYTES_PER_S, told_rate(host.host_bytes_per_s, HOST_BYTES_PER_S))
-            for name, host in hosts.items()
-        },
-        zones={name: host.zone for name, host in hosts.items()},
+    known = view.picture.recall(_MACHINES)
+    links = Links(
+        known.ports,
+        known.disks,
+        known.hosts,
+        known.zones,
         setup_s=SETUP_S,
         hop_s=HOP_S,
         piece_bytes=LAG_BYTES,
     )
+    if not own:
+        return links
+    ours = {
+        (name, network.name): _port(network, own[name, network.name])
+        for name in {name for name, _ in own} & known.told.keys()
+        for network in known.told[name].networks
+        if (name, network.name) in own
+    }
+    return replace(links, ports={**known.ports, **ours})
+
+
+@dataclass(slots=True)
+class _Machines:
+    """What members tell of their machines (`told`), as plans need it, by name."""
+
+    named: Mapping[str, str]
+    told: dict[str, HostFacts] = field(default_factory=dict)
+    ports: dict[tuple[str, str], Port] = field(default_factory=dict)
+    disks: dict[str, float] = field(default_factory=dict)
+    hosts: dict[str, float] = field(default_factory=dict)
+    zones: dict[str, str] = field(default_factory=dict)
+
+    def take(self, name: str, host: HostFacts | None) -> None:
+        """Know of a machine what it tells by now."""
+        before = self.told.get(name)
+        if host is before:
+            return
+        if before is not None:
+            for network in before.networks:
+                self.ports.pop((name, network.name), None)
+            for book in (self.told, self.disks, self.hosts, self.zones):
+                book.pop(name, None)
+        if host is not None:
+            self.told[name], self.zones[name] = host, host.zone
+            for network in host.networks:
+                self.ports[name, network.name] = _port(network, (0.0, 0.0))
+            if MIN_RATE_BYTES_PER_S <= host.disk_bytes_per_s <= MAX_RATE_BYTES_PER_S:
+                self.disks[name] = host.disk_bytes_per_s
+            rate = told_rate(host.host_bytes_per_s, HOST_BYTES_PER_S)
+            self.hosts[name] = min(HOST_BYTES_PER_S, rate)
+
+
+def _machines(picture: Picture, former: _Machines | None, stale: frozenset[str]) -> _Machines:
+    nodes, named = picture.nodes, picture.recall(MEMBERSHIP).named
+    if former is None or former.named is not named:
+        made = _Machines(named)
+        for name, boot in named.items():
+            made.take(name, nodes[boot].host_facts)
+        return made
+    news = [nodes[boot] for boot in stale if boot in nodes]
+    news = [node for node in news if named.get(node.name) == node.boot]
+    if all(node.host_facts is former.told.get(node.name) for node in news):
+        return former
+    made = _Machines(
+        named,
+        {**former.told},
+        {**former.ports},
+        {**former.disks},
+        {**former.hosts},
+        {**former.zones},
+    )
+    for node in sorted(news, key=lambda node: node.name):  # whatever the hashes of strings are
+        made.take(node.name, node.host_facts)
+    return made
+
+
+_MACHINES = Derived(MEMBERS | FIGURES, _machines)
 
 
 def dial_address(view: ClusterView, worker: str, network: str) -> tuple[str, int] | None:

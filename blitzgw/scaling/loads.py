@@ -7,12 +7,31 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
+from blitzgw.core.scale import Demand
 from blitzgw.core.view import LoadFacts
 
 
 def busy(load: LoadFacts) -> bool:
     """Tell whether an instance has a request."""
     return load.running > 0 or load.waiting > 0 or load.queued_tokens > 0
+
+
+def more_to_do(former: Demand, demand: Demand) -> bool:
+    """Tell whether a node has more to do than it had, or knows at last how fast it does it."""
+    if demand.arrived > former.arrived or demand.held > former.held:
+        return True
+    before = {load.instance: load for load in former.loads}
+    return any(_more(before.get(load.instance), load) for load in demand.loads)
+
+
+def _more(before: LoadFacts | None, load: LoadFacts) -> bool:
+    return (
+        before is None
+        or load.queued_tokens > before.queued_tokens
+        or load.running + load.waiting > before.running + before.waiting
+        or load.kv_committed_tokens > before.kv_committed_tokens
+        or (before.prefill_tokens_per_s is None and load.prefill_tokens_per_s is not None)
+    )
 
 
 def newest(*sources: Iterable[LoadFacts]) -> dict[str, LoadFacts]:

@@ -16,6 +16,7 @@ from blitzgw.scaling.loads import (
     busy,
     decode_step_s,
     kv_tokens,
+    more_to_do,
     newest,
     prefill_rate,
     robust_mean,
@@ -102,6 +103,8 @@ class Monitor:
         self._arrivals = Arrivals(now, 2 * STEADY_S)
         self._ttft, self._tpot, self._queue = (SlidingQuantiles() for _ in range(3))
         self._active_s = now
+        self.rises = False
+        """Whether the last demand told of more to do than that node's former one."""
 
     def take(self, boot: str, demand: Demand, now: float) -> bool:
         """Take a node's demand in place of its former one; False for one that is older."""
@@ -109,6 +112,7 @@ class Monitor:
         if former is not None and demand.number <= former.demand.number:
             return False
         self._told[boot] = Told(demand, now)
+        self.rises = former is None or more_to_do(former.demand, demand)
         arrived = self._count_arrivals(former, demand, now)
         for sliding, counts in (
             (self._ttft, demand.ttft),

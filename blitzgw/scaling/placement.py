@@ -10,7 +10,7 @@ Instances are put one after the other, each on the device that comes first by, i
 5. the way's width: the machine's fastest port, shared among the instances that are put there and
    those of the model that are there (this spreads them over nodes);
 6. room: what the device has beyond the weights, and the host has free;
-7. how many instances of the model its node has, and its name.
+7. how many instances of the model its node has, its turn among those alike, and its name.
 
 Rates and sizes count by powers of two: what differs less is not worth a worse place in the rest.
 """
@@ -20,7 +20,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -52,7 +52,8 @@ class Candidate:
     `near`: its node is in the zone of one that has the weights in memory. `displaces`: an instance
     of something else is kept there. `instances_here` are those of the model on its node.
     `rate_bytes_per_s` is that of the node's fastest port, `free_bytes` what the device has beyond
-    the weights, `host_bytes` what the host has free.
+    the weights, `host_bytes` what the host has free, `turn` its place in an order of the model's
+    own (freedevices.py).
     """
 
     worker: str
@@ -65,15 +66,31 @@ class Candidate:
     free_bytes: int = 0
     host_bytes: int = 0
     instances_here: int = 0
+    turn: int = 0
 
 
-def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Return candidates, the best first, each as the next choice after those before it."""
+def ranked(
+    candidates: Iterable[Candidate], crowds: Iterable[Iterator[list[Candidate]]] = ()
+) -> Iterator[Candidate]:
+    """Yield candidates, the best first, each as the next choice after those before it.
+
+    A crowd yields the candidates of one node after the other, which differ in their names and turns
+    alone and come in the order of these: no more of them are looked at than may be next.
+    """
     put: dict[str, int] = defaultdict(int)
     queues = _alike(candidates)
     heads = [_entry(queue, index, 0) for index, queue in enumerate(queues)]
     heapq.heapify(heads)
-    chosen: list[Candidate] = []
+    behind: dict[int, Iterator[list[Candidate]]] = {}
+
+    def come(crowd: Iterator[list[Candidate]]) -> None:
+        for queue in _alike(next(crowd, ())):
+            behind[len(queues)] = crowd
+            heapq.heappush(heads, _entry(queue, len(queues), 0))
+            queues.append(queue)
+
+    for crowd in crowds:
+        come(crowd)
     while heads:
         entry = heads[0]
         queue = queues[entry[-1]]
@@ -82,13 +99,14 @@ def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
             heapq.heapreplace(heads, now)
             continue
         best = queue.popleft()
-        chosen.append(best)
+        yield best
         put[best.node] += 1
         if queue:
             heapq.heapreplace(heads, _entry(queue, entry[-1], put[best.node]))
         else:
             heapq.heappop(heads)
-    return chosen
+        if entry[-1] in behind:  # whoever is behind it in its crowd is no better than it was
+            come(behind.pop(entry[-1]))
 
 
 def _alike(candidates: Iterable[Candidate]) -> list[deque[Candidate]]:
@@ -98,7 +116,7 @@ def _alike(candidates: Iterable[Candidate]) -> list[deque[Candidate]]:
     same: mostly a queue is a node, so that only its first has to be compared with others.
     """
     queues: dict[tuple[object, ...], deque[Candidate]] = defaultdict(deque)
-    for each in sorted(candidates, key=lambda each: (*_order(each, 0), each.worker)):
+    for each in sorted(candidates, key=lambda each: (*_order(each, 0), each.turn, each.worker)):
         near_bytes = each.distance is Distance.MEMORY
         queues[each.node, near_bytes, each.rate_bytes_per_s, each.instances_here].append(each)
     return list(queues.values())
@@ -106,9 +124,9 @@ def _alike(candidates: Iterable[Candidate]) -> list[deque[Candidate]]:
 
 def _entry(
     queue: deque[Candidate], index: int, put_here: int
-) -> tuple[tuple[float, ...], str, int]:
+) -> tuple[tuple[float, ...], int, str, int]:
     """Return the place of the first of a queue among the firsts of all."""
-    return _order(queue[0], put_here), queue[0].worker, index
+    return _order(queue[0], put_here), queue[0].turn, queue[0].worker, index
 
 
 def _order(each: Candidate, put_here: int) -> tuple[float, ...]:
@@ -121,14 +139,14 @@ def _order(each: Candidate, put_here: int) -> tuple[float, ...]:
         each.distance,
         each.displaces,
         not each.near,
-        -_magnitude(share),
-        -_magnitude(each.free_bytes),
-        -_magnitude(each.host_bytes),
+        -magnitude(share),
+        -magnitude(each.free_bytes),
+        -magnitude(each.host_bytes),
         here,
     )
 
 
-def _magnitude(figure: float) -> int:
+def magnitude(figure: float) -> int:
     """Return the power of two that a figure is nearest to; figures are other nodes' own words."""
     if not MIN_SHARE <= figure < math.inf:
         return 0

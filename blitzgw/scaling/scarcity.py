@@ -6,9 +6,9 @@ from collections import Counter
 
 from blitzgw.core.instance import DeviceKind
 from blitzgw.core.view import ClusterView, DeviceFacts, NodeView
-from blitzgw.scaling.freedevices import FREE
 from blitzgw.scaling.ownership import draining
 from blitzgw.scaling.survey import ModelDefinition, members, speaks
+from blitzgw.scaling.vacancies import FREE
 
 
 def shortage(definition: ModelDefinition, wanted: int, found: int, view: ClusterView) -> str:

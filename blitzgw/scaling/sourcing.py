@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from blitzgw.core.plan import Holder, Plan, Task, Tier, node_of
 from blitzgw.core.view import ClusterView
@@ -72,27 +72,36 @@ class Sourcing:
         `held` is what each living target of the operation has, by its own words, which prevail over
         the view; `lacking` are those that lack something; `given_up` are targets no more.
         """
-        targets = [*held, *given_up]
+        idle = {*held, *given_up}.difference(lacking)
         found = [
             holder
-            for holder in holders_of(self._definition, view, targets)
-            if self._good(holder) and (holder.worker in lacking or holder.worker not in targets)
+            for holder in holders_of(self._definition, view, [*held, *given_up])
+            if holder.worker not in idle and self._good(holder)
         ]
-        kept = [
-            holder
-            for holder in found
-            if self._losses.get(holder.worker, 0) < MAX_LOSSES
-            and node_of(holder.worker) not in self.suspects
-        ]
+        kept = found
+        if self._losses or self.suspects:
+            kept = [
+                holder
+                for holder in found
+                if self._losses.get(holder.worker, 0) < MAX_LOSSES
+                and node_of(holder.worker) not in self.suspects
+            ]
         own = [Holder(worker, frozenset(blobs)) for worker, blobs in held.items() if blobs]
         everything = frozenset(range(len(self._definition.blob_bytes)))
-        if frozenset().union(*(h.blobs for h in kept + own)) != everything:
+        if kept is not found and known_blobs(kept + own) != everything:
             kept = found
         return Task(self._definition.blob_bytes, tuple(lacking), tuple(kept + own))
 
     def _good(self, holder: Holder) -> bool:
-        if holder.worker in self._gone or node_of(holder.worker) in self._dead:
+        if holder.worker in self._gone:
+            return False
+        if self._dead and node_of(holder.worker) in self._dead:
             return False
         if holder.tier is Tier.HOST:
             return self._maps.get(holder.worker, True)
         return holder.tier is not Tier.DISK or holder.worker not in self._spoilt
+
+
+def known_blobs(holders: Iterable[Holder]) -> frozenset[int]:
+    """Return the blobs that somebody has: thousands mostly have the same ones."""
+    return frozenset[int]().union(*{holder.blobs for holder in holders})

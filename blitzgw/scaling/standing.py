@@ -13,10 +13,10 @@ from blitzgw.core.instance import InstanceState
 from blitzgw.core.membership import MEMBERSHIP
 from blitzgw.core.picture import MEMBERS, PLACES, Derived, Picture
 from blitzgw.core.view import ClusterView, InstanceFacts, LoadFacts, NodeView
-from blitzgw.scaling.freedevices import free_on
 from blitzgw.scaling.ownership import draining
 from blitzgw.scaling.residents import NONE, RESIDENTS
 from blitzgw.scaling.survey import COUNTED, ModelDefinition
+from blitzgw.scaling.vacancies import free_on
 
 REVIVABLE = (InstanceState.DRAINING, InstanceState.KEPT)
 """States of instances that can be had again at no cost."""
@@ -95,6 +95,10 @@ class Standing:
         return found
 
 
+NOTHING = Standing()
+"""What a model has of which no node has an instance."""
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """Where an instance of a model could be: workers; and of which kind a free device is."""
@@ -110,7 +114,16 @@ class Places:
     model has, with the nodes that had it when that was worked out.
     """
 
-    __slots__ = ("_fits", "_free", "_membership", "_nodes", "_residents", "_rooms", "_standings")
+    __slots__ = (
+        "_fits",
+        "_free",
+        "_frees",
+        "_membership",
+        "_nodes",
+        "_residents",
+        "_rooms",
+        "_standings",
+    )
 
     def __init__(
         self,
@@ -123,16 +136,17 @@ class Places:
         self._membership = picture.recall(MEMBERSHIP)
         self._residents = picture.recall(RESIDENTS)
         self._free, self._fits, self._standings = free, fits, standings
+        self._frees: dict[int, Room] = {}
         self._rooms: dict[str, tuple[ModelDefinition, Room]] = {}
 
     def standing(self, model: str) -> Standing:
-        """Return what a model has."""
+        """Return what a model has: the same object until that changes. Leave it as it is."""
         known = self._standings.get(model)
         if known is None:
             having = self._residents.boots.get(model, NONE)
-            known = having, self._count(model, having)
-            if having:
-                self._standings[model] = known
+            if not having:
+                return NOTHING
+            known = self._standings[model] = having, self._count(model, having)
         return known[1]
 
     def _count(self, model: str, having: Collection[str]) -> Standing:
@@ -157,15 +171,23 @@ class Places:
 
     def _room(self, definition: ModelDefinition) -> Room:
         size = definition.size_bytes
-        fits = self._fits.get(size)
+        free = self._frees.get(size)
+        if free is None:
+            free = self._frees[size] = self._free_for(size)
+        revivable = self.standing(definition.name).revivable(definition)
+        return Room(free.workers | revivable, free.kind) if revivable else free
+
+    def _free_for(self, size_bytes: int) -> Room:
+        """Return the free devices that have room for so much: the same ones for most models."""
+        fits = self._fits.get(size_bytes)
         if fits is None:
-            fits = self._fits[size] = _fitting(self._free.values(), size)
+            fits = self._fits[size_bytes] = _fitting(self._free.values(), size_bytes)
         kind = ""
         if fits:
             name, _, device = min(fits).partition("/")
             boot = self._membership.named.get(name)  # a peer's name may be anything
             kind = _kind(self._nodes[boot], device) if boot is not None else ""
-        return Room(fits | self.standing(definition.name).revivable(definition), kind)
+        return Room(fits, kind)
 
     def after(self, picture: Picture, stale: frozenset[str]) -> Places:
         """Return the devices as they are when these nodes have changed."""

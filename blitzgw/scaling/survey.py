@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 from blitzgw.core.instance import InstanceState
 from blitzgw.core.layout import LAYOUT_VERSION
 from blitzgw.core.membership import MEMBERSHIP
 from blitzgw.core.picture import FIGURES, MEMBERS, Derived, Picture
 from blitzgw.core.view import ClusterView, DeviceFacts, InstanceFacts, LoadFacts, NodeView
+from blitzgw.scaling.possession import on_disk
 from blitzgw.scaling.residents import residents
 
 GIVING = (
@@ -80,15 +82,34 @@ def members(view: ClusterView) -> Mapping[str, NodeView]:
 
     It is one for all who ask about the same picture.
     """
-    return view.picture.recall(_MEMBERS)
+    return view.picture.recall(_MEMBERS).shown
 
 
-def _members(picture: Picture, _former: object, _stale: frozenset[str]) -> Mapping[str, NodeView]:
-    nodes, named = picture.nodes, picture.recall(MEMBERSHIP).named
-    return MappingProxyType({name: nodes[boot] for name, boot in named.items()})
+class _Members(NamedTuple):
+    """Who is called what, by boot id and as nodes; and these for all to read."""
+
+    boots: Mapping[str, str]
+    nodes: dict[str, NodeView]
+    shown: Mapping[str, NodeView]
 
 
-_MEMBERS: Derived[Mapping[str, NodeView]] = Derived(MEMBERS | FIGURES, _members)
+def _members(picture: Picture, former: _Members | None, stale: frozenset[str]) -> _Members:
+    nodes, boots = picture.nodes, picture.recall(MEMBERSHIP).named
+    if former is not None and former.boots is boots:
+        found = {**former.nodes}
+        news = [nodes[boot] for boot in stale if boot in nodes]
+        found |= {node.name: node for node in news if boots.get(node.name) == node.boot}
+    else:
+        found = {name: nodes[boot] for name, boot in boots.items()}
+    return _Members(boots, found, MappingProxyType(found))
+
+
+_MEMBERS = Derived(MEMBERS | FIGURES, _members)
+
+
+def is_member(node: NodeView, nodes: Mapping[str, NodeView]) -> bool:
+    """Whether a node is one of these members."""
+    return nodes.get(node.name) is node
 
 
 def instances_of(model: str, view: ClusterView) -> list[PlacedInstance]:
@@ -101,7 +122,7 @@ def instances_of(model: str, view: ClusterView) -> list[PlacedInstance]:
             boot=node.boot,
             facts=facts,
             load=node.loads.get(facts.id),
-            at_home=on_disk(node, facts.weights),
+            at_home=on_disk(node, facts.weights, view),
         )
         for node in sorted(nodes, key=lambda node: node.name)
         for _, facts in sorted(node.instances.items())
@@ -129,8 +150,3 @@ def has_instance(node: NodeView, weights: str) -> bool:
 def has_copy(node: NodeView, weights: str) -> bool:
     """Whether a node has a complete host copy of these weights."""
     return any(copy.weights == weights and copy.complete for copy in node.copies.values())
-
-
-def on_disk(node: NodeView, weights: str) -> bool:
-    """Whether a node has the checkpoint of these weights on its own disk."""
-    return any(model.weights == weights and model.disk for model in node.models.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blitzgw.core.live import LivePolicy, Purpose, Said
@@ -177,7 +178,7 @@ class RunStep:
 class EmitTokens:
     """Hand over what one step produced."""
 
-    events: list[TokenEvent]
+    events: Sequence[TokenEvent]
 
 
 @dataclass(frozen=True, slots=True)

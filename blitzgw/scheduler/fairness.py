@@ -1,22 +1,29 @@
 """Which waiting request goes next.
 
 Lower `priority` first; within a priority the tenant that has been served least; within a tenant
-first come, first served. What a tenant has been served is counted in virtual tokens (Sheng et al.,
-"Fairness in Serving Large Language Models", OSDI '24): a prompt token costs INPUT_WEIGHT, an output
-token OUTPUT_WEIGHT, and a tenant that comes back from idleness starts at the least served of those
-that wait, so that idling saves nothing up. Between two tenants that both always have something
-waiting, service then differs by no more than the cost of what fits into the machine at once.
+what is due first. A prompt is due when it has waited for SLACK times the time that it takes itself:
+a short one passes long ones, which would hold it up for many times its own time, and nobody waits
+for what comes after he was due. What a tenant has been served is counted in virtual tokens (Sheng
+et al., "Fairness in Serving Large Language Models", OSDI '24): a prompt token costs INPUT_WEIGHT,
+an output token OUTPUT_WEIGHT, and a tenant that comes back from idleness starts at the least served
+of those that wait, so that idling saves nothing up. Between two tenants that both always have
+something waiting, service then differs by no more than the cost of what fits into the machine at
+once.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sized
+from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
 INPUT_WEIGHT = 1
 OUTPUT_WEIGHT = 2
 """An output token reads the whole KV for itself alone; the paper's weights."""
+
+SLACK = 5.0
+"""Times a prompt's own time: what an objective of so many times the time alone leaves to wait."""
 
 MAX_IDLE_ACCOUNTS = 1024
 """Tenants remembered while they have nothing here: a stranger's name must not cost memory."""
@@ -34,15 +41,28 @@ class Account:
 
 
 class Waiting(Protocol):
-    """What a queue needs to know of a sequence. `arrival` is unique."""
+    """What a queue needs to know of a sequence. `turn` is unique, and begins with `priority`."""
 
     account: Account
     priority: int
-    arrival: int
-    tokens: list[int]
+
+    @property
+    def tokens(self) -> Sized:
+        """Those known."""
+
+    @property
+    def turn(self) -> tuple[int, float, int]:
+        """Return its place among its tenant's: the smaller goes first."""
 
 
 T = TypeVar("T", bound=Waiting)
+
+_turn = attrgetter("turn")
+
+
+def due_s(now: float, prompt_tokens: int, tokens_per_s: float | None) -> float:
+    """Return when a prompt is due that comes now; at once where no rate has been measured."""
+    return now + SLACK * prompt_tokens / tokens_per_s if tokens_per_s else now
 
 
 class FairQueue(Generic[T]):
@@ -51,7 +71,7 @@ class FairQueue(Generic[T]):
     def __init__(self) -> None:
         self.tokens = 0
         self._accounts: dict[str, Account] = {}
-        self._levels: dict[int, dict[str, OrderedDict[int, T]]] = {}
+        self._levels: dict[int, dict[str, list[T]]] = {}
         self._length = 0
         self._last_served = Account("", 0)
 
@@ -67,16 +87,14 @@ class FairQueue(Generic[T]):
             account = self._accounts[tenant] = Account(tenant, self._floor())
         return account
 
-    def push(self, item: T, *, front: bool = False) -> None:
-        """Queue an item behind (or, when it has run before, in front of) its tenant's others."""
+    def push(self, item: T) -> None:
+        """Queue an item at its place among its tenant's."""
         # the account may have been forgotten, even opened anew, while the item was running
         account = item.account = self._accounts.setdefault(item.account.name, item.account)
         if not account.waiting:
             account.charged = max(account.charged, self._floor())
-        line = self._levels.setdefault(item.priority, {}).setdefault(account.name, OrderedDict())
-        line[item.arrival] = item
-        if front:
-            line.move_to_end(item.arrival, last=False)
+        line = self._levels.setdefault(item.priority, {}).setdefault(account.name, [])
+        insort(line, item, key=_turn)
         account.waiting += 1
         self._length += 1
         self.tokens += len(item.tokens)
@@ -87,20 +105,23 @@ class FairQueue(Generic[T]):
             return None
         lines = self._levels[min(self._levels)]
         name = min(lines, key=lambda name: (self._accounts[name].charged, name))
-        return next(iter(lines[name].values()))
+        return lines[name][0]
 
     def in_order(self) -> Iterator[T]:
         """Yield what waits as it would be served if nobody were charged meanwhile."""
         for priority in sorted(self._levels):
             lines = self._levels[priority]
             for name in sorted(lines, key=lambda name: (self._accounts[name].charged, name)):
-                yield from lines[name].values()
+                yield from lines[name]
 
     def remove(self, item: T) -> None:
         """Take an item out, wherever it stands."""
         account = item.account
         lines = self._levels[item.priority]
-        del lines[account.name][item.arrival]
+        line = lines[account.name]
+        place = bisect_left(line, item.turn, key=_turn)
+        assert line[place] is item, "it has another turn than when it was queued"
+        del line[place]
         if not lines[account.name]:
             del lines[account.name]
         if not lines:
@@ -112,12 +133,7 @@ class FairQueue(Generic[T]):
 
     def items(self) -> list[T]:
         """Return everything that waits, in no particular order."""
-        return [
-            item
-            for lines in self._levels.values()
-            for line in lines.values()
-            for item in line.values()
-        ]
+        return [item for lines in self._levels.values() for line in lines.values() for item in line]
 
     def _floor(self) -> int:
         """Return where a tenant starts that has nothing waiting yet.

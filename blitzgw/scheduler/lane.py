@@ -13,7 +13,7 @@ from blitzgw.scheduler.fairness import FairQueue
 from blitzgw.scheduler.lengths import OutputLengths
 from blitzgw.scheduler.live.records import Course, Loan, Passage, Task
 from blitzgw.scheduler.live.relays import Relay
-from blitzgw.scheduler.rates import Pace
+from blitzgw.scheduler.rates import Pace, Turnover
 from blitzgw.scheduler.sequence import Phase, Sequence
 from blitzgw.scheduler.slots import SlotAllocator, SlotStatistics, blocks_for
 
@@ -157,6 +157,7 @@ class Lane:
         self.lent_tokens = 0
         self.lent_total = self.split_total = self.dealt_total = 0
         self.pace = Pace()
+        self.turnover = Turnover()
         self.outputs = OutputLengths()
         self.posted_prefill_tokens = 0
         self.held_until = 0  # see Planner.hold
@@ -183,6 +184,26 @@ class Lane:
         """Return the sequences that have a slot."""
         layered = [course.seq for course in self.courses.values()]
         return [*self.decoding.values(), *self.prefilling.values(), *layered]
+
+    def awaits(self, seq: Sequence) -> bool:
+        """Tell whether a sequence had better wait until others have computed its prompt.
+
+        Choices of one request come together: begun beside each other, each would compute all of it.
+        What one has computed the others copy, a step later. That pays where to compute it takes
+        longer than such a step.
+        """
+        rate, prompt = self.pace.prefill_tokens_per_s, seq.request.tokens
+        if rate is None or not self.allocator.prefix_caching:
+            return False
+        step_tokens = rate * (self.pace.decode_step_s or 0.0)
+        shared = (len(prompt) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+        return shared > step_tokens and any(
+            len(other.tokens) == len(prompt)
+            and other.request.tokens == prompt
+            and other.account.name == seq.account.name
+            and shared - self.allocator.named_tokens(other.number) > step_tokens
+            for other in (*self.decoding.values(), *self.prefilling.values())
+        )
 
     def admission_bytes(self, seq: Sequence) -> int:
         """Return the KV bytes that a sequence is admitted with."""

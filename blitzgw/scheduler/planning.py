@@ -16,7 +16,7 @@ from blitzgw.scheduler.budget import KvBudget
 from blitzgw.scheduler.events import Effect, RunStep
 from blitzgw.scheduler.fairness import INPUT_WEIGHT
 from blitzgw.scheduler.lane import ASIDE, Lane, PostedStep
-from blitzgw.scheduler.sequence import Phase, Sequence
+from blitzgw.scheduler.sequence import Phase, Sequence, in_turn
 from blitzgw.scheduler.slots import Allocation, blocks_for
 
 
@@ -111,7 +111,8 @@ class Planner:
     def requeue(self, seq: Sequence) -> None:
         """Let a preempted sequence, all of whose tokens are known, wait in front."""
         seq.move(Phase.WAITING)
-        self.lanes[seq.instance].queue.push(seq, front=True)
+        seq.due_s = seq.arrived_s
+        self.lanes[seq.instance].queue.push(seq)
 
     def evict(self, seq: Sequence) -> None:
         """Take the memory of a running sequence; it waits in front, with all its tokens."""
@@ -204,15 +205,18 @@ class Planner:
         of this step needs is not evicted any more.
         """
         self._grow(lane)
+        waiting = len(lane.queue)
         if lane.is_layered and self.layered is not None:
             batch = self.layered.compose(lane)
             admits = not (lane.hosting or lane.loading) and batch.span == lane.span
         else:
             batch, admits = Batch(lane), True
             batch.decode()
-            batch.prefill()
-        if admits and lane.queue:
-            self._admit(lane, batch)
+            self._prefill(lane, batch)
+        if admits:
+            if lane.queue:
+                self._admit(lane, batch)
+            lane.turnover.observe(waiting - len(lane.queue), len(lane.queue), self.now)
         return batch
 
     def _grow(self, lane: Lane) -> None:
@@ -240,14 +244,26 @@ class Planner:
         self.lanes[worst.instance].preemptions += 1
         self.evict(worst)
 
-    def _admit(self, lane: Lane, batch: Batch) -> None:
-        """Admit waiting sequences in order while tokens, places and memory last."""
+    def _prefill(self, lane: Lane, batch: Batch) -> None:
+        """Go on with what has been begun, and first with what waits and is due before it."""
+        for seq in in_turn(lane.prefilling.values()):
+            if lane.queue:
+                self._admit(lane, batch, before=seq)
+            batch.go_on(seq)
+
+    def _admit(self, lane: Lane, batch: Batch, before: Sequence | None = None) -> None:
+        """Admit waiting sequences in order while tokens, places and memory last.
+
+        With `before` only those whose turn comes before that one's.
+        """
         if self.must_wait(lane):
             return  # somebody waits for memory that this instance would take
         while batch.room and lane.n_running < lane.max_running:
             seq = lane.queue.peek()
-            if seq is None:
+            if seq is None or lane.awaits(seq):
                 break
+            if before is not None and before.turn < seq.turn:
+                return
             admitted = self.allocate(lane, seq)
             if admitted is None:
                 return

@@ -7,6 +7,10 @@ from collections.abc import Iterable
 SMOOTHING = 0.1
 """Weight of the newest step: the memory is about ten steps, less than a second of serving."""
 
+TURNOVER_SMOOTHING = 0.03
+"""Likewise: sequences of equal length that have begun together end together, and the memory is to
+be longer than such a wave."""
+
 
 class Pace:
     """Exponentially weighted prefill rate and decode step time of one instance.
@@ -52,3 +56,38 @@ class Pace:
                     mean = duration_s
                 mean += SMOOTHING * (duration_s - mean)
         self.decode_step_s = mean
+
+
+class Turnover:
+    """How many sequences an instance begins per second while others wait for it to.
+
+    Exponentially weighted, as a quotient of two averages: those that begin together are one
+    observation. What one has to wait is its place in the queue ÷ this, whatever it is that makes
+    the others wait: prefill, places or memory.
+    """
+
+    __slots__ = ("_begun", "_seconds", "_since")
+
+    def __init__(self) -> None:
+        self._begun = 0.0
+        self._seconds = 0.0
+        self._since: float | None = None
+
+    @property
+    def is_timing(self) -> bool:
+        """Whether somebody was seen to wait, and nobody to begin since."""
+        return self._since is not None
+
+    @property
+    def per_s(self) -> float | None:
+        """Sequences per second; None before the first measurement."""
+        return self._begun / self._seconds if self._seconds > 0 else None
+
+    def observe(self, begun: int, waiting: int, now: float) -> None:
+        """Take how many begin at `now`, and how many are left."""
+        if begun and self._since is not None and now > self._since:
+            keep = 1.0 - TURNOVER_SMOOTHING
+            self._begun = keep * self._begun + TURNOVER_SMOOTHING * begun
+            self._seconds = keep * self._seconds + TURNOVER_SMOOTHING * (now - self._since)
+        if begun or not waiting or self._since is None:
+            self._since = now if waiting else None

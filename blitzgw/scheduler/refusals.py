@@ -15,11 +15,17 @@ RETRY_AFTER_MIN_S, RETRY_AFTER_MAX_S = 1.0, 120.0
 
 
 def objection_to(
-    request: GenerationRequest, lane: Lane, former: Sequence | None, max_queue: int
+    request: GenerationRequest,
+    lane: Lane,
+    former: Sequence | None,
+    max_queue: int,
+    max_wait_s: float | None,
 ) -> RequestError | None:
     """Return why an instance does not take a request, or None.
 
-    `former` is what is here of the same request already.
+    `former` is what is here of the same request already. A new one may wait behind `max_queue`
+    others, and, if that is bounded, behind those that begin within `max_wait_s`. One may always
+    wait, or it would never be known that the instance has become faster.
     """
     if former is not None:
         return _conflict(former, request)
@@ -33,6 +39,9 @@ def objection_to(
             f"have {lane.context}",
             param="prompt",
         )
+    per_s = lane.turnover.per_s
+    if max_wait_s is not None and per_s is not None:
+        max_queue = min(max_queue, max(1, int(max_wait_s * per_s)))
     if len(lane.queue) >= max_queue + lane.max_running - lane.n_running:
         return Overloaded(
             f"{len(lane.queue)} requests are waiting", retry_after_s=_retry_after_s(lane)
@@ -53,7 +62,8 @@ def _conflict(former: Sequence, request: GenerationRequest) -> RequestError:
 
 
 def _retry_after_s(lane: Lane) -> float:
-    """Return when the queue will have been worked off at the measured rate, within bounds."""
-    rate = lane.pace.prefill_tokens_per_s
+    """Return when the queue will have been worked off at the measured rates, within bounds."""
+    rate, per_s = lane.pace.prefill_tokens_per_s, lane.turnover.per_s
     backlog_s = lane.queue.tokens / rate if rate else 0.0
-    return min(max(backlog_s, RETRY_AFTER_MIN_S), RETRY_AFTER_MAX_S)
+    turn_s = len(lane.queue) / per_s if per_s else 0.0
+    return min(max(backlog_s, turn_s, RETRY_AFTER_MIN_S), RETRY_AFTER_MAX_S)

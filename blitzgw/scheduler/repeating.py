@@ -47,6 +47,8 @@ def _only_lane(planner: Planner) -> Lane | None:
         return None
     if lane.hosting and (lane.queue or planner.is_starved(lane)):
         return None
+    if lane.turnover.is_timing != bool(lane.queue):
+        return None  # the next step is where it is seen that somebody waits, or nobody any more
     blocked = lane.n_running >= lane.max_running or planner.is_starved(lane)
     return None if lane.queue and not blocked else lane
 
@@ -80,7 +82,7 @@ def take_repeated(planner: Planner, event: StepsRepeated) -> list[TokenEvent]:
         if seq.scheduled + count >= seq.limit or seq.phase is not Phase.RUNNING:
             raise ValueError(f"{count} steps go beyond the end of {seq.id}")
         first = len(seq.tokens)
-        seq.tokens += run
+        seq.tokens.extend(run)
         seq.scheduled += count
         seq.account.charged += OUTPUT_WEIGHT * count
         need = blocks_for(seq.scheduled)

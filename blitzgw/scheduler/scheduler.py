@@ -15,7 +15,14 @@ from typing import Any
 from blitzgw.core.messages import StepFailed
 from blitzgw.core.peer import Loss
 from blitzgw.core.ports import Outlook
-from blitzgw.core.request import FinishReason, GenerationRequest, TokenEvent
+from blitzgw.core.request import (
+    FinishReason,
+    GenerationRequest,
+    Logprobs,
+    PlainToken,
+    StepTokens,
+    TokenEvent,
+)
 from blitzgw.core.step import BLOCK_TOKENS, StepResult
 from blitzgw.core.view import LoadFacts
 from blitzgw.errors import Outdated, Overloaded
@@ -35,7 +42,7 @@ from blitzgw.scheduler.events import (
     StepCompleted,
     StepsRepeated,
 )
-from blitzgw.scheduler.fairness import OUTPUT_WEIGHT
+from blitzgw.scheduler.fairness import OUTPUT_WEIGHT, due_s
 from blitzgw.scheduler.integrity import check_books
 from blitzgw.scheduler.lane import InstanceStatistics, Lane, PostedStep
 from blitzgw.scheduler.lengths import committed_tokens
@@ -67,13 +74,13 @@ class SchedulerStatistics:
 class Scheduler:
     """`handle` takes an event and returns what to do, in order.
 
-    `kv_bytes` is the KV memory of the worker, shared by its instances. A smaller `max_queue`
-    refuses earlier, a larger one lets clients wait longer. A home posts `home_layers` layers at a
-    time: fewer let those who decode and those who are recalled wait less, more cost less overhead.
-    Those who decode there let prefill go on for `patience` times their own step: more of it makes
-    them slower and the queue shorter (live/sweep.py has the bound). A helper asks for `in_flight`
-    batches (None: for all there are): more of them let every layer find work as it comes, fewer
-    come home sooner. Steps are numbered from `last_step` on.
+    `kv_bytes` is the KV memory of the worker, shared by its instances. A smaller `max_queue` or
+    `max_wait_s` (None: no bound) refuses earlier, a larger one lets clients wait longer. A home
+    posts `home_layers` layers at a time: fewer let those who decode and those who are recalled wait
+    less, more cost less overhead. Those who decode there let prefill go on for `patience` times
+    their own step: more of it makes them slower and the queue shorter (live/sweep.py has the
+    bound). A helper asks for `in_flight` batches (None: for all there are): more of them let every
+    layer find work as it comes, fewer come home sooner. Steps are numbered from `last_step` on.
     """
 
     def __init__(
@@ -83,13 +90,14 @@ class Scheduler:
         max_in_flight: int = MAX_IN_FLIGHT,
         last_step: int = 0,
         max_queue: int = MAX_QUEUE,
+        max_wait_s: float | None = None,
         home_layers: int = HOME_LAYERS,
         patience: float = PATIENCE,
         in_flight: int | None = IN_FLIGHT,
     ) -> None:
         self._budget = KvBudget(kv_bytes)
         self._planner = Planner(self._budget, max_in_flight, last_step)
-        self._max_queue = max_queue
+        self._max_queue, self._max_wait_s = max_queue, max_wait_s
         self._requests: dict[str, Sequence] = {}
         self._arrivals = 0
         self._live = Live(
@@ -156,6 +164,10 @@ class Scheduler:
         held = [seq for seq in self._requests.values() if seq.instance == instance]
         return lane.load(committed_tokens(held, lane.outputs))
 
+    def loads(self) -> list[LoadFacts]:
+        """Return how busy the instances are."""
+        return [load for name in self._planner.lanes if (load := self.load(name)) is not None]
+
     def statistics(self) -> SchedulerStatistics:
         """Return the present figures."""
         return SchedulerStatistics(
@@ -185,19 +197,22 @@ class Scheduler:
             where = "not here" if lane is None else "still loading"
             error = Outdated(f"instance {event.instance} is {where}", retry_after_s=1.0)
             return [Refuse(request.id, error)]
-        objection = objection_to(request, lane, self._requests.get(request.id), self._max_queue)
+        former = self._requests.get(request.id)
+        objection = objection_to(request, lane, former, self._max_queue, self._max_wait_s)
         if objection is not None:
             return [Refuse(request.id, objection)]
         return self._accept(lane, request, now)
 
     def _sequence(self, lane: Lane, request: GenerationRequest, now: float) -> Sequence:
         self._arrivals += 1
+        pace = None if request.attempt else lane.pace.prefill_tokens_per_s  # it has waited before
         return Sequence(
             request,
             lane.instance.id,
             account=lane.queue.account(request.tenant),
             arrival=self._arrivals,
             arrived_s=now,
+            due_s=due_s(now, len(request.tokens), pace),
             context=lane.context,
             eos_ids=lane.instance.eos_ids,
         )
@@ -220,6 +235,8 @@ class Scheduler:
             return [Refuse(request.id, error)]
         self._requests[request.id] = seq
         lane.queue.push(seq)
+        if lane.turnover.per_s is None:  # else who only waits for a step to end would count
+            lane.turnover.observe(0, len(lane.queue), now)
         return []
 
     def _on_aborted(self, event: RequestAborted, _now: float) -> list[Effect]:
@@ -262,9 +279,12 @@ class Scheduler:
         for seq, number, end in posted.chunks:
             if seq.number == number:
                 lane.allocator.commit(number, seq.tokens, end)
-        events = self._collect(posted, event.result)
-        if self._live.kept:
-            events = self._live.kept.hold(events)
+        tokens = self._collect(posted, event.result)
+        if not tokens:
+            return []
+        if not self._live.kept:
+            return [EmitTokens(tokens)]
+        events = self._live.kept.hold(tokens)
         return [EmitTokens(events)] if events else []
 
     def _on_repeated(self, event: StepsRepeated, _now: float) -> list[Effect]:
@@ -277,12 +297,13 @@ class Scheduler:
             whole_s = duration_s * lane.instance.n_layers / layers
             lane.pace.observe(posted.work // layers, posted.decode_rows, whole_s)
 
-    def _collect(self, posted: PostedStep, result: StepResult) -> list[TokenEvent]:
+    def _collect(self, posted: PostedStep, result: StepResult) -> StepTokens:
         """Append sampled tokens to their sequences, end those that are done.
 
         This runs for every token: no calls but the necessary ones.
         """
         running, ended = Phase.RUNNING, Phase.ENDED
+        plain: list[PlainToken] = []
         events: list[TokenEvent] = []
         for seq, token, logprobs in zip(
             posted.samplers, result.tokens, result.logprobs or repeat(None), strict=False
@@ -294,25 +315,22 @@ class Scheduler:
             tokens.append(token)
             seq.samples_in_flight -= 1
             seq.account.charged += OUTPUT_WEIGHT
-            event = TokenEvent(seq.id, seq.attempt, [token])
-            if logprobs is not None:
-                event.logprobs = [logprobs]
-            if seq.first_step_s is not None:
-                event.cached_tokens = seq.cached_tokens
-                event.queued_s, seq.first_step_s = seq.first_step_s - seq.arrived_s, None
-                event.route = seq.route
-            events.append(event)
             if seq.phase is running and not n_computed % BLOCK_TOKENS:
                 posted.lane.allocator.commit(seq.number, tokens, n_computed)
+            finish = None
             if token in seq.stop_ids or n_computed + 1 >= seq.limit:
-                event.finish = seq.finish_reason()
-                if event.finish is not None:
+                finish = seq.finish_reason()
+            if finish is None and logprobs is None and seq.first_step_s is None:
+                plain.append((seq.id, seq.attempt, token))
+            else:
+                events.append(_event(seq, token, logprobs, finish))
+                if finish is not None:
                     posted.lane.outputs.record(seq)
                     self._end(seq)
                     continue
             if seq.phase is not running and not seq.samples_in_flight:
                 self._planner.requeue(seq)
-        return events
+        return StepTokens(plain, events)
 
     def _on_failed(self, event: StepFailed, _now: float) -> list[Effect]:
         aside = self._planner.asides.pop(event.step, None)
@@ -362,3 +380,17 @@ class Scheduler:
         lost = self._lose(held, f"instance {event.instance} was removed")
         self._planner.remove(lane)
         return lost
+
+
+def _event(
+    seq: Sequence, token: int, logprobs: Logprobs | None, finish: FinishReason | None
+) -> TokenEvent:
+    """Return what there is to tell of a token that is a first or last one, or has more to it."""
+    event = TokenEvent(seq.id, seq.attempt, [token], finish=finish)
+    if logprobs is not None:
+        event.logprobs = [logprobs]
+    if seq.first_step_s is not None:
+        event.cached_tokens = seq.cached_tokens
+        event.queued_s, seq.first_step_s = seq.first_step_s - seq.arrived_s, None
+        event.route = seq.route
+    return event

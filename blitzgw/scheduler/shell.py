@@ -12,6 +12,7 @@ from blitzgw.core.parcels import DropParcels
 from blitzgw.core.ports import Ingress, Outlook, PairingPort, StepPort
 from blitzgw.core.request import GenerationRequest
 from blitzgw.core.step import StepResult
+from blitzgw.core.view import LoadFacts
 from blitzgw.scheduler.events import (
     Effect,
     EmitTokens,
@@ -108,6 +109,10 @@ class SchedulerShell:
     def outlook(self, instance: str) -> Outlook:
         """Return how busy an instance is; one that is gone is not open."""
         return self._scheduler.outlook(instance)
+
+    def loads(self) -> list[LoadFacts]:
+        """Return how busy the instances are: asked for at every look at the demand."""
+        return self._scheduler.loads()
 
     def statistics(self) -> SchedulerStatistics:
         """Return the scheduler's figures."""

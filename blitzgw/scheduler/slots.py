@@ -161,6 +161,10 @@ class SlotAllocator:
         first = slot.index * self.geometry.blocks_per_slot
         return tuple(range(first, first + slot.used))
 
+    def named_tokens(self, seq: int) -> int:
+        """Return how many tokens a sequence has found or computed that others may copy."""
+        return len(self._owned[seq].names) * BLOCK_TOKENS
+
     def has_prefix(self, tokens: Sequence[int], salt: str) -> bool:
         """Tell whether `begin` would find at least one block."""
         return self.prefix_caching and self._index.holds_first(tokens, root(salt))

@@ -75,6 +75,7 @@ def resolve_model(
             max_model_len=length,
             eos_ids=checkpoint.eos_ids,
             weights=manifest.root(),
+            tokenizer=text.tokenizer_path,
         )
         return ResolvedModel(spec, text, manifest)
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -20,10 +21,13 @@ from blitzgw.core.model import Dtype, ModelShape
 from blitzgw.core.parcels import PARCELS, DropParcels
 from blitzgw.core.step import Step
 from blitzgw.core.transfer import OpenSend
+from blitzgw.engine.grammar import Grammars
 from blitzgw.errors import ProtocolError, WorkerLost
+from blitzgw.weights.tokens import read_tokens
 from blitzgw.worker.channel import Channel
 from blitzgw.worker.devices import Device
-from blitzgw.worker.executor import Engine, Executor, InstanceExecutor, StepRefused
+from blitzgw.worker.execution import Begun, Executor
+from blitzgw.worker.executor import Engine, InstanceExecutor, StepRefused
 from blitzgw.worker.faults import describe
 from blitzgw.worker.keeper import Keeper
 from blitzgw.worker.loader import MAX_LOADS, Load, LoadHooks
@@ -34,6 +38,12 @@ EXIT_INTERNAL = 70
 
 MAX_JOBS = 4096
 """Commands that may wait for the main thread; a scheduler posts a few steps ahead."""
+
+MAX_UNDER_WAY = 2
+"""Steps that are begun and not answered: one that the device computes, and one behind it."""
+
+POLL_S = 1e-4
+"""How often a device is asked whether a step is over, while nothing else arrives."""
 
 
 class Worker:
@@ -61,6 +71,7 @@ class Worker:
         self._keeper = Keeper(start, hooks, forget, now, self._inbox)
         self._roads = Roads(self._inbox, self._keeper.edges, self._tell, now)
         self._executor = Executor(now)
+        self._under_way: deque[Begun] = deque()
         self._warmed: set[tuple[ModelShape, Dtype]] = set()
 
     @property
@@ -72,9 +83,24 @@ class Worker:
         """Carry out what arrives until the process ends."""
         self._keeper.start()
         while True:
-            job = self._jobs.get()
+            job = self._next()
             job()
             del job  # it may hold an engine
+
+    def _next(self) -> Callable[[], None]:
+        """Return the next job; unbounded on purpose. Meanwhile answer steps that are over.
+
+        Where nothing is posted, and none is over, an engine may use the moment.
+        """
+        while True:
+            patience_s = POLL_S if self._under_way else self._executor.moment_s()
+            try:
+                return self._jobs.get(timeout=patience_s)
+            except queue.Empty:
+                if self._under_way and self._under_way[0].is_ready():
+                    self._answer()
+                elif self._executor.moment_s() == 0:
+                    self._executor.use_moment()
 
     def post(self, message: Any) -> None:
         """Queue a message for its thread; called by the reader. Raises ProtocolError.
@@ -110,17 +136,36 @@ class Worker:
         self._jobs.put(job)
 
     def _step(self, step: Step) -> None:
-        """Execute a step and answer it."""
+        """Begin a step, and answer those that are over."""
+        while len(self._under_way) >= MAX_UNDER_WAY:
+            self._answer()
         try:
-            result = self._executor.execute(step)
-        except StepRefused as error:
-            self._channel.send(StepFailed(step.id, step.instance, str(error)))
+            self._under_way.append(self._executor.begin(step))
         except Exception as error:
-            self._channel.send(StepFailed(step.id, step.instance, describe(error)))
-            if self._device.is_broken(error):
-                os._exit(EXIT_INTERNAL)
+            self._answer_all()  # in the order they were posted in
+            self._failed(step, error)
+        while self._under_way and self._under_way[0].is_ready():
+            self._answer()
+
+    def _answer(self) -> None:
+        """Wait for the oldest step under way, and answer it."""
+        begun = self._under_way.popleft()
+        try:
+            result = self._executor.finish(begun)
+        except Exception as error:
+            self._failed(begun.step, error)
         else:
             self._channel.send(result)
+
+    def _answer_all(self) -> None:
+        while self._under_way:
+            self._answer()
+
+    def _failed(self, step: Step, error: Exception) -> None:
+        why = str(error) if isinstance(error, StepRefused) else describe(error)
+        self._channel.send(StepFailed(step.id, step.instance, why))
+        if not isinstance(error, StepRefused) and self._device.is_broken(error):
+            os._exit(EXIT_INTERNAL)
 
     def _unload(self, message: UnloadModel) -> None:
         """Forget an instance, whole or half loaded; there is no answer, and none to its load."""
@@ -130,10 +175,20 @@ class Worker:
             self._remove(load)
 
     def _created(self, load: Load, engine: Engine) -> None:
-        if not load.cancelled.is_set():
-            instance, layers = load.message.instance, load.message.model.shape.n_layers
+        """Note an instance; one that is cancelled serves what was posted before its `_remove`."""
+        if not load.removed:
+            instance, model = load.message.instance, load.message.model
             self._owners[instance] = load
-            self._executor.instances[instance] = InstanceExecutor(engine, layers, self._roads)
+            self._executor.instances[instance] = InstanceExecutor(
+                engine,
+                model.shape.n_layers,
+                self._roads,
+                Grammars(
+                    partial(read_tokens, model.tokenizer, model.shape.vocab),
+                    model.shape.vocab,
+                    model.eos_ids,
+                ),
+            )
 
     def _loaded(self, load: Load) -> None:
         if load.cancelled.is_set():
@@ -168,7 +223,9 @@ class Worker:
     def _remove(self, load: Load) -> None:
         """Forget a load's engine, unless the instance's name is another load's by now."""
         instance = load.message.instance
+        load.removed = True
         if self._owners.get(instance) is load:
+            self._answer_all()
             del self._owners[instance]
             del self._executor.instances[instance]
             if not self._executor.instances:
@@ -177,5 +234,4 @@ class Worker:
 
     def _over(self, load: Load) -> None:
         if load.cancelled.is_set():
-            self._remove(load)
             self._device.reclaim()  # the load's thread has held the engine until now

@@ -114,21 +114,20 @@ class TorchDevice:
     def __init__(self, spec: DeviceSpec) -> None:
         import torch  # noqa: PLC0415
 
-        from blitzgw.engine.decoder import TorchEngine  # noqa: PLC0415
-
-        self._spec, self._torch, self._new = spec, torch, TorchEngine
+        self._spec, self._torch = spec, torch
         torch.set_num_threads(spec.threads or usable_cores())
         where = "cpu"
         if spec.kind is DeviceKind.CUDA:
             torch.cuda.set_device(spec.index)
             where = f"cuda:{spec.index}"
+        self._new = _gpu_engines(spec) if spec.kind is DeviceKind.CUDA else _cpu_engines(spec)
         # The first product starts the thread pool and, on a GPU, creates the context and cuBLAS.
         ones = torch.ones(64, 64, dtype=torch.bfloat16, device=where)
         (ones @ ones).sum().item()
 
     def engine(self, spec: ModelSpec, kv: KvGeometry, memory: memoryview | None) -> Engine:
         """Return a torch engine on this device."""
-        return self._new(spec, kv, self._spec, memory)
+        return self._new(spec, kv, memory)
 
     def hello(self) -> Hello:
         """Return the facts: tokens depend on torch's version, what GPUs exchange on NCCL's."""
@@ -149,11 +148,47 @@ class TorchDevice:
 
     def is_broken(self, error: Exception) -> bool:
         """Say yes to CUDA errors other than a lack of memory: they poison the context."""
-        return (
-            self._spec.kind is DeviceKind.CUDA
-            and not isinstance(error, self._torch.cuda.OutOfMemoryError)
-            and "CUDA error" in str(error)
-        )
+        return self._spec.kind is DeviceKind.CUDA and poisons_context(str(error))
+
+
+def poisons_context(message: str) -> bool:
+    """Tell a CUDA error that only a new process gets over, by the words that torch has for it."""
+    is_lack = "out of memory" in message or "_ALLOC_FAILED" in message  # pinned memory, cuBLAS
+    return ("CUDA error" in message or "CUDA driver error" in message) and not is_lack
+
+
+NewEngine = Callable[[ModelSpec, KvGeometry, memoryview | None], Engine]
+
+
+def _cpu_engines(device: DeviceSpec) -> NewEngine:
+    from blitzgw.engine.decoder import TorchEngine  # noqa: PLC0415
+    from blitzgw.engine.native import build  # noqa: PLC0415
+
+    build.library()  # on a new machine compiled now, before anybody waits for a model
+
+    return lambda spec, kv, memory: TorchEngine(spec, kv, device, memory)
+
+
+def _gpu_engines(device: DeviceSpec) -> NewEngine:
+    import torch  # noqa: PLC0415
+
+    from blitzgw.engine.gpu.choice import Choice, Chooser, choose, import_ahead  # noqa: PLC0415
+    from blitzgw.engine.gpu.engine import GpuEngine  # noqa: PLC0415
+    from blitzgw.engine.gpu.shell import CudaShell  # noqa: PLC0415
+
+    where = torch.device("cuda", device.index)
+    shell = CudaShell(where)
+    import_ahead()
+
+    def chosen_for(spec: ModelSpec, kv: KvGeometry) -> Choice:
+        torch.cuda.set_device(where)  # which every thread has its own of
+        return choose(spec, kv.slot_tokens, where, shell)
+
+    def new(spec: ModelSpec, kv: KvGeometry, memory: memoryview | None) -> Engine:
+        chosen = Chooser(lambda: chosen_for(spec, kv))
+        return GpuEngine(spec, kv, device, memory, time.perf_counter, shell, chosen)
+
+    return new
 
 
 def undilated(dilation: float) -> Callable[[], float]:

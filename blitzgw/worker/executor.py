@@ -1,18 +1,27 @@
-"""Carries out steps on an engine, whatever the device. Keeps the sequences; decides nothing."""
+"""Carries out steps of an instance, whatever the device. Keeps its sequences; decides nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, Protocol
 
 from blitzgw.core.parcels import Parcel
 from blitzgw.core.request import SamplingParams
 from blitzgw.core.span import Span
-from blitzgw.core.step import Import, NewSequence, Row, Send, SequenceKv, Step, StepResult
-from blitzgw.engine.base import RowInput, Sampled, SequenceState, SpanEngine
+from blitzgw.core.step import Import, NewSequence, Row, Send, SequenceKv, Step
+from blitzgw.engine.base import (
+    PENDING,
+    LaunchingEngine,
+    RowInput,
+    Sampled,
+    SequenceState,
+    SpanEngine,
+)
+from blitzgw.engine.grammar import Grammars
 from blitzgw.transport.parcel import Outgoing
 from blitzgw.worker.frontier import Frontier, Piece
+from blitzgw.worker.outcome import Awaited, Known, Outcome
 from blitzgw.worker.outgoing import parcels_of
 
 Engine = SpanEngine[Any, Any]
@@ -49,18 +58,35 @@ class NoParcels:
 class InstanceExecutor:
     """One instance: an engine and the sequences that the scheduler has told it of."""
 
-    def __init__(self, engine: Engine, n_layers: int, parcels: ParcelPort | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        n_layers: int,
+        parcels: ParcelPort | None = None,
+        grammars: Grammars | None = None,
+    ) -> None:
         self.engine = engine
         self.sequences: dict[int, SequenceState] = {}
         self.frontiers: dict[int, Frontier] = {}
         """Of sequences that are in here; a frontier without hidden states is none."""
         self._parcels = parcels or NoParcels()
+        self._grammars = grammars
         self._n_layers = n_layers
         self._used = False
+        self.launching: LaunchingEngine[Any, Any] | None = None
+        """The engine, where it returns from a step before the step is computed."""
+        if isinstance(engine, LaunchingEngine):
+            self.launching = engine
+        self._latest: Outcome = Known([])
 
     def execute(self, step: Step) -> list[Sampled]:
+        """Carry out a step, and wait for its tokens; see `begin`."""
+        return self.begin(step).settle()
+
+    def begin(self, step: Step) -> Outcome:
         """Carry out a step in the order that `core/step.py` lays down.
 
+        What it samples may still be on its way; of the steps begun before, one's may be, too.
         Raises StepRefused for what cannot be meant, and whatever the engine raises. What came
         before it stays done; `forget` the step's sequences then.
         """
@@ -77,10 +103,10 @@ class InstanceExecutor:
             self._import(each)
         for seq, token in step.known:
             self._sequence(seq).tokens.append(token)
-        sampled = self._compute(step.rows, step.span)
+        outcome = self._compute(step.rows, step.span) if step.rows else Known([])
         for send in step.sends:
             self._send(send)
-        return sampled
+        return outcome
 
     def forget(self, step: Step) -> None:
         """Drop every sequence that a step names: after a failure nobody knows their state."""
@@ -117,9 +143,13 @@ class InstanceExecutor:
     def _learn(self, new: NewSequence) -> None:
         if new.seq in self.sequences:
             raise StepRefused(f"sequence {new.seq} is already here")
-        self.sequences[new.seq] = SequenceState(
+        self.sequences[new.seq] = sequence = SequenceState(
             list(new.tokens), new.prompt_length, new.choice, new.sampling
         )
+        if new.sampling.grammar:
+            if self._grammars is None:
+                raise StepRefused(f"sequence {new.seq} has a grammar, for which nothing is here")
+            sequence.constraint = self._grammars.constrain(new.sampling.grammar)
 
     def _sequence(self, seq: int) -> SequenceState:
         sequence = self.sequences.get(seq)
@@ -154,22 +184,33 @@ class InstanceExecutor:
         sequence.table += row.blocks
         return RowInput(sequence, row.start, row.count, row.sample)
 
-    def _compute(self, rows: Sequence[Row], span: Span) -> list[Sampled]:
-        if not rows:
-            return []
+    def _compute(self, rows: Sequence[Row], span: Span) -> Outcome:
         inputs = [self._row(row) for row in rows]
         self._check(rows, span)
+        if self.launching is not None and not self.launching.can_follow(inputs):
+            self._latest.settle()
         hidden = self.engine.forward(inputs, span, self._frontier_of(rows, span))
         self._leave(rows, span, hidden)
-        if not any(row.sample for row in rows):
-            return []
-        sampled = self.engine.sample(inputs, self.engine.logits(inputs, hidden))
-        sampling = [(row.seq, each) for row, each in zip(rows, inputs, strict=True) if row.sample]
-        for (seq, each), one in zip(sampling, sampled, strict=True):
-            each.sequence.tokens.append(one.token)
-            if seq in self.frontiers:
-                self.frontiers[seq].forget_top()
-        return sampled
+        self._latest = self._sample(inputs, hidden)
+        for row in rows:
+            if row.sample and row.seq in self.frontiers:
+                self.frontiers[row.seq].forget_top()
+        return self._latest
+
+    def _sample(self, inputs: Sequence[RowInput], hidden: Any) -> Outcome:
+        sequences = [row.sequence for row in inputs if row.sample]
+        if self.launching is None and not sequences:
+            return Known([])
+        logits = self.engine.logits(inputs, hidden) if sequences else None
+        if self.launching is not None:
+            outcome = Awaited(self.launching.launch(inputs, logits), sequences)
+            for sequence in sequences:
+                sequence.tokens.append(PENDING)
+            return outcome
+        sampled = self.engine.sample(inputs, logits)
+        for sequence, one in zip(sequences, sampled, strict=True):
+            sequence.tokens.append(one.token)
+        return Known(sampled)
 
     def _check(self, rows: Sequence[Row], span: Span) -> None:
         n_layers = self._n_layers
@@ -225,34 +266,3 @@ class InstanceExecutor:
         except ValueError as error:
             raise StepRefused(f"sequence {send.seq}: {error}") from error
         self._parcels.send(send, outgoing)
-
-
-class Executor:
-    """All instances of a worker. `now` gives seconds for the durations that are reported."""
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self.instances: dict[str, InstanceExecutor] = {}
-        self._now = now
-
-    def execute(self, step: Step) -> StepResult:
-        """Carry out a step and time it. Raises StepRefused, and what the engine raises.
-
-        When it raises, the sequences that the step names are forgotten.
-        """
-        started = self._now()
-        instance = self.instances.get(step.instance)
-        if instance is None:
-            raise StepRefused(f"unknown instance {step.instance}")
-        try:
-            sampled = instance.execute(step)
-        except BaseException:
-            instance.forget(step)
-            raise
-        logprobs = tuple(one.logprobs for one in sampled)
-        return StepResult(
-            step=step.id,
-            instance=step.instance,
-            tokens=tuple(one.token for one in sampled),
-            duration_s=self._now() - started,
-            logprobs=logprobs if any(one is not None for one in logprobs) else None,
-        )

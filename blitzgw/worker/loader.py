@@ -41,7 +41,8 @@ class Load:
     """One `LoadModel`: when it began, the blobs that have arrived, and whether it is wanted.
 
     `holding` are the weights that it shares with others; None where no manifest is known.
-    `in_memory` are those of its blobs that a host copy has had when it began.
+    `in_memory` are those of its blobs that a host copy has had when it began. `removed` is the
+    main thread's: no step will run on it any more, whenever it was cancelled.
     """
 
     message: LoadModel
@@ -50,6 +51,7 @@ class Load:
     in_memory: frozenset[int] = frozenset()
     cancelled: threading.Event = field(default_factory=threading.Event)
     events: queue.SimpleQueue[int | _Stop] = field(default_factory=queue.SimpleQueue)
+    removed: bool = False
 
     def arrived(self, index: int) -> None:
         """Note a blob that is there and checked. From any thread, at once.

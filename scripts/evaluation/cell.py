@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from blitzgw.sim.evaluation import levels
+from blitzgw.sim.evaluation import conditions, levels
 from blitzgw.sim.evaluation.arrivals import Arrival
 from blitzgw.sim.evaluation.ladder import System
 from blitzgw.sim.evaluation.record import Look, Record
@@ -207,12 +207,11 @@ def _await(made: Nodes, instances: int) -> None:
 
 def initial(system: System, setting: Setting, arrivals: Sequence[Arrival]) -> int:
     """Return how many instances a system begins with."""
-    if system.initial == "full":
-        return setting.nodes
-    if system.initial == "mean":
-        busy = levels.load(arrivals, setting.window_s, setting.steps)
-        return max(setting.min_instances, levels.mean_instances(busy, setting.nodes))
-    return setting.min_instances
+
+    def load() -> float:
+        return levels.load(arrivals, setting.window_s, setting.steps)
+
+    return conditions.initial(system, setting.nodes, setting.min_instances, load)
 
 
 def _last(watch: Watch) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
     link               layer's bytes / (load over compute · a layer's time · dilation)
                        of a prompt of PROMPT_TOKENS; LINK_REASON has what that comes to
-    disk, host         link / 10, link · 1.28            the papers' network : SSD : host memory
 
 Bounds follow from the objective and from the trace *before* the window that is reported: levels.py;
 they are the same for all that scale. Seconds are undilated.
@@ -19,6 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from blitzgw.sim.evaluation.arrivals import Objective
+from blitzgw.sim.evaluation.conditions import (
+    HOST_OVER_LINK,
+    LINK_OVER_DISK,
+    MAX_SEQUENCES,
+    MAX_TOKENS,
+)
 from blitzgw.sim.evaluation.knobs import Bounds, knobs
 from blitzgw.sim.evaluation.ladder import System
 from blitzgw.sim.evaluation.levels import Steps
@@ -32,12 +37,8 @@ CONTEXT = 9216
 """Tokens: the longest prompt of the Azure traces and the longest answer; more where a window has
 longer ones."""
 
-BUDGET_TOKENS, MAX_SEQUENCES = 448, 64
+BUDGET_TOKENS = 448
 """Of a step: one with a full chunk of a prompt stays within what a token may take."""
-
-MAX_TOKENS = 1024
-"""That every request asks for, more where a window has longer answers: from it nobody may learn how
-long an answer will be."""
 
 SIZE_MB, LOAD_OVER_COMPUTE = 270.0, 6.0
 """At a dilation of 4 these make links of 664 Mbit/s."""
@@ -50,9 +51,6 @@ LINK_REASON = (
 
 STEP_S = FIXED_US * 1e-6 * LAYERS
 """A decode step of one sequence."""
-
-LINK_OVER_DISK, HOST_OVER_LINK = 10.0, 1.28
-"""The papers' ratios: network : SSD : host memory = 10 : 1 : 12.8."""
 
 COPIES = "host_copies"
 """The knob that a testbed writes by itself; without it there are no host copies."""

@@ -61,8 +61,10 @@ HOW = {
     "first_byte_s": "connected → first byte, over an idle link",
     "hop_s": "the last byte at one target → the last byte at the next one of its chain",
     "link_share": "weights over one idle shaped link / the payload that TCP can carry there",
-    "serve_s": "last byte → the instance serves",
-    "disk_first_byte_s": "claimed → first byte from a disk",
+    "serve_s": "last byte → the instance serves, at a worker that has computed before",
+    "disk_first_byte_s": "claimed → first byte from a disk, at a worker that has read before",
+    "first_read_s": "more than that at a worker that has not",
+    "cores": "processors of the machine, which all nodes share",
     "disk_share": "weights from a paced disk / its rate",
     "message_s": "half of what an answer from another node takes more: it crosses a link twice",
     "demand_s": f"{BURST} prompts of {BURST_TOKENS} tokens come to a node → the owner has decided"
@@ -79,8 +81,7 @@ def table(found: Mapping[str, Any]) -> str:
         if one["value"] is None:
             lines.append(f"{name:<20}{'-':>11}{'':>22}{0:>5}  {one['how']}")
             continue
-        share = name.endswith("_share")
-        scale, unit = (1.0, "") if share else (1e3, " ms")
+        scale, unit = (1e3, " ms") if name.endswith("_s") else (1.0, "")
         low, high = (scale * end for end in one["spread"])
         value = f"{scale * one['value']:.3f}{unit}"
         lines.append(

@@ -7,20 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blitzgw.sim.evaluation import levels
+from blitzgw.sim.evaluation import conditions, levels
 from blitzgw.sim.evaluation.arrivals import Arrival
 from blitzgw.sim.evaluation.traces import in_window, read_trace, scaled, spread
 from scripts.evaluation.campaign import Wish
-from scripts.evaluation.configuration import CONTEXT, MAX_TOKENS, ROOT, Setting, size_mb
-
-BEFORE = 20
-"""Fewest requests before a window that its bound may follow from; else it is all of the trace."""
-
-ROUND_CONTEXT = 1024
-"""Longest sequences are rounded up to it, so that windows share a model."""
-
-SPREAD_S = 3.0
-"""Between two ticks of Mooncake's clock: rows come at any moment of them."""
+from scripts.evaluation.configuration import CONTEXT, ROOT, Setting, size_mb
 
 DIGITS = 3
 """Of a factor: another one is another thinning of the trace."""
@@ -37,7 +28,7 @@ def settle(asked: Mapping[str, Any]) -> tuple[Setting, dict[str, Any]]:
     file: Path = asked["trace"].resolve()
     window: tuple[float, float] = asked["window"]
     rows = read_trace(file)
-    spread_s = SPREAD_S if file.suffix == ".jsonl" else 0.0
+    spread_s = conditions.spread_of(file)
     there = {seed: in_window(spread(rows, spread_s, seed), *window) for seed in LEVEL_SEEDS}
     plain = Setting(
         trace=str(file.relative_to(ROOT) if file.is_relative_to(ROOT) else file),
@@ -56,11 +47,10 @@ def settle(asked: Mapping[str, Any]) -> tuple[Setting, dict[str, Any]]:
     how = _level(asked, plain, there)
     target_s = asked["ttft_target_s"]
     if target_s is None:
-        before = [one for one in rows if one.at_s + spread_s < window[0]]
-        source = before if len(before) >= BEFORE else rows
+        source = conditions.before(rows, window[0], spread_s)
         target_s = levels.ttft_target_s(source, plain.objective)
         how["ttft_target_s"] = "half of what is due of the median prompt " + (
-            "before the window" if source is before else "of the whole trace"
+            "of the whole trace" if source is rows else "before the window"
         )
     return plain.but(factor=how["factor"], ttft_target_s=target_s), how
 
@@ -110,14 +100,10 @@ def lengths(
 
     Whatever `spread_s` moves into the window is among what is looked at.
     """
-    there = in_window(rows, max(0.0, window[0] - spread_s), window[1])
-    max_tokens = max(MAX_TOKENS, _rounded(max(one.output_tokens for one in there) + 1))
+    there = conditions.reaching(rows, window, spread_s)
+    max_tokens = conditions.max_tokens(rows, window, spread_s)
     longest = max(one.prompt_tokens for one in there) + max_tokens
-    return {"context": max(CONTEXT, _rounded(longest)), "max_tokens": max_tokens}
-
-
-def _rounded(tokens: int) -> int:
-    return -(-tokens // ROUND_CONTEXT) * ROUND_CONTEXT
+    return {"context": max(CONTEXT, conditions.rounded(longest)), "max_tokens": max_tokens}
 
 
 def describe(wish: Wish, how: Mapping[str, Any]) -> str:

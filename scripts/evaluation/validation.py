@@ -18,11 +18,12 @@ from blitzgw.sim.cluster.cell import setup_of
 from blitzgw.sim.cluster.setup import Latencies
 from blitzgw.sim.cluster.simulate import simulate_cluster
 from blitzgw.sim.evaluation.arrivals import Arrival
+from blitzgw.sim.evaluation.differences import Difference
 from blitzgw.sim.evaluation.ladder import SYSTEMS
 from blitzgw.sim.evaluation.record import Record
 from blitzgw.sim.evaluation.store import read_record
 from blitzgw.sim.evaluation.summary import why_void
-from blitzgw.sim.evaluation.validation import Cell, Difference, Pair, Verdict
+from blitzgw.sim.evaluation.validation import Cell, Pair, Verdict
 
 COLUMNS = 118
 """Width of tables that no terminal limits."""
@@ -32,6 +33,11 @@ MICRO = Path(__file__).with_name("constants.json")
 
 NOT_REPORTED = re.compile(r"tuning-.*|tuned")
 """Folders of cells that scripts/evaluate finds bounds with, or runs with others than the rest."""
+
+MARKS = (
+    """! off   ? beyond its limit, by no more than runs differ   ~ within it, its interval not"""
+)
+"""What stands behind a difference in a table."""
 
 PHASES_SHOWN = 4
 """Of a cell that is not accepted: where most of the difference is."""
@@ -106,6 +112,8 @@ def told(verdict: Verdict) -> dict[str, Any]:
     facts = asdict(verdict) | {"accepted": verdict.accepted, "not_judged": verdict.too_little}
     for cell, made in zip(facts["cells"], verdict.cells, strict=True):
         cell["accepted"] = made.accepted
+        for one, found in zip(cell["differences"], made.differences, strict=True):
+            one |= {"accepted": found.accepted, "sure": found.sure, "open": found.open}
     return dict(_finite(facts))
 
 
@@ -121,8 +129,14 @@ def print_verdict(verdict: Verdict) -> None:
         for cell in cells:
             if not cell.accepted:
                 _print_phases(console, cell)
+    judged = [one for cell in verdict.cells for one in cell.differences if one.judged]
+    console.print(f"\n{MARKS}")
+    console.print(
+        f"{sum(one.accepted for one in judged)} of {len(judged)} figures are within their limits,"
+        f" {sum(one.accepted and one.sure for one in judged)} with their whole intervals"
+    )
     wrong = [order for order in verdict.orders if not order.agrees]
-    console.print(f"\norder: {len(verdict.orders) - len(wrong)} of {len(verdict.orders)} agree")
+    console.print(f"order: {len(verdict.orders) - len(wrong)} of {len(verdict.orders)} agree")
     for order in wrong:
         console.print(f"  {order.figure}: measured {order.less} < {order.more}, predicted not")
     if verdict.off:
@@ -146,7 +160,7 @@ def _table(cells: Iterable[Cell]) -> Table:
             f"{cell.load:.2f}",
             *(_difference(one) for one in cell.differences),
             f"{cell.growths[0]:.1f} → {cell.growths[1]:.1f}",
-            "" if cell.accepted else "off",
+            "off" if cell.off else "" if cell.accepted else "open",
         )
     return table
 
@@ -154,7 +168,7 @@ def _table(cells: Iterable[Cell]) -> Table:
 def _difference(one: Difference) -> str:
     """Return measured → predicted (off by)."""
     off = 100 * one.off.middle
-    mark = "" if one.accepted else " !"
+    mark = ("" if one.sure else " ~") if one.accepted else " ?" if one.open else " !"
     if not one.judged:
         mark = " (not judged)"
     if one.figure == "attainment":

@@ -112,9 +112,15 @@ class FakeGenerator:
     script: object = None
     tick_s: float = 0.0
     refusal: object = None
+    full: object = None
     requests: dict = field(default_factory=dict)
     aborted: list = field(default_factory=list)
     tasks: set = field(default_factory=set)
+    clock: MonotonicClock = field(default_factory=MonotonicClock)
+
+    def turn_away(self, model, digest):
+        if self.full is not None:
+            raise self.full
 
     def generate(self, request, sink):
         if self.refusal is not None:
@@ -134,6 +140,8 @@ class FakeGenerator:
                 return
             if isinstance(event, Exception):
                 sink.fail(event)
+            elif event.tokens and event == TokenEvent(request.id, 0, event.tokens[:1]):
+                sink.push_token(event.tokens[0], self.clock.now())
             else:
                 sink.push(event)
 

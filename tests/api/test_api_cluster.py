@@ -11,7 +11,6 @@ from blitzgw.core.view import (
     CopyFacts,
     DeviceFacts,
     HostFacts,
-    InstanceFacts,
     LoadFacts,
     ModelFacts,
     NetworkFacts,
@@ -23,6 +22,7 @@ from blitzgw.core.view import (
     ScaleTerms,
     ScaleWish,
 )
+from tests.api.view_kit import FakeCluster, instance, node
 
 ROUTES = ("/cluster/nodes", "/cluster/instances", "/cluster/models", "/cluster/requests")
 DEVICE = DeviceFacts("cpu0", DeviceKind.CPU, "Xeon", 1 << 30, 2, data_ports={"fast": 40001})
@@ -31,34 +31,6 @@ HOST = HostFacts(
     "rack-1",
     (NetworkFacts("fast", "10.1.0.1", 1e9, 5e8), NetworkFacts("", "10.0.0.1")),
 )
-
-
-class FakeCluster:
-    """A cluster of the nodes that a test puts in."""
-
-    def __init__(self):
-        self.nodes = []
-        self.found = RequestList(())
-
-    def view(self):
-        nodes = {node.boot: node for node in self.nodes}
-        return ClusterView(self.nodes[0].boot if self.nodes else "", nodes)
-
-    async def requests(self):
-        return self.found
-
-
-def node(boot, name, status=Status.ALIVE, **facts):
-    """A node; its facts are given as lists."""
-    keys = {"devices": "id", "models": "name", "instances": "id", "loads": "instance",
-            "copies": "weights", "scaling": "model", "wishes": "model"}  # fmt: skip
-    for kind, key in keys.items():
-        facts[kind] = {getattr(fact, key): fact for fact in facts.get(kind, [])}
-    return NodeView(boot, name, "10.0.0.1", 7946, status, 1_700_000_000, **facts)
-
-
-def instance(id_, state=InstanceState.SERVING, model="m", digest="d1", resident=30, **more):
-    return InstanceFacts(id_, model, digest, "cpu0", 1, state, resident, 30, **more)
 
 
 @pytest.fixture
@@ -118,7 +90,7 @@ async def test_nodes_are_told_with_all_that_is_known(world, cluster):
         host_facts=HOST,
         heard_s=now - 3.0,
     )
-    cluster.nodes = [node("me", "self"), full, node("b2", "a", Status.SUSPECT)]
+    cluster.show(node("me", "self"), full, node("b2", "a", Status.SUSPECT))
     [a, east, own] = (await get(world, "/cluster/nodes"))["nodes"]
     age_s = east.pop("state_age_s")
     assert 3.0 <= age_s < 30.0
@@ -185,20 +157,20 @@ async def test_nodes_are_told_with_all_that_is_known(world, cluster):
     [("::1", 1, "[::1]:1"), ("10.0.0.1", 1, "10.0.0.1:1"), ("", 0, None)],
 )
 async def test_addresses_are_told_as_they_can_be_joined(world, cluster, host, port, address):
-    cluster.nodes = [NodeView("me", "self", host, port, Status.ALIVE, 0)]
+    cluster.show(NodeView("me", "self", host, port, Status.ALIVE, 0))
     assert (await get(world, "/cluster/nodes"))["nodes"][0]["address"] == address
 
 
 async def test_instances_are_sorted_and_have_loads_where_these_are_known(world, cluster):
     shared = instance("i2", weights="w1", blobs="6")
     load = LoadFacts("i2", 3, 4, 500, 0.25, 2000.0, 0.02)
-    cluster.nodes = [
+    cluster.show(
         node("me", "b", instances=[shared, instance("i1")], loads=[load]),
         node("b1", "a", instances=[instance("i4", InstanceState.LOADING, resident=12)]),
         node("b2", "c", instances=[instance("i0", model="a")]),
         node("b3", "dead", Status.DEAD, instances=[instance("i5")]),
         node("b4", "left", Status.LEFT, instances=[instance("i6")]),
-    ]
+    )
     instances = (await get(world, "/cluster/instances"))["instances"]
     assert [item["id"] for item in instances] == ["i0", "i4", "i1", "i2"]
     assert instances[3] == {
@@ -229,7 +201,7 @@ async def test_instances_are_sorted_and_have_loads_where_these_are_known(world, 
 
 
 async def test_models_are_counted_over_nodes(world, cluster):
-    cluster.nodes = [
+    cluster.show(
         node(
             "me",
             "b",
@@ -245,7 +217,7 @@ async def test_models_are_counted_over_nodes(world, cluster):
         node("b3", "d", Status.DEAD, models=[ModelFacts("m", "d1", 30, 1)],
              instances=[instance("i4")], copies=[CopyFacts("w1", "m", "cpu0", 1, complete=True)]),
         node("b4", "e", copies=[CopyFacts("w1", "m", "cpu0", 1, complete=True, cached=True)]),
-    ]  # fmt: skip
+    )  # fmt: skip
     [model] = (await get(world, "/cluster/models"))["models"]
     assert model == {
         "name": "m",
@@ -272,13 +244,13 @@ async def test_how_a_models_number_is_decided_is_told_by_its_latest_owner(world,
     older = ModelFacts("m", "d1", 30, 5, scaling=ScaleTerms("auto", ttft_s=0.5, max_instances=8))
     first = ScaleFacts("m", "auto", 1, 1, since_s=100.0)
     second = ScaleFacts("m", "auto", 2, 3, 1.4, 4e9, 200.0, "more than it can serve")
-    cluster.nodes = [
+    cluster.show(
         node("b1", "a", models=[ModelFacts("m", "d1", 30, 7)], scaling=[first],
              wishes=[ScaleWish("m", 4, 1, "b1")]),
         node("b2", "b", models=[older], scaling=[second], wishes=[ScaleWish("m", -1, 2, "b2")]),
         node("b3", "c", Status.DEAD, scaling=[ScaleFacts("m", "auto", 9, 9, since_s=300.0)],
              wishes=[ScaleWish("m", 9, 3, "b3")]),
-    ]  # fmt: skip
+    )  # fmt: skip
     [model] = (await get(world, "/cluster/models"))["models"]
     assert model["terms"]["ttft_s"] == 0.5, "those of the oldest definition"
     assert (model["terms"]["max_instances"], model["terms"]["idle_to_zero_s"]) == (8, None)
@@ -302,12 +274,12 @@ def test_an_instance_is_expected_by_the_wall_clock():
 
 
 async def test_a_name_that_nodes_define_differently_is_told_as_such(world, cluster):
-    cluster.nodes = [
+    cluster.show(
         node("me", "a", models=[ModelFacts("m", "d2", 30, 7), ModelFacts("n", "d5", 1, 0)],
              instances=[instance("i1", digest="d2")]),
         node("b1", "b", models=[ModelFacts("m", "d3", 30, 5)]),
         node("b2", "c", models=[ModelFacts("m", "d1", 30, 7)]),
-    ]  # fmt: skip
+    )  # fmt: skip
     models = (await get(world, "/cluster/models"))["models"]
     told = [(m["name"], m["digest"], m["nodes"], m["conflict"], m["prevails"]) for m in models]
     assert told == [
@@ -320,7 +292,7 @@ async def test_a_name_that_nodes_define_differently_is_told_as_such(world, clust
 
 
 async def test_requests_are_told_oldest_first_and_who_did_not_answer(world, cluster):
-    cluster.nodes = [node("me", "a")]
+    cluster.show(node("me", "a"))
     cluster.found = RequestList(
         (
             RequestFacts("r2", "m", "b9", "", 2, 10, 0, 16, 1.5),
@@ -353,6 +325,6 @@ async def test_requests_are_told_oldest_first_and_who_did_not_answer(world, clus
 async def test_nodes_that_share_a_name_are_marked(world, cluster):
     twin = NodeView("b1", "a", "10.0.0.2", 7946, Status.ALIVE, 0)
     gone = NodeView("b3", "a", "10.0.0.3", 7946, Status.DEAD, 0)
-    cluster.nodes = [node("me", "a"), twin, node("b2", "b"), gone]
+    cluster.show(node("me", "a"), twin, node("b2", "b"), gone)
     nodes = (await get(world, "/cluster/nodes"))["nodes"]
     assert {n["boot"] for n in nodes if n["conflict"]} == {"me", "b1"}

@@ -183,6 +183,16 @@ async def test_choices_and_prompts_interleave_by_index(world, tools):
         assert sorted(c["choices"][0]["index"] for c in roles) == [0, 1, 2]
 
 
+async def test_what_one_choice_computes_for_others_is_not_told_as_cached(world, tools):
+    found = {0: 2, 1: 5, 2: 0, 3: 4}  # of the first prompt and of the second
+    world.generator.script = lambda request: tools.events(
+        request, world.ids("Hi"), cached_tokens=found[request.choice], queued_s=0.1
+    )
+    prompts = [[*range(10, 20)], [*range(20, 30)]]
+    _, _, answer = await world.post("/v1/completions", {"model": "m", "prompt": prompts, "n": 2})
+    assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 2}
+
+
 @pytest.mark.parametrize("kind", ["ids", "lists"])
 async def test_token_id_prompts_and_echo(world, tools, kind):
     text, _ = say(world, tools)
@@ -285,6 +295,33 @@ async def test_logprobs_of_text(world, tools):
     assert found["text_offset"][-1] == len(text) - len(found["tokens"][-1])
 
 
+@pytest.mark.parametrize("per_event", [1, 9])
+async def test_a_token_that_ends_the_text_has_no_logprobs(world, tools, per_event):
+    tokens = [*world.ids("Hi"), 2]
+
+    def script(request):
+        made = tools.events(request, tokens, FinishReason.STOP, per_event)
+        for event in made:
+            event.logprobs = [Logprobs(-0.5, ()) for _ in event.tokens]
+        return made
+
+    world.generator.script = script
+    _, _, answer = await world.post("/v1/completions", TEXT | {"logprobs": 0})
+    assert "".join(answer["choices"][0]["logprobs"]["tokens"]) == "Hi"
+    assert answer["usage"]["completion_tokens"] == len(tokens)
+    body = CHAT | {"logprobs": True}
+    _, _, answer = await world.post("/v1/chat/completions", body)
+    content = answer["choices"][0]["logprobs"]["content"]
+    assert "".join(item["token"] for item in content) == "Hi"
+    *chunks, _ = await stream(world, tools, "/v1/chat/completions", body)
+    found = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    assert [item for part in found if part for item in part["content"]] == content
+    if per_event == 1:
+        assert found[-1] is None
+    _, _, answer = await world.post("/v1/completions", TEXT | {"logprobs": 0, "stop": "i"})
+    assert answer["choices"][0]["text"] == "H"
+
+
 async def test_token_ids_come_back_where_asked(world, tools):
     _, tokens = say(world, tools)
     ask = {"return_token_ids": True}
@@ -319,6 +356,21 @@ async def test_refusals_before_the_first_token_are_statuses(world):
     for streamed in (True, False):
         status, headers, _ = await world.post("/v1/completions", TEXT | {"stream": streamed})
         assert (status, headers["Retry-After"]) == (503, "1")
+
+
+async def test_who_is_turned_away_is_told_before_a_prompt_is_made(world, monkeypatch):
+    monkeypatch.setattr(world.text, "render", None)
+    monkeypatch.setattr(world.text, "encode_all", None)
+    world.generator.full = Overloaded("full", retry_after_s=2.5)
+    for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)):
+        status, headers, answer = await world.post(path, body | {"stream": True})
+        assert (status, headers["Retry-After"]) == (429, "3")
+        assert headers["x-blitzgw-error-code"] == "overloaded"
+        assert answer["error"]["message"] == "full"
+    status, _, _ = await world.post("/v1/completions", TEXT | {"model": "nobody"})
+    assert status == 404
+    assert world.services.metrics.models["m"].rejections == {"overloaded": 2}
+    assert not world.generator.requests
 
 
 async def test_a_refused_choice_undoes_the_others(world):

@@ -1,5 +1,8 @@
 """`/metrics`: vLLM's names, exact numbers, readable by Prometheus' own parser."""
 
+import asyncio
+import json
+
 import pytest
 from prometheus_client import Counter, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -9,8 +12,10 @@ from blitzgw.api.exposition import _histogram, _labels
 from blitzgw.api.histogram import Histogram as Own
 from blitzgw.api.histogram import one_two_five
 from blitzgw.api.metrics import TTFT_S
+from blitzgw.core.request import TokenEvent
 from blitzgw.errors import Overloaded
 
+TOLD = "Hi there, 😀 and 😀 go on"
 TEXT = {"model": "m", "prompt": "Hello fox"}
 
 
@@ -69,6 +74,39 @@ async def test_a_request_is_counted(world, tools):
     assert {key: found.get(key) for key in expected} == expected
     assert b'engine="0"' in page
     assert b'block_size="16",num_gpu_blocks="640"' in page
+
+
+async def test_tokens_are_counted_while_they_come_and_when_a_client_leaves(world):
+    tokens = world.ids(TOLD)
+    pieces = [world.text.table.hidden[token] for token in tokens]
+    assert any(isinstance(piece, bytes) for piece in pieces)  # parts of characters
+    body = TEXT | {"stream": True, "stream_options": {"include_usage": True}}
+    post = asyncio.ensure_future(world.http.post(world.url("/v1/completions"), json=body))
+    while not world.generator.requests:
+        await asyncio.sleep(0)
+    request, sink = world.generator.last
+    sink.push(TokenEvent(request.id, 0, tokens[:1], queued_s=0.0))
+    response = await post
+    seen = world.services.metrics.models["m"]
+    now = world.services.clock.now()
+    for count, token in enumerate(tokens[1:], 2):
+        sink.push_token(token, now + count)
+        assert seen.generation_tokens == count
+        assert sum(seen.inter_token_latency.counts) == count - 1
+    text = ""
+    while not text.endswith(" on"):
+        line = await asyncio.wait_for(response.content.readline(), 5)
+        if line.startswith(b"data: "):
+            text += json.loads(line[6:])["choices"][0]["text"]
+    assert text == TOLD
+    response.close()
+    while world.server.active:
+        await asyncio.sleep(0.001)
+    sink.push_token(tokens[0], now)  # is not heard any more
+    assert seen.generation_tokens == len(tokens)
+    assert seen.request_generation_tokens.total == len(tokens)
+    last_s = now + len(tokens)
+    assert seen.decode_time.total == pytest.approx(last_s - now, abs=1.0)
 
 
 @pytest.mark.parametrize("values", [[], [0.0], [0.001, 0.0011, 5000.0], [0.04] * 3])

@@ -9,17 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer, decoders, models
 
 from blitzgw.api.choice import Choice
-from blitzgw.api.detokenizer import MAX_TOKENS, DecoderRules, Detokenizer, build_table, read_rules
+from blitzgw.api.detokenizer import Detokenizer, build_table
+from blitzgw.api.encoding import FAST_INLINE_CHARS
 from blitzgw.api.sampling import Stopping
 from blitzgw.api.stops import StopMatcher
 from blitzgw.api.template import ChatTemplate
-from blitzgw.api.text import INLINE_CHARS, TextModel
+from blitzgw.api.text import TextModel
 from blitzgw.core.model import TextSpec
 from blitzgw.core.request import FinishReason, TokenEvent
 from blitzgw.errors import CheckpointError, InvalidRequest
 from blitzgw.weights.info import open_checkpoint
+from blitzgw.weights.tokens import MAX_TOKENS, DecoderRules, read_rules, read_tokens
 
 
 def streamed(table, ids, skip, cuts, at_start=True):
@@ -34,11 +37,11 @@ def streamed(table, ids, skip, cuts, at_start=True):
 @settings(max_examples=400, deadline=None)
 @given(data=st.data())
 def test_byte_level_streams_what_tokenizers_decodes(byte_text, data):
-    size = byte_text._tokenizer.get_vocab_size()
+    size = byte_text.vocabulary.tokenizer.get_vocab_size()
     ids = data.draw(st.lists(st.integers(0, size + 20), max_size=60))
     skip = data.draw(st.booleans())
     cuts = data.draw(st.sets(st.integers(1, 60)))
-    expected = byte_text._tokenizer.decode(ids, skip_special_tokens=skip)
+    expected = byte_text.vocabulary.tokenizer.decode(ids, skip_special_tokens=skip)
     assert "".join(streamed(byte_text.table, ids, skip, cuts)) == expected
     assert byte_text.decode(ids, skip_special_tokens=skip) == expected
 
@@ -48,7 +51,7 @@ def test_byte_level_streams_what_tokenizers_decodes(byte_text, data):
 def test_characters_are_never_split(byte_text, text):
     ids = byte_text.encode_now(text, False)
     parts = streamed(byte_text.table, ids, True, set(range(200)))
-    assert "".join(parts) == byte_text._tokenizer.decode(ids)
+    assert "".join(parts) == byte_text.vocabulary.tokenizer.decode(ids)
     if "\ufffd" not in text:
         assert "\ufffd" not in "".join(parts)
 
@@ -73,7 +76,7 @@ def runs_are_valid(tokenizer, ids, skip):
 @settings(max_examples=400, deadline=None)
 @given(data=st.data())
 def test_sentencepiece_streams_what_tokenizers_decodes(sp_text, data):
-    tokenizer = sp_text._tokenizer
+    tokenizer = sp_text.vocabulary.tokenizer
     char = st.sampled_from("é世😀\nß").map(
         lambda c: [tokenizer.token_to_id(f"<0x{b:02X}>") for b in c.encode()]
     )
@@ -91,7 +94,7 @@ def test_sentencepiece_streams_what_tokenizers_decodes(sp_text, data):
 
 
 def test_generated_text_keeps_the_space_after_a_prompt(sp_text):
-    token = sp_text._tokenizer.token_to_id("▁the")
+    token = sp_text.vocabulary.tokenizer.token_to_id("▁the")
     detokenizer = sp_text.detokenizer(skip_special_tokens=True)
     assert detokenizer.feed([token]) == " the"
 
@@ -197,9 +200,10 @@ def test_choices_cut_by_token_index(byte_text, data):
         assert choice.stop_reason == stop
         assert choice.finish is (FinishReason.STOP if stop else FinishReason.LENGTH)
     if stop:
+        whole = byte_text.vocabulary.tokenizer.decode
         counts = [
             n for n in range(len(ids) + 1)
-            if whole_text_rule(byte_text._tokenizer.decode(ids[:n]).rstrip("\ufffd"), stops)[1]
+            if whole_text_rule(whole(ids[:n]).rstrip("\ufffd"), stops)[1]
         ]  # fmt: skip
         assert choice.count == counts[0]
 
@@ -318,7 +322,7 @@ def test_autoescape_is_decided_when_it_is_rendered():
 async def test_long_texts_leave_the_event_loop_free(byte_text):
     words = random.Random(1).choices(["fox", "Köln", "hello", "12:30"], k=200_000)
     text = " ".join(words)
-    assert len(text) > INLINE_CHARS
+    assert len(text) > FAST_INLINE_CHARS
     longest, last = 0.0, time.perf_counter()
 
     async def watch():
@@ -339,7 +343,7 @@ async def test_long_texts_leave_the_event_loop_free(byte_text):
 
 
 def test_json_of_the_tokenizer_has_no_limits_left(byte_text):
-    document = json.loads(byte_text._tokenizer.to_str())
+    document = json.loads(byte_text.vocabulary.tokenizer.to_str())
     assert document["truncation"] is None
     assert document["padding"] is None
 
@@ -350,7 +354,38 @@ def test_smollm2_streams_what_tokenizers_decodes(smollm2):
     for _ in range(300):
         ids = [rng.randrange(49152) for _ in range(rng.randrange(40))]
         for skip in (True, False):
-            expected = text._tokenizer.decode(ids, skip_special_tokens=skip)
+            expected = text.vocabulary.tokenizer.decode(ids, skip_special_tokens=skip)
             assert "".join(streamed(text.table, ids, skip, set(range(40)))) == expected
     prompt = text.template.render([{"role": "user", "content": "Hello"}])
     assert prompt.endswith("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_bytes_of_tokens_are_read_without_a_tokenizer(byte_text, sp_text, tmp_path, tools):
+    unigram = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁he", -1.0), ("llo", -2.0)], unk_id=0))
+    unigram.decoder = decoders.Replace("▁", " ")
+    unigram.add_special_tokens(["<unk>", "</s>"])
+    for text in (byte_text, sp_text, tools.text_model(unigram, tmp_path, vocab=9)):
+        tokens, special = read_tokens(text.vocabulary.path, len(text.table.raw))
+        assert tokens == text.table.raw
+        assert special == text.special
+    assert tokens[1:4] == [b" he", b"llo", b"</s>"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b'{"model":{}}',
+        b'{"model":{"vocab":{"a":"b"}}}',
+        b'{"model":{"vocab":{}}}',
+    ],
+)
+def test_what_is_no_tokenizer(tmp_path, content):
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError):
+        read_tokens(str(path), 10)
+    with pytest.raises(CheckpointError):
+        read_tokens(str(tmp_path / "absent.json"), 10)

@@ -53,10 +53,23 @@ BAD_COMMON = [
     ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options"),
     ({"best_of": 3}, "best_of"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"response_format": {"type": "xml"}}, "response_format"),
+    ({"response_format": {}}, "response_format"),
+    ({"response_format": "json_object"}, "response_format"),
+    ({"response_format": {"type": "json_schema"}}, "response_format"),
+    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
     ({"chat_template": "{{ 1 }}"}, "chat_template"),
     ({"guided_json": {}}, "guided_json"),
     ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
+    ({"structured_outputs": {}}, "structured_outputs"),
+    ({"structured_outputs": {"json": "{"}}, "structured_outputs"),
+    ({"structured_outputs": {"json": {}, "choice": ["a"]}}, "structured_outputs"),
+    ({"structured_outputs": {"choice": []}}, "structured_outputs"),
+    ({"structured_outputs": {"choice": ["a", ""]}}, "structured_outputs"),
+    (
+        {"structured_outputs": {"json": {}}, "response_format": {"type": "json_object"}},
+        "structured_outputs",
+    ),
     ({"use_beam_search": True}, "use_beam_search"),
     ({"prompt_logprobs": 0}, "prompt_logprobs"),
     ({"logits_processors": ["x"]}, "logits_processors"),
@@ -65,6 +78,11 @@ BAD_COMMON = [
     ({"store": True}, "store"),
     ({"functions": [{"name": "f"}]}, "functions"),
     ({"cache_salt": "x"}, "cache_salt"),
+    ({"moderation": {"model": "x"}}, "moderation"),
+    ({"model": "m:adapter"}, "model"),
+    ({"lora_path": "adapter"}, "lora_path"),
+    ({"lora_request": {"lora_name": "adapter"}}, "lora_request"),
+    ({"adapter_id": "adapter"}, "adapter_id"),
 ]
 IMAGE = {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}
 BAD_CHAT = [
@@ -168,7 +186,8 @@ async def test_harmless_values_pass(world, tools):
         status, _, answer = await world.post(path, base | HARMLESS)
         assert status == 200, answer
         assert world.generator.last[0].sampling.seed == 2**63 - 5
-    body = CHAT | {"tools": [{"type": "function"}], "tool_choice": "none"}
+    tool = {"type": "function", "function": {"name": "f"}}
+    body = CHAT | {"tools": [tool], "tool_choice": "none", "parallel_tool_calls": True}
     assert (await world.post("/v1/chat/completions", body))[0] == 200
 
 

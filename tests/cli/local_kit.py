@@ -11,12 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+from tests.support.nodes import is_gone
+
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
 
 FAKE = """
 import sys, types
-if "blitzgw.cli.main" in sys.orig_argv:
+if "blitzgw.cli.start" in sys.orig_argv:
     node = types.ModuleType("blitzgw.node")
     def run(config):
         import local_fake
@@ -25,7 +27,7 @@ if "blitzgw.cli.main" in sys.orig_argv:
     import blitzgw
     blitzgw.node = sys.modules["blitzgw.node"] = node
 """
-"""A sitecustomize: stands in for the node wherever `-m blitzgw.cli.main` runs."""
+"""A sitecustomize: stands in for the node wherever `-m blitzgw.cli.start` runs."""
 
 NODE = """
 import http.server, json, os, pathlib, signal, sys, threading
@@ -127,14 +129,6 @@ class Family:
         return self.process.wait(PATIENCE_S)
 
 
-def gone(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return True
-    return stat.rpartition(")")[2].split()[0] == "Z"
-
-
 @contextlib.contextmanager
 def family(tmp_path, *options, config=CONFIG, fake=True, env=None, **streams):
     """Run `blitzgw run --local-nodes …` with pretended nodes; nothing may be left behind."""
@@ -150,7 +144,7 @@ def family(tmp_path, *options, config=CONFIG, fake=True, env=None, **streams):
     log = tmp_path / "log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "blitzgw.cli.main", "run", "--config", str(file), *options],
+            [sys.executable, "-m", "blitzgw.cli.start", "run", "--config", str(file), *options],
             cwd=ROOT,
             env=environment,
             **({"stdout": stream, "stderr": stream} | streams),
@@ -163,4 +157,4 @@ def family(tmp_path, *options, config=CONFIG, fake=True, env=None, **streams):
             process.send_signal(signal.SIGKILL)
             process.wait()
         pids = [json.loads(file.read_text())["pid"] for file in tmp_path.glob("*.json")]
-        ours.until(lambda: all(map(gone, pids)), "end of every node")
+        ours.until(lambda: all(map(is_gone, pids)), "end of every node")

@@ -359,7 +359,7 @@ def test_progress_redraws_one_line_on_a_terminal():
 
 
 def test_the_curl_line_reaches_the_server():
-    config = Config(http=HttpConfig("::", 81, ("k",)), models=(ModelConfig("it's"),))
+    config = Config(http=HttpConfig("::", 81, api_keys=("k",)), models=(ModelConfig("it's"),))
     line = curl_command(config)
     assert line.startswith("curl -N http://[::1]:81/v1/chat/completions")
     assert "Bearer $BLITZGW_API_KEY" in line

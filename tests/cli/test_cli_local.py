@@ -16,7 +16,8 @@ import pytest
 from blitzgw.cli.ask import ask
 from blitzgw.cli.children import MAX_LINE_BYTES, Output
 from blitzgw.cli.main import main
-from tests.cli.local_kit import ROOT, family, gone
+from tests.cli.local_kit import ROOT, family
+from tests.support.nodes import is_gone
 
 KEY = "k" * 40
 
@@ -135,7 +136,7 @@ def test_nodes_that_die_are_reported_and_the_others_go_on(tmp_path):
         os.kill(ours.facts("node-3")["pid"], signal.SIGKILL)
         ours.until(lambda: "was ended" in ours.log, "report")
         assert ours.process.poll() is None
-        assert not gone(ours.facts("node-2")["pid"])
+        assert not is_gone(ours.facts("node-2")["pid"])
         assert ours.end(signal.SIGTERM) == 1
     assert "cannot do it" in ours.lines("node-1")
     assert "blitzgw: node-1 ended with exit code 7; 2 of 3 go on\n" in ours.log
@@ -159,7 +160,7 @@ def test_no_node_outlives_a_parent_that_was_killed(tmp_path):
         pids = [ours.facts(f"node-{i}")["pid"] for i in (1, 2)]
         ours.process.kill()
         ours.process.wait()
-        ours.until(lambda: all(map(gone, pids)), "end of every node")
+        ours.until(lambda: all(map(is_gone, pids)), "end of every node")
 
 
 def test_no_node_outlives_a_parent_that_was_killed_early(tmp_path):
@@ -168,7 +169,7 @@ def test_no_node_outlives_a_parent_that_was_killed_early(tmp_path):
         pids = ours.until(lambda: file.read_text().split(), "child process")
         ours.process.kill()
         ours.process.wait()
-        ours.until(lambda: all(gone(int(pid)) for pid in pids), "end of every node")
+        ours.until(lambda: all(is_gone(int(pid)) for pid in pids), "end of every node")
 
 
 def test_nodes_go_on_when_nobody_reads_what_they_say(tmp_path):
@@ -179,7 +180,7 @@ def test_nodes_go_on_when_nobody_reads_what_they_say(tmp_path):
         pids = [ours.facts(f"node-{i}")["pid"] for i in (1, 2)]
         time.sleep(0.3)
         assert ours.process.poll() is None
-        assert not any(map(gone, pids))
+        assert not any(map(is_gone, pids))
         assert ours.end(signal.SIGTERM) == 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MAIN = "import sys; from blitzgw.cli.main import main; sys.exit(main())"
+MAIN = "import sys; from blitzgw.cli.start import main; sys.exit(main())"
 NODE = """
 import sys, time, types
 node = types.ModuleType("blitzgw.node")
@@ -23,6 +23,17 @@ def run(config):
 node.run = run
 import blitzgw
 blitzgw.node = sys.modules["blitzgw.node"] = node
+"""
+
+
+SLOW = """
+import sys, time
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "blitzgw.cli.serve":
+            print("reading", flush=True)
+            time.sleep(60)
+sys.meta_path.insert(0, Slow())
 """
 
 
@@ -41,6 +52,13 @@ def start(*arguments, before="", **options):
 def finish(process):
     out, err = process.communicate(timeout=60)
     return process.returncode, out, err
+
+
+def test_an_interrupt_while_commands_are_read_is_no_traceback():
+    process = start("run", before=SLOW)
+    assert process.stdout.readline() == "reading\n"
+    process.send_signal(signal.SIGINT)
+    assert finish(process) == (130, "", "")
 
 
 def test_help_is_quick():

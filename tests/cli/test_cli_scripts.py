@@ -80,7 +80,7 @@ def test_long_tests_are_asked_for_by_an_option_of_their_own(tmp_path):
     for arguments, line in (
         (["--long", "tests/cli", "-k", "a b"], "pytest 1 tests/cli -k a b"),
         (["-x"], "pytest  -x"),
-        ([], "pytest "),
+        ([], "pytest  --numprocesses 2 --no-loadscope-reorder"),
     ):
         result = subprocess.run(
             [tmp_path / "scripts/test", *arguments],

@@ -285,7 +285,13 @@ def test_constants_that_are_none_are_refused(trace, tmp_path):
 
 def test_here_no_two_nodes_share_processors(trace, simulated, tmp_path):
     file = tmp_path / "constants.json"
-    told = {"serve_s": 0.04, "step_beside_s": 0.01, "request_beside_s": 0.01, "claim_s": None}
+    told = {
+        "serve_s": 0.04,
+        "claim_s": None,
+        "step_beside_s": 0.01,
+        "request_beside_s": 0.01,
+        "cores": 2,
+    }
     file.write_text(json.dumps({"constants": {n: {"value": v} for n, v in told.items()}}))
     run("--trace", trace, "--factor", 1, "--systems", "oracle", "--constants", file)
     assert simulated[0].latencies == Latencies(serve_s=0.04)
@@ -296,3 +302,27 @@ def test_help_says_which_constants_nothing_measures():
     guesses = {field.name for field in fields(Latencies)} - {*microconstants.HOW}
     assert guesses
     assert all(name in said for name in guesses)
+
+
+def test_it_is_said_how_long_a_simulation_goes_on():
+    assert simulatedtrace._left(0.25, 60.0) == ", 180 s left"
+    assert simulatedtrace._left(0.25, 1.0) == ""
+    assert simulatedtrace._left(0.0, 60.0) == ""
+
+
+def test_an_interrupt_leaves_what_is_finished(trace, tmp_path, simulated, monkeypatch):
+    finish = simulatedtrace.simulate_cluster
+
+    def interrupted(setup, progress):
+        if simulated:
+            raise KeyboardInterrupt
+        return finish(setup, progress)
+
+    monkeypatch.setattr(simulatedtrace, "simulate_cluster", interrupted)
+    out = tmp_path / "out"
+    arguments = ["--trace", trace, "--factor", 1, "--out", out]
+    done = run(*arguments, "--systems", "stop+disk,stop+chain")
+    assert done.exception is not None or done.exit_code != 0
+    store = Store(out)
+    assert store.get("stop+disk", 1) is not None
+    assert store.get("stop+chain", 1) is None

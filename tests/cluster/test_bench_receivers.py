@@ -66,7 +66,7 @@ def test_a_row_is_that_of_the_median_round_and_has_a_line():
 
 def test_processors_are_counted(tmp_path):
     file = tmp_path / "stat"
-    file.write_text("cpu  10 0 10 60 20 0 0 0 0 0\n")
+    file.write_text("cpu  10 5 10 55 20 0 0 0 0 0\n")  # the five are niced
     assert receivers.processors(file) == (20, 100)
     assert used((20, 100), (70, 200)) == pytest.approx(0.5)
 

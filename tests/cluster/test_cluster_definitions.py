@@ -138,7 +138,8 @@ async def test_text_is_the_owners(owner, cache):
     world = World(owner)
     await world.settle()
     theirs, ours = owner.table.lookup(MODEL), world.definitions.table.lookup(MODEL)
-    assert replace(ours.spec, path=theirs.spec.path) == theirs.spec
+    here = replace(ours.spec, path=theirs.spec.path, tokenizer=theirs.spec.tokenizer)
+    assert here == theirs.spec
     assert ours.spec.weights == world.facts.weights
     text = "héllo, 世界 🦙 <|im_start|>"
     tokens = theirs.text.encode_now(text, True)

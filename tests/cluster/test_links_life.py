@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from blitzgw.core.peer import Heartbeat, LoadReport, Lost, Tokens
+from blitzgw.core.peer import Heartbeat, LoadReport, Lost, PlainTokens, Tokens
 from blitzgw.core.request import FinishReason
 from blitzgw.crypto.handshake import Purpose
 from blitzgw.crypto.streams import connect_secure, receive_record, send_record
@@ -248,7 +248,10 @@ async def test_tokens_for_a_stalled_reader_are_merged_and_all_arrive():
         most = 0
         for n in range(steps):
             finish = FinishReason.LENGTH if n == steps - 1 else None
-            a.links.send(HIGH, None, Tokens([event(i, n, finish=finish) for i in names]))
+            if finish or n % 4 == 0:
+                a.links.send(HIGH, None, Tokens([event(i, n, finish=finish) for i in names]))
+            else:
+                a.links.send(HIGH, None, PlainTokens([(i, 0, n) for i in names]))
             most = max(most, a.links.statistics().unsent_bytes)
             if n % 500 == 0:
                 await asyncio.sleep(0)

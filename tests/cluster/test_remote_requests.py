@@ -10,9 +10,19 @@ from typing import Any
 import pytest
 
 from blitzgw.core.instance import InstanceState
-from blitzgw.core.peer import Abort, Declined, Heartbeat, LoadReport, Loss, Lost, Submit, Tokens
+from blitzgw.core.peer import (
+    Abort,
+    Declined,
+    Heartbeat,
+    LoadReport,
+    Loss,
+    Lost,
+    PlainTokens,
+    Submit,
+    Tokens,
+)
 from blitzgw.core.ports import Outlook
-from blitzgw.core.request import FinishReason, GenerationRequest, TokenEvent
+from blitzgw.core.request import FinishReason, GenerationRequest, StepTokens, TokenEvent
 from blitzgw.core.rumours import Status
 from blitzgw.core.view import InstanceFacts, LoadFacts, NodeFacts, NodeView
 from blitzgw.errors import (
@@ -31,6 +41,7 @@ from blitzgw.gossip.content import ContentClient, ContentServer
 from blitzgw.gossip.remote import RemoteIngress, RemoteInstance, rebuilt
 from blitzgw.gossip.serving import Serving
 from blitzgw.gossip.switchboard import Switchboard
+from blitzgw.gossip.users import USERS_S
 from blitzgw.router.router import Router
 from blitzgw.wire import PEER_MESSAGES
 from tests.cluster.link_kit import HIGH, LOW, End, event, request, until
@@ -191,6 +202,26 @@ async def test_a_step_is_split_between_this_node_and_each_peer():
         assert not b.serving.requests()
 
 
+async def test_tokens_with_nothing_else_to_them_travel_as_such():
+    async with Pair() as (a, b):
+        for name in ("r0", "r1"):
+            a.remote(b).submit(request(name))
+        await until(lambda: len(b.port.submitted) == 2)
+        last = event("r1", 5, finish=FinishReason.LENGTH)
+        plain = [("r0", 0, 7), ("mine", 0, 8), ("r1", 3, 9)]
+        b.serving.on_tokens(StepTokens(plain, [last, event("mine too", 4)]))
+        await until(lambda: len(a.router.events) == 2)
+        first, second = a.router.calls
+        assert (first.plain, first.events) == ([("r0", 0, 7)], [])  # the other attempt is not here
+        assert second == [last]
+        [mine] = b.router.calls
+        assert (mine.plain, mine.events) == ([("mine", 0, 8)], [event("mine too", 4)])
+        b.serving.on_tokens(StepTokens([("r0", 0, 6)], []))
+        await until(lambda: len(a.router.events) == 3)
+        assert b.router.calls == [mine]
+        assert b.serving.count(LOW) == a.ingress.count(HIGH) == 1
+
+
 @pytest.mark.parametrize(
     ("error", "retry"),
     [
@@ -282,13 +313,12 @@ async def test_a_request_for_another_definition_is_declined():
 
 async def test_users_are_those_who_have_submitted_lately():
     async with Pair() as (a, b):
-        assert b.serving.users(5.0) == []
+        now = b.clock.now()
+        assert b.serving.users.at(now) == []
         a.remote(b).submit(request("r"))
         await until(lambda: b.port.submitted)
-        assert b.serving.users(5.0) == [LOW]
-        await asyncio.sleep(0.01)
-        assert b.serving.users(0.001) == []
-        assert b.serving.users(5.0) == []  # forgotten
+        assert b.serving.users.at(now) == [LOW]
+        assert b.serving.users.at(now + USERS_S + 5.0) == []
 
 
 async def test_an_answer_given_before_submit_returns_is_not_lost():
@@ -351,6 +381,7 @@ async def test_what_is_said_of_requests_that_are_elsewhere_is_dropped():
         await until(lambda: b.port.submitted and c.port.submitted)
         old, foreign, unknown = event("r", 1), event("s", 1), event("x", 1)
         b.links.send(LOW, None, Tokens([old, foreign, unknown]))
+        b.links.send(LOW, None, PlainTokens([("r", 0, 1), ("s", 0, 1), ("x", 0, 1)]))
         b.links.send(LOW, None, Lost((Loss("r", 0), Loss("s", 0), Loss("x", 0)), "why"))
         b.links.send(LOW, None, Declined("s", 0, "overloaded", ""))
         b.links.send(LOW, None, Declined("r", 0, "overloaded", ""))

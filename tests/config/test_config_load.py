@@ -47,6 +47,12 @@ def test_no_file_is_one_small_model_on_this_machine(monkeypatch):
     )
 
 
+def test_any_free_port_cannot_be_shared(write):
+    path = write("[http]\nport = 0\nreuse_port = true")
+    wrong = f"{path}: http.reuse_port: port 0 is another one for each node; give http.port"
+    assert problems(path) == [wrong]
+
+
 def test_five_mistakes_are_five_problems_with_key_and_remedy(write):
     path = write("""
         [http]

@@ -14,9 +14,13 @@ from blitzgw.core.model import Dtype
 from blitzgw.core.span import Span
 from blitzgw.engine.base import RowInput
 from blitzgw.engine.decoder import TorchEngine
+from blitzgw.engine.gpu.choice import choose, flashinfer
+from blitzgw.engine.gpu.engine import GpuEngine
+from blitzgw.engine.gpu.shell import CudaShell
 from blitzgw.engine.memory import pin, unpin
 from tests.support.checkpoints import FAMILIES, tiny_checkpoint
 from tests.support.engines import Rig
+from tests.support.gpurig import GpuRig, filled, rms
 
 pytestmark = [
     pytest.mark.gpu,
@@ -72,6 +76,43 @@ def test_blobs_are_copied_from_memory_that_is_handed_in(flags, tmp_path):
     rows = [RowInput(own.sequence(PROMPTS[1], 0), 0, len(PROMPTS[1]), True)]
     expected = own.engine.logits(rows, own.engine.forward(rows, own.whole, None))
     assert torch.equal(made.logits(rows, made.forward(rows, own.whole, None)), expected)
+
+
+def not_installed():
+    raise ImportError("as if it were not installed")
+
+
+class CudaRig(GpuRig):
+    """A `GpuRig` on a GPU, with the kernels that are chosen there."""
+
+    def __init__(self, folder, library):
+        self._library = library
+        super().__init__(folder, Dtype.BFLOAT16)
+
+    def _new(self, spec, kv, device):
+        where = torch.device("cuda", CUDA.index)
+        self.shell = CudaShell(where)
+        with torch.inference_mode():
+            self.choice = choose(spec, kv.slot_tokens, where, self.shell, self._library)
+        return GpuEngine(spec, kv, CUDA, None, lambda: self.time, self.shell, lambda: self.choice)
+
+
+@pytest.mark.parametrize("library", [flashinfer, not_installed])
+def test_captured_steps_have_the_logits_of_the_cpu(library, tmp_path):
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64}
+    folder = tiny_checkpoint("llama", tmp_path, **heads)
+    plain, gpu = Rig(folder, Dtype.BFLOAT16), CudaRig(folder, library)
+    if gpu.choice.paged is None:
+        pytest.skip("neither FlashInfer nor torch's block tables work here: see the log")
+    ours, theirs = filled(gpu), filled(plain)
+    gpu.decode(ours, 1)
+    before = gpu.kv_of_all()
+    assert gpu.capture_all() == 4
+    assert torch.equal(gpu.kv_of_all(), before)
+    for count in (5, 3, 1, 5):
+        for mine, other in zip(ours, theirs, strict=True):
+            other.tokens[:] = mine.tokens
+        assert rms(gpu.decode(ours[:count], 1).cpu(), plain.decode(theirs[:count], 1)) < 0.05
 
 
 def test_a_run_of_pages_can_be_pinned():

@@ -2,6 +2,7 @@
 
 import gc
 import mmap
+import os
 import weakref
 from contextlib import closing
 
@@ -17,6 +18,7 @@ from blitzgw.engine.base import RowInput
 from blitzgw.engine.decoder import TorchEngine
 from blitzgw.engine.memory import WeightSlab, pin
 from blitzgw.engine.paced import PacedEngine
+from blitzgw.engine.slab import anonymous_map
 from blitzgw.weights.digests import blob_digest
 from blitzgw.weights.hostcache import HostCopies
 from tests.engine import paced_kit
@@ -135,6 +137,14 @@ def test_memory_that_does_not_fit_is_refused(rig):
         for wrong in (bytearray(size - 1), bytes(size)):
             with pytest.raises(ValueError, match="writable bytes"):
                 make(memoryview(wrong))
+
+
+def test_memory_that_is_never_touched_may_exceed_the_machine():
+    """KV slots are taken for the longest sequences that there could be."""
+    pages = os.sysconf("SC_PHYS_PAGES")
+    with closing(anonymous_map(4 * pages * mmap.PAGESIZE)) as taken:
+        taken[-1] = 7
+        assert taken[:1] == b"\0"
 
 
 def test_nothing_keeps_the_memory_of_a_dropped_engine(rig):

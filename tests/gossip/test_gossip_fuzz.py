@@ -75,6 +75,7 @@ _MESSAGES: tuple[Any, ...] = (
     peer.Submit("i", 1, _REQUEST),
     peer.Declined("r", 1, "overloaded", "full", None, 1.5),
     peer.Tokens([TokenEvent("r", 1, [5], None)]),
+    peer.PlainTokens([("r", 1, 5)]),
     peer.Lost((peer.Loss("r", 1),), "gone", True),
     peer.Abort("r", 1),
     peer.LoadReport((LoadFacts("i", 1, 2, 3, 0.5),)),

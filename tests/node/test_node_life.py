@@ -15,6 +15,7 @@ from tests.support.nodes import (
     client,
     completion,
     cpu,
+    free_port,
     is_gone,
     paced,
     running,
@@ -141,7 +142,31 @@ def test_a_port_in_use(tmp_path):
         port = sock.getsockname()[1]
         code, log = refused(tmp_path, "--port", str(port), "--log-level", "error")
     assert code == 1
-    assert log == f"blitzgw: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+    assert log == (
+        f"blitzgw: cannot listen on 127.0.0.1:{port}: Address already in use; choose another "
+        "http.port, or set http.reuse_port in all nodes that are to share it\n"
+    )
+
+
+def test_nodes_that_share_a_port(tmp_path):
+    port = free_port()
+
+    def sharing(name):
+        toml = paced(http="reuse_port = true").replace("port = 0", f"port = {port}")
+        folder = tmp_path / name
+        return running(folder, toml.replace('name = "test"', f'name = "{name}"'), ready=False)
+
+    def answering(node):
+        return node.get("/version").headers["x-blitzgw-node"]  # each on a connection of its own
+
+    with sharing("one") as one:
+        with sharing("two") as two:
+            assert one.port == two.port == port
+            answers = [answering(one) for _ in range(64)]
+            assert set(answers) == {"one", "two"}  # it fails by chance once in 2 to the 63
+            _, log = refused(tmp_path, "--port", str(port), "--log-level", "error")
+            assert "Address already in use" in log
+        assert {answering(one) for _ in range(8)} == {"one"}
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])

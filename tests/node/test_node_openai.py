@@ -220,6 +220,6 @@ def test_who_served_is_told(node):
 
 def test_the_gateway_stays_small(api, node, plain):
     """Last in this file: it has served all of the above, 50 MB bodies included."""
-    assert node.resident_mib() <= 150
+    assert node.resident_mib() <= 190  # some 35 of it are the tables of fastokens
     assert "libtorch" not in Path(f"/proc/{node.pid}/maps").read_text()
     assert "libtorch" in Path(f"/proc/{node.worker()}/maps").read_text()

@@ -112,6 +112,24 @@ def test_reuse_does_not_cross_keys(tmp_path):
         assert ask("second") > 0
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_choices_share_their_prompt(tmp_path, stream):
+    """Each token of a prompt takes a millisecond, and four choices take little longer than one."""
+    slow = paced(model="max_batched_tokens = 64").replace("fixed_us = 100.0", "token_us = 33.3")
+    with running(tmp_path, slow) as node:
+        node.complete([7] * 32)  # it has been measured from here on
+
+        def seconds(first, n):
+            prompt, start = [first, *range(100, 400)], time.monotonic()
+            reply = node.post("/v1/completions", completion(prompt, 1, n=n, stream=stream))
+            assert reply.status == 200
+            return time.monotonic() - start
+
+        alone_s = seconds(1, 1)
+        assert alone_s > 0.25
+        assert seconds(2, 4) < 2 * alone_s
+
+
 # Clients.
 
 

@@ -193,7 +193,7 @@ class Rig:
         listener: Any = self.listener
         self.runner = DeviceRunner(
             "b", device, [], nobody, MonotonicClock(), listener,
-            pairs=nobody, max_queue=64, terms=WorkerTerms(),
+            pairs=nobody, max_queue=64, max_wait_s=None, terms=WorkerTerms(),
         )  # fmt: skip
         self.name = self.runner.bring_up(spec, ModelConfig("m"), (), "digest")
         scheduler: Any = self.runner._scheduler

@@ -4,7 +4,13 @@ from dataclasses import dataclass, field
 
 from blitzgw.core.peer import Loss
 from blitzgw.core.ports import Outlook
-from blitzgw.core.request import FinishReason, GenerationRequest, SamplingParams, TokenEvent
+from blitzgw.core.request import (
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    StepTokens,
+    TokenEvent,
+)
 from blitzgw.errors import Overloaded, RequestError
 from blitzgw.router.router import Router
 
@@ -125,6 +131,14 @@ class Far(Instance):
         self.router.on_lost(losses, "drained", planned=True)
 
 
+def packed(events):
+    """Events as a scheduler tells them: what is nothing but a token apart from the others."""
+    bare = [e for e in events if e == TokenEvent(e.request_id, e.attempt, e.tokens[:1])]
+    plain = [event for event in bare if event.tokens]
+    rest = [event for event in events if event not in plain]
+    return StepTokens([(e.request_id, e.attempt, e.tokens[0]) for e in plain], rest)
+
+
 @dataclass
 class Sink:
     """What a client sees; `on_push` and `on_fail` call back in."""
@@ -146,6 +160,9 @@ class Sink:
             self.finishes.append(event.finish)
         if self.on_push is not None:
             self.on_push(event)
+
+    def push_token(self, token, now):
+        self.push(TokenEvent(self.request.id, 0, [token]))
 
     def fail(self, error):
         assert not self.ended, "failed after its end"

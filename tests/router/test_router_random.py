@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 
 from blitzgw.core.peer import Loss
 from blitzgw.errors import GenerationFailed, Overloaded, RequestError, Unavailable
-from tests.router.router_kit import HOLD_S, MAX_ATTEMPTS, MAX_HELD, Far, Instance, World
+from tests.router.router_kit import HOLD_S, MAX_ATTEMPTS, MAX_HELD, Far, Instance, World, packed
 
 MODELS = st.sampled_from(["m", "other"])
 CALLBACKS = st.sampled_from(["none", "none", "fail", "push"])
@@ -156,7 +156,7 @@ class Traffic(RuleBasedStateMachine):
     @rule(events=consumes(stale))
     def tell_late(self, events):
         before = {name: list(sink.tokens) for name, sink in self.world.sinks.items()}
-        self.router.on_tokens(events)
+        self.router.on_tokens(packed(events))
         assert before == {name: sink.tokens for name, sink in self.world.sinks.items()}
 
     @rule(count=st.integers(1, 3))
@@ -167,7 +167,7 @@ class Traffic(RuleBasedStateMachine):
 
     def step_one(self, name, count):
         instance = self.instances[name]
-        self.router.on_tokens([instance.step(i, count) for i in list(instance.requests)])
+        self.router.on_tokens(packed([instance.step(i, count) for i in list(instance.requests)]))
 
     @precondition(lambda self: self.instances)
     @rule(random=ONE)

@@ -12,8 +12,19 @@ from blitzgw.core.instance import InstanceState
 from blitzgw.core.membership import DEFINITIONS, LIVING, MEMBERSHIP
 from blitzgw.core.picture import FIGURES, MAX_STALE, MEMBERS, PLACES, Derived, Picture
 from blitzgw.core.rumours import Status
-from blitzgw.core.view import ClusterView, NodeFacts, ScaleTerms, ScaleWish
+from blitzgw.core.view import (
+    ClusterView,
+    CopyFacts,
+    HostFacts,
+    NetworkFacts,
+    NodeFacts,
+    ScaleTerms,
+    ScaleWish,
+)
 from blitzgw.scaling.census import Census
+from blitzgw.scaling.freedevices import free_devices
+from blitzgw.scaling.holders import holders_of
+from blitzgw.scaling.links import links_of
 from blitzgw.scaling.ownership import heirs, owner_of
 from blitzgw.scaling.residents import residents
 from blitzgw.scaling.survey import instances_of, members
@@ -25,7 +36,7 @@ MODELS = ("m", "n", "o")
 
 def changed(rng, of):
     """Return a node with something different, perhaps only figures."""
-    pick = rng.randrange(9)
+    pick = rng.randrange(11)
     name = of.name
     if pick == 0:
         return replace(of, status=rng.choice([Status.ALIVE, Status.SUSPECT, Status.DEAD]))
@@ -47,6 +58,14 @@ def changed(rng, of):
             for device in rng.sample(sorted(of.devices), rng.randrange(len(of.devices) + 1))
         ]
         return replace(of, instances={each.id: each for each in made})
+    if pick == 7:
+        weights = rng.sample([f"w-{m}" for m in MODELS], rng.randrange(3))
+        made = [CopyFacts(w, w[2:], "g0", 60, "f", rng.random() < 0.5) for w in weights]
+        return replace(of, copies={each.weights: each for each in made})
+    if pick == 8:
+        networks = (NetworkFacts("net", "h", rng.choice([1e8, 1e9]), rng.choice([0.0, 1e6])),)
+        told = HostFacts(rng.choice([0, 1 << 40]), rng.choice(["", "r1"]), networks, 1e9)
+        return replace(of, host_facts=rng.choice([None, told]))
     grown = {i: replace(f, layers_resident=rng.randrange(9)) for i, f in of.instances.items()}
     return replace(of, instances=grown, loads={i: load("x", waiting=1) for i in grown})
 
@@ -75,6 +94,13 @@ def says(picture, local):
         "loads": [census.standing(m).loads(view) for m in MODELS],
         "loading": [census.standing(m).loading(view) for m in MODELS],
         "rooms": [census.room(definition(m, size)) for m in MODELS for size in (1, 10**12)],
+        "free": [
+            [*free_devices(definition(m, size), view)] for m in MODELS for size in (1, 10**12)
+        ],
+        "holders": [
+            holders_of(definition(m), view, targets) for m in MODELS for targets in ((), ["a/g0"])
+        ],
+        "links": [links_of(view), links_of(view, {("a", "net"): (1e6, 0.0)})],
         "kinds": [census.next_kind(definition(m)) for m in MODELS],
     }
 
@@ -150,9 +176,12 @@ def test_with_many_changes_it_is_made_anew(picture):
     assert asked == [frozenset(), frozenset()]
 
 
-def test_what_rests_on_figures_is_worked_out_for_each_picture(picture):
+def test_what_rests_on_figures_follows_every_node_that_is_another_object(picture):
     picture.recall(NOW), picture.recall(NOW)
     picture.after({}).recall(NOW)
+    assert asked == ["now"]
+    b1 = {"b1": replace(picture.nodes["b1"], heard_s=5.0)}
+    picture.after(b1).after({"b2": picture.nodes["b2"]}).recall(NOW)
     assert asked == ["now", "now"]
 
 

@@ -11,14 +11,11 @@ from blitzgw.scaling.copies import (
     DROP_SETTLE_S,
     OBTAIN_SETTLE_S,
     CopyKeeper,
-    CopyNeed,
-    complete_copy,
-    copy_needs,
-    keepers,
 )
 from blitzgw.scaling.effects import ObtainCopy
 from blitzgw.scaling.events import TimePassed
 from blitzgw.scaling.holders import holders_of
+from blitzgw.scaling.keepers import CopyNeed, complete_copy, copy_needs, keepers
 from blitzgw.scaling.links import HOST_BYTES_PER_S, links_of
 from blitzgw.scaling.sourcing import Sourcing
 from tests.scaling.test_copies_keeper import MODEL, Copies, W, node

@@ -25,11 +25,10 @@ from blitzgw.scaling.copies import (
     OBTAIN_SETTLE_S,
     RETRY_MIN_S,
     CopyKeeper,
-    CopyNeed,
-    keepers,
 )
 from blitzgw.scaling.effects import DropWeights, ObtainCopy
 from blitzgw.scaling.events import CopyTried, TimePassed
+from blitzgw.scaling.keepers import CopyNeed, keepers
 from blitzgw.scaling.ownership import owner_of
 from blitzgw.scaling.survey import ModelDefinition
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from blitzgw.core.instance import InstanceState
 from blitzgw.core.view import CopyFacts, HostFacts, LoadFacts, NetworkFacts
 from blitzgw.scaling.departures import victims
-from blitzgw.scaling.freedevices import free_devices
+from blitzgw.scaling.freedevices import free_devices, in_turn
 from blitzgw.scaling.placement import Candidate, Distance, Revival, ranked
 from blitzgw.scaling.survey import instances_of
 from tests.scaling.view_kit import MODEL, W, device, instance, node, view
@@ -60,7 +61,7 @@ def test_each_reason_goes_before_those_after_it():
         {},
     ]
     made = [at(f"n{9 - i}/g0", **changes) for i, changes in enumerate(order)]
-    assert ranked(reversed(made)) == made
+    assert [*ranked(reversed(made))] == made
 
 
 def test_instances_are_spread_over_nodes():
@@ -95,12 +96,63 @@ def test_each_is_the_next_choice_after_those_before_it(told):
         at(f"{name}/g{i:02}", distance=distance, rate_bytes_per_s=rate)
         for i, (name, distance, rate) in enumerate(told)
     ]
-    left, found = list(made), ranked(made)
+    left, found = list(made), [*ranked(made)]
     for number, each in enumerate(found):
         before = [one.node for one in found[:number]]
         after = [replace(one, instances_here=before.count(one.node)) for one in left]
-        assert ranked(after)[0].worker == each.worker
+        assert next(ranked(after)).worker == each.worker
         left.remove(each)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.sampled_from([1e6, 8e9]), st.booleans()), max_size=5),
+    st.lists(st.tuples(st.sampled_from("xyz"), st.sampled_from(Distance)), max_size=5),
+)
+@settings(max_examples=60)
+def test_a_crowd_is_ranked_as_all_who_are_in_it(told, others):
+    crowds = [
+        [
+            [at(f"{i}n{n}/g{g}", rate_bytes_per_s=rate, displaces=bool(g)) for g in range(devices)]
+            for n in range(5 if many else 1)
+        ]
+        for i, (devices, rate, many) in enumerate(told)
+    ]
+    apart = [at(f"{name}/g{i}", distance=where) for i, (name, where) in enumerate(others)]
+    everybody = [each for crowd in crowds for node in crowd for each in node]
+    found = ranked(apart, [iter(crowd) for crowd in crowds])
+    assert [*found] == [*ranked(apart + everybody)]
+
+
+def test_no_more_of_a_crowd_is_looked_at_than_may_be_next():
+    looked = []
+
+    def crowd():
+        for i in range(100):
+            looked.append(i)
+            yield [at(f"n{i:03}/g0")]
+
+    assert [each.worker for each in islice(ranked([], [crowd()]), 3)] == [
+        "n000/g0",
+        "n001/g0",
+        "n002/g0",
+    ]
+    assert len(looked) <= 4
+
+
+@given(st.integers(1, 300), st.text(max_size=8))
+def test_every_model_has_an_order_of_its_own_of_all_places(count, model):
+    places = [f"n{i:03}/" for i in range(count)]
+    turns = [*in_turn(places, model)]
+    assert sorted(turns) == places
+    assert turns == [*in_turn(places, model)]
+
+
+def test_models_that_grow_at_the_same_time_mostly_ask_for_different_devices():
+    there = view(*(node(f"n{i:03}") for i in range(200)))
+    models = [replace(MODEL, name=f"m{i}") for i in range(10)]
+    asked = [free.worker for one in models for free in islice(free_devices(one, there), 4)]
+    assert len(asked) == 40
+    assert len(set(asked)) > 30
 
 
 def workers(*nodes):

@@ -111,17 +111,17 @@ def test_free_devices_the_best_first():
 )
 def test_devices_that_cannot_take_it_are_not_free(changes):
     unfit = replace(node("a"), devices={"g0": device("g0", **changes)})
-    assert free_devices(MODEL, view(unfit)) == []
-    assert len(free_devices(MODEL, view(node("a")))) == 1
+    assert [*free_devices(MODEL, view(unfit))] == []
+    assert len([*free_devices(MODEL, view(node("a")))]) == 1
 
 
 def test_draining_nodes_and_taken_devices_are_not_free():
-    assert free_devices(MODEL, view(node("a", facts=NodeFacts("a", "", draining=True)))) == []
-    assert free_devices(MODEL, view(node("a", facts=None))) == []
+    assert [*free_devices(MODEL, view(node("a", facts=NodeFacts("a", "", draining=True))))] == []
+    assert [*free_devices(MODEL, view(node("a", facts=None)))] == []
     other = instance("g0", model="other", weights="x")
-    assert free_devices(MODEL, view(node("a", instances=[other]))) == []
+    assert [*free_devices(MODEL, view(node("a", instances=[other])))] == []
     gone = replace(other, state=InstanceState.GONE)
-    assert len(free_devices(MODEL, view(node("a", instances=[gone])))) == 1
+    assert len([*free_devices(MODEL, view(node("a", instances=[gone])))]) == 1
 
 
 def test_ports_less_what_is_promised_to_others():

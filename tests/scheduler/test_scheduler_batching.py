@@ -8,10 +8,11 @@ import pytest
 
 from blitzgw.core.messages import StepFailed
 from blitzgw.core.request import FinishReason, GenerationRequest, SamplingParams
-from blitzgw.core.step import BLOCK_TOKENS, KvGeometry, Step, StepResult
+from blitzgw.core.step import BLOCK_TOKENS, NO_TOKEN, KvGeometry, Step, StepResult
 from blitzgw.errors import InvalidRequest, Overloaded, Unavailable
 from blitzgw.scheduler.events import RequestAborted, RequestArrived, RunStep, StepCompleted
 from blitzgw.scheduler.lane import PostedStep
+from tests.scheduler import toy
 from tests.scheduler.toy import EOS, VOCAB, alone
 from tests.scheduler.world import World, served
 
@@ -65,6 +66,49 @@ def test_decoding_rows_come_first_then_old_prefill_then_new():
         [(1, 6, 1, True), (2, 29, 11, True), (3, 0, 9, True)],
         [(1, 7, 1, True), (2, 40, 1, True), (3, 9, 1, True)],
     ]
+
+
+def paced(made: World, tokens_per_s: float) -> None:
+    """Let the instance's measured prefill rate be this."""
+    made.scheduler._planner.lanes["a"].pace.observe(1000, 0, 1000 / tokens_per_s)
+
+
+def test_a_short_prompt_passes_a_long_one_that_is_not_due_before():
+    made = world(max_batched_tokens=10, depth=1)
+    paced(made, 10.0)
+    made.ask(PROMPT, 3)
+    made.step()
+    made.ask(PROMPT[:4], 1)
+    made.step()
+    made.step()
+    assert [shape(step) for step in steps(made)] == [
+        [(1, 0, 10, False)],
+        [(1, 10, 10, False)],
+        [(2, 0, 4, True), (1, 20, 6, False)],
+        [(1, 26, 10, False)],
+    ]
+    made.run()
+
+
+def test_who_is_due_waits_for_nobody_that_comes_later():
+    made = world(max_batched_tokens=10, depth=1)
+    paced(made, 1000.0)  # the long one is due after 0.2 s, the short one comes 2 s later
+    made.ask(PROMPT, 3)
+    made.step()
+    made.ask(PROMPT[:4], 1)
+    made.step()
+    assert shape(steps(made)[-1]) == [(1, 20, 10, False)]
+    made.run()
+
+
+def test_lower_priority_passes_a_prompt_that_has_been_begun():
+    made = world(max_batched_tokens=10, depth=1)
+    made.ask(PROMPT, 3)
+    made.step()
+    made.ask(PROMPT[:4], 1, priority=-1)
+    made.step()
+    assert shape(steps(made)[-1]) == [(2, 0, 4, True), (1, 20, 6, False)]
+    made.run()
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -142,6 +186,15 @@ def test_a_stop_token_ends_an_answer_once_there_are_min_tokens():
     name = made.ask(prompt, 20, stop_token_ids=(second,), min_tokens=15)
     made.run()
     assert len(made.story(name).outputs) >= 15
+
+
+def test_an_answer_whose_grammar_was_given_up_ends_with_an_error(monkeypatch):
+    monkeypatch.setattr(toy, "next_token", lambda _, n, __: NO_TOKEN if n == 2 else 5)
+    made = world()
+    name = made.ask(PROMPT, 20, min_tokens=9, grammar="x")
+    made.run()
+    assert made.story(name).finish is FinishReason.ERROR
+    assert made.story(name).outputs[:2] == [5, 5]
 
 
 def test_a_token_may_end_an_answer_for_both_reasons_and_stop_is_told():

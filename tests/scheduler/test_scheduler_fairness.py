@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blitzgw.scheduler import fairness
-from blitzgw.scheduler.fairness import Account, FairQueue
+from blitzgw.scheduler.fairness import Account, FairQueue, due_s
 
 
 @dataclass(eq=False)
@@ -17,6 +17,11 @@ class Item:
     arrival: int
     priority: int = 0
     tokens: list[int] = field(default_factory=lambda: [1] * 10)
+    due_s: float = 0.0
+
+    @property
+    def turn(self):
+        return self.priority, self.due_s, self.arrival
 
 
 class Line:
@@ -26,9 +31,9 @@ class Line:
         self.queue: FairQueue[Item] = FairQueue()
         self.n = 0
 
-    def push(self, tenant: str, priority: int = 0, cost: int = 10) -> Item:
+    def push(self, tenant: str, priority: int = 0, cost: int = 10, due_s: float = 0.0) -> Item:
         self.n += 1
-        item = Item(self.queue.account(tenant), self.n, priority, [1] * cost)
+        item = Item(self.queue.account(tenant), self.n, priority, [1] * cost, due_s)
         self.queue.push(item)
         return item
 
@@ -42,7 +47,20 @@ class Line:
         return [self.pop().arrival for _ in range(len(self.queue))]
 
 
-def test_within_a_tenant_first_come_first_served():
+def test_within_a_tenant_what_is_due_first():
+    line = Line()
+    for at_s in (3.0, 1.0, 2.0, 1.0):
+        line.push("a", due_s=at_s)
+    assert [item.arrival for item in line.queue.in_order()] == [2, 4, 3, 1]
+    assert line.order() == [2, 4, 3, 1]
+
+
+def test_a_short_prompt_is_due_before_a_long_one_but_not_for_ever():
+    assert due_s(1.0, 100, 1000.0) < due_s(0.9, 1000, 1000.0) < due_s(6.0, 1, 1000.0)
+    assert due_s(1.0, 1000, None) == 1.0  # nothing is measured: first come, first served
+
+
+def test_what_is_due_at_once_goes_first_come_first_served():
     line = Line()
     for _ in range(4):
         line.push("a")
@@ -92,7 +110,7 @@ def test_the_preempted_go_in_front_of_their_tenant():
     first = line.push("a")
     line.push("a")
     line.queue.remove(first)
-    line.queue.push(first, front=True)
+    line.queue.push(first)
     assert line.order() == [1, 2]
 
 
@@ -114,7 +132,7 @@ def test_strangers_do_not_fill_the_memory(monkeypatch):
         line.push(f"t{i}")
         line.pop()
     assert len(line.queue._accounts) <= 8
-    line.queue.push(running, front=True)  # its account may have been forgotten meanwhile
+    line.queue.push(running)  # its account may have been forgotten meanwhile
     assert line.queue.peek() is running
     assert line.order() == [1]
 

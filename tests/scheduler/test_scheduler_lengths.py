@@ -17,9 +17,16 @@ def sequence(prompt: int, max_tokens: int, output: int = 0, context: int = 10_00
     request = GenerationRequest("r", "toy", (1,) * prompt, prompt, sampling)
     account = Account("", 0)
     seq = Sequence(
-        request, "a", account=account, arrival=1, arrived_s=0.0, context=context, eos_ids=()
+        request,
+        "a",
+        account=account,
+        arrival=1,
+        arrived_s=0.0,
+        due_s=0.0,
+        context=context,
+        eos_ids=(),
     )
-    seq.tokens += [2] * output
+    seq.tokens.extend([2] * output)
     return seq
 
 

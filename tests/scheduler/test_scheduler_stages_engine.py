@@ -14,7 +14,8 @@ from blitzgw.core.parcels import ParcelArrived, ParcelsSent
 from blitzgw.core.request import FinishReason
 from blitzgw.core.span import Span
 from blitzgw.core.step import StepResult
-from blitzgw.worker.executor import Executor, InstanceExecutor
+from blitzgw.worker.execution import Executor
+from blitzgw.worker.executor import InstanceExecutor
 from tests.scheduler.stage_kit import StageWorld
 from tests.worker.handoff_kit import LAYERS, Bench, Road, paced_engine
 

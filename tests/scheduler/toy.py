@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from blitzgw.core.messages import StepFailed
 from blitzgw.core.request import FinishReason, GenerationRequest, SamplingParams
-from blitzgw.core.step import BLOCK_TOKENS, NewSequence, Row, Step, StepResult
+from blitzgw.core.step import BLOCK_TOKENS, NO_TOKEN, NewSequence, Row, Step, StepResult
 from blitzgw.scheduler.events import ServedInstance
 
 VOCAB = 97
@@ -47,6 +47,8 @@ def alone(request: GenerationRequest, context: int) -> tuple[list[int], FinishRe
         token = next_token(chain[-1], len(outputs), sampling)
         tokens.append(token)
         outputs.append(token)
+        if token == NO_TOKEN:
+            return outputs, FinishReason.ERROR
         if token in stops and len(outputs) >= sampling.min_tokens:
             return outputs, FinishReason.STOP
         if len(outputs) >= sampling.max_tokens or len(tokens) >= context:

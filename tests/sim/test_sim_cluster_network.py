@@ -120,6 +120,17 @@ def test_requests_go_before_weights():
     assert found.last_s == pytest.approx(MODEL_S + 0.02)
 
 
+@pytest.mark.parametrize(("cores", "took_s"), [(inf, 1.0), (2.0, 1.5), (1.0, 3.0)])
+def test_those_who_compute_share_processors_and_none_has_two(cores, took_s):
+    heap, network = make(2, cores=cores)
+    ends: list[float] = []
+    for _ in range(3):
+        network.compute(1.0, lambda: ends.append(heap.now))
+    network.compute(0.0, lambda: ends.append(heap.now))
+    heap.run_until(10.0)
+    assert ends == pytest.approx([0.0] + [took_s] * 3)
+
+
 def test_traffic_in_the_other_direction_costs_nothing():
     heap, network = make(2)
     found = Landings(heap, 2)

@@ -15,6 +15,7 @@ from blitzgw.sim.cluster.profiles import named
 from blitzgw.sim.cluster.serving import Serving
 from blitzgw.sim.cluster.setup import ClusterSetup, Failures, Latencies, ModelSetup
 from blitzgw.sim.cluster.simulate import simulate_cluster
+from blitzgw.sim.cluster.streams import Store
 from blitzgw.sim.cluster.world import START_S, ClusterWorld
 from blitzgw.sim.evaluation.arrivals import Arrival
 from blitzgw.sim.evaluation.ladder import SYSTEMS
@@ -150,6 +151,45 @@ def test_a_growth_takes_what_its_phases_take(records):
     assert load_s < chain["elapsed_s"] < load_s * 1.2
 
 
+def test_a_worker_warms_up_once_unless_its_instance_has_computed_while_it_loaded(records):
+    apart = [dataclasses.replace(one, at_s=one.at_s + 12.0) for one in burst(until_s=1.5)]
+    setup = make("stop+chain", arrivals=(*burst(until_s=1.5), *apart), duration_s=15.0)
+    took_s, warm_up_s = Latencies().serve_s, named("a800-8b").warm_up_s
+    assert warm_up_s == pytest.approx(32 * 2 * 250e-6, rel=0.05)  # two steps of 32 layers
+    found = {}
+    for record in (simulate_cluster(setup), records["live-zigzag"]):
+        for operation in record.operations:
+            for target in operation["targets"]:
+                if target["arrived"] == target["blobs"] and target["ready_s"] is not None:
+                    ready_s = target["ready_s"] - max(target["arrived_s"])
+                    key = record.system, target["worker"]
+                    found.setdefault(key, []).append(pytest.approx(ready_s, abs=1e-6))
+    again = [waits for waits in found.values() if len(waits) > 1]
+    assert again
+    for first, *others in again:
+        assert first == took_s + warm_up_s
+        assert others == [took_s] * len(others)
+    assert [took_s] in [waits for (system, _), waits in found.items() if system == "live-zigzag"]
+
+
+def test_first_reads_share_the_processors_of_one_machine():
+    took = Latencies(first_read_s=1.0, cores=2.0, disk_first_byte_s=0.25)
+    world = ClusterWorld(make("stop+disk", arrivals=(), latencies=took))
+    landed_s = []
+
+    def read(nodes):
+        for node in nodes:
+            store = Store((8,), lambda _: landed_s.append(world.heap.now))
+            node.premises.shelf.read(store, (0,))
+
+    with virtual_loop(world.heap):
+        world.open()
+        world.heap.at(10.0, read, world.nodes[:4])
+        world.heap.at(20.0, read, [*world.nodes[:2], world.nodes[5]])
+        world.heap.run_until(30.0)
+    assert landed_s == pytest.approx([12.25] * 4 + [20.25] * 2 + [21.25])
+
+
 def same(record):
     found = dataclasses.asdict(record)
     for name in ("wall_s", "events_per_s"):
@@ -175,8 +215,9 @@ def test_crashes_lose_only_those_whose_own_node_is_gone(name):
         world.heap.run_until(START_S + 60.0)
     assert faults.crashes > 2
     assert world.done == world.offered
-    outcomes = Counter(answer.outcome for answer in world.record.answers.values())
-    wrong = {answer.error for answer in world.record.answers.values() if not answer.ok}
+    answers = [one for many in world.record.answers.values() for one in many if one is not None]
+    outcomes = Counter(answer.outcome for answer in answers)
+    wrong = {answer.error for answer in answers if not answer.ok}
     assert outcomes["ok"] > 0.5 * world.offered
     assert wrong <= {"the node is gone", "no node can be reached"}
     serving = [i for node in world.nodes for i in node.premises.instances()]
@@ -273,6 +314,7 @@ def test_a_testbeds_record_is_simulated_as_its_nodes_were_told():
 
 
 def test_measured_latencies_are_undilated_but_for_shares():
-    found = Latencies.measured({"serve_s": 0.4, "link_share": 0.9, "unknown_s": 1.0}, 4.0)
-    assert (found.serve_s, found.link_share) == (0.1, 0.9)
+    told = {"serve_s": 0.4, "link_share": 0.9, "cores": 2, "unknown_s": 1.0}
+    found = Latencies.measured(told, 4.0)
+    assert (found.serve_s, found.link_share, found.cores) == (0.1, 0.9, 2)
     assert found.gossip_lag_s == Latencies().gossip_lag_s

@@ -12,11 +12,12 @@ from blitzgw.sim.cluster.cell import setup_of
 from blitzgw.sim.cluster.simulate import simulate_cluster
 from blitzgw.sim.evaluation import statistics
 from blitzgw.sim.evaluation.arrivals import Arrival, Objective
+from blitzgw.sim.evaluation.differences import LIMITS
 from blitzgw.sim.evaluation.knobs import Bounds, knobs
 from blitzgw.sim.evaluation.ladder import SYSTEMS
 from blitzgw.sim.evaluation.record import Answer, Look, Record
 from blitzgw.sim.evaluation.store import write_record
-from blitzgw.sim.evaluation.validation import LIMITS, Pair, judge, load, phases, setting_of
+from blitzgw.sim.evaluation.validation import Pair, judge, load, phases, setting_of
 from scripts.evaluation import microphases, validation
 
 ABOUT = {
@@ -122,6 +123,53 @@ def runs(system, times, predicted_times):
         )
         for seed in range(3)
     ]
+
+
+def spread(differences):
+    """Return what becomes of the mean's difference where it differs so from run to run."""
+    pairs = [
+        Pair(record(seed=seed), (record(seed=seed, times=1 + off, virtual=True),))
+        for seed, off in enumerate(differences)
+    ]
+    return judge(pairs)
+
+
+@pytest.mark.parametrize(
+    ("differences", "accepted", "sure", "is_open"),
+    [
+        ([0.01, 0.02, 0.02, 0.03, 0.04], True, True, False),
+        ([-0.2, -0.1, 0.02, 0.1, 0.2], True, False, False),
+        ([0.02, 0.03, 0.06, 0.2, 0.3], False, False, True),
+        ([-0.3, -0.2, -0.06, -0.03, -0.02], False, False, True),
+        ([0.06, 0.07, 0.08, 0.09, 0.2], False, False, False),
+        ([-0.06, -0.07, -0.08, -0.09, -0.2], False, False, False),
+    ],
+)
+def test_what_runs_leave_open_is_neither_accepted_nor_off(
+    differences, accepted, sure, is_open, capsys
+):
+    made = spread(differences)
+    mean = figures(made)["ttft_mean"]
+    assert (mean.accepted, mean.sure, mean.open) == (accepted, sure, is_open)
+    assert made.off == (not accepted and not is_open)
+    validation.print_verdict(made)
+    printed = capsys.readouterr().out.replace(validation.MARKS, "")
+    marks = {mark for mark in "!?~" if f" %) {mark}" in printed}
+    assert ("!" in marks) == made.off
+    assert ("?" in marks) == is_open
+
+
+def test_with_anything_open_nothing_is_accepted():
+    apart = [(1.0, 1.02), (1.0, 1.03), (1.0, 1.06), (1.0, 1.2), (1.0, 1.3)]
+    pairs = [
+        Pair(record("live", seed, times=a), (record("live", seed, times=b, virtual=True),))
+        for seed, (a, b) in enumerate(apart)
+    ]
+    made = judge([*pairs, *runs("stop", 2.0, 2.0)])
+    assert made.orders
+    assert not made.off
+    assert not made.accepted
+    assert "live's ttft_mean" in made.too_little
 
 
 def test_systems_that_stand_in_another_order_are_not_accepted():

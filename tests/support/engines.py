@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from blitzgw.core.instance import DeviceKind, DeviceSpec
+from blitzgw.core.instance import DeviceKind, DeviceSpec, ModelSpec
 from blitzgw.core.layout import blob_layouts
 from blitzgw.core.model import Dtype
 from blitzgw.core.request import SamplingParams
@@ -35,21 +35,14 @@ class Rig:
         slots: int = 8,
         context: int = 512,
         device: DeviceSpec = CPU,
+        new_engine: Callable[[ModelSpec, KvGeometry, DeviceSpec], TorchEngine] = TorchEngine,
     ) -> None:
         self.spec = resolve_model("tested", path, dtype, None).spec
         shape = self.spec.shape
         blocks = -(-min(context, self.spec.max_model_len) // BLOCK_TOKENS)
         self.kv = KvGeometry(slots, blocks, shape.kv_bytes_per_token(dtype) * BLOCK_TOKENS)
-        self.engine = TorchEngine(self.spec, self.kv, device)
-        checkpoint = open_checkpoint(path)
-        load_blobs(
-            checkpoint,
-            blob_layouts(shape, dtype),
-            dtype,
-            self.engine.blob_buffer,
-            self.engine.blob_arrived,
-        )
-        checkpoint.close()
+        self.engine = new_engine(self.spec, self.kv, device)
+        load_into(self.engine, path, self.spec)
         self.whole = Span(0, shape.n_layers)
 
     def sequence(
@@ -93,6 +86,19 @@ class Rig:
         self.prefill(sequence, chunk)
         self.decode([sequence], n - 1)
         return sequence.tokens[len(tokens) :]
+
+
+def load_into(engine: TorchEngine, path: Path, spec: ModelSpec) -> None:
+    """Load all weights of a checkpoint into an engine."""
+    checkpoint = open_checkpoint(path)
+    load_blobs(
+        checkpoint,
+        blob_layouts(spec.shape, spec.dtype),
+        spec.dtype,
+        engine.blob_buffer,
+        engine.blob_arrived,
+    )
+    checkpoint.close()
 
 
 def decode_row(sequence: SequenceState) -> RowInput:

@@ -315,9 +315,13 @@ def receivers_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def processors(file: Path = Path("/proc/stat")) -> tuple[int, int]:
-    """Return the busy and all ticks of the machine's processors since it began."""
+    """Return the busy and all ticks of the machine's processors since it began.
+
+    What is niced gives way to everything else, and so does not make them busy.
+    """
     ticks = [int(word) for word in file.read_text().splitlines()[0].split()[1:9]]
-    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
+    _user, nice, _system, idle, iowait, *_ = ticks
+    return sum(ticks) - nice - idle - iowait, sum(ticks)
 
 
 def used(before: tuple[int, int], after: tuple[int, int]) -> float:

@@ -95,7 +95,7 @@ def children(pid: int) -> list[int]:
 def is_gone(pid: int) -> bool:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # before it was opened, and after
         return True
     return stat.rpartition(")")[2].split()[0] == "Z"  # an orphan that nobody reaps
 

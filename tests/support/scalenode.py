@@ -32,6 +32,9 @@ class Nothing:
     def served_by(self, request_id: str) -> Served | None:
         return None
 
+    def turn_away(self, model: str, digest: str) -> None:
+        raise AssertionError("nothing is generated here")
+
     def generate(self, request: Any, sink: Any) -> None:
         raise AssertionError("nothing is generated here")
 

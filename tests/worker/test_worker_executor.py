@@ -6,7 +6,8 @@ from blitzgw.core.request import Logprobs, SamplingParams
 from blitzgw.core.span import Span
 from blitzgw.core.step import NewSequence, Row, Step
 from blitzgw.engine.base import Sampled
-from blitzgw.worker.executor import Executor, InstanceExecutor
+from blitzgw.worker.execution import Executor
+from blitzgw.worker.executor import InstanceExecutor
 from tests.worker.worker_kit import GREEDY, WHOLE
 
 

@@ -14,11 +14,11 @@ from blitzgw.core.step import StepResult
 from blitzgw.errors import ProtocolError
 from blitzgw.worker import handle as handle_module
 from blitzgw.worker.handle import WorkerHandle
+from tests.support.nodes import is_gone
 from tests.worker.worker_kit import (
     PACED,
     Mailbox,
     first_step,
-    is_gone,
     load_message,
     next_step,
     slow,

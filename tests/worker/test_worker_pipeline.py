@@ -7,7 +7,8 @@ import pytest
 from blitzgw.core.model import Dtype
 from blitzgw.core.span import Span
 from blitzgw.core.step import Import, NewSequence, Row, Send, Step
-from blitzgw.worker.executor import Executor, StepRefused
+from blitzgw.worker.execution import Executor
+from blitzgw.worker.executor import StepRefused
 from tests.support.checkpoints import tiny_checkpoint
 from tests.support.engines import Rig
 from tests.worker.handoff_kit import GREEDY, LAYERS, SEEDED, Bench, Road, paced_engine

@@ -18,13 +18,13 @@ from blitzgw.core.messages import (
 )
 from blitzgw.core.span import Span
 from blitzgw.core.step import KvGeometry, Row, Step, StepResult
+from tests.support.nodes import is_gone
 from tests.worker.worker_kit import (
     LAYERS,
     VOCAB,
     WHOLE,
     Mailbox,
     first_step,
-    is_gone,
     load_message,
     next_step,
     slow,
@@ -151,6 +151,21 @@ async def test_unload_forgets_and_the_name_is_free_again(folder):
         handle.post(first_step(3))
         result = await box.wait(StepResult, 2)
         assert result.tokens == box.of(StepResult)[0].tokens
+
+
+async def test_what_was_posted_before_an_unload_runs_before_it(folder):
+    async with worker(device=slow(layer_us=1e5)) as (box, handle):
+        handle.post(load_message(folder))
+        await box.wait(ModelLoaded)
+        handle.post(first_step(1))  # the main thread is busy while the other comes and goes
+        handle.post(load_message(folder, "i1"))
+        await box.wait(BlobResident, 2 * (LAYERS + 2))
+        handle.post(first_step(2, instance="i1"))
+        handle.post(UnloadModel("i1"))
+        await box.wait(StepResult, 2)
+        handle.post(next_step(3, 3, instance="i1"))
+        assert "unknown instance" in (await box.wait(StepFailed)).message
+        assert len(box.of(StepFailed)) == 1
 
 
 async def test_unload_during_a_load_is_silent(folder, tmp_path):

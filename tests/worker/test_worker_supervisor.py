@@ -22,12 +22,12 @@ from blitzgw.core.transfer import (
 from blitzgw.errors import WorkerLost
 from blitzgw.worker import supervisor as supervisor_module
 from blitzgw.worker.supervisor import WorkerSupervisor
+from tests.support.nodes import is_gone
 from tests.worker.transfer_kit import LAN, resolved
 from tests.worker.worker_kit import (
     LAYERS,
     PACED,
     first_step,
-    is_gone,
     load_message,
     next_step,
     until,

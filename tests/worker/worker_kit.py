@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import struct
 import time
 from pathlib import Path
@@ -94,15 +93,6 @@ def first_step(step: int = 1, seq: int = 1, instance: str = "i0", tokens=(5, 9, 
 
 def next_step(step: int, start: int, seq: int = 1, instance: str = "i0") -> Step:
     return Step(step, instance, WHOLE, (Row(seq, start, 1, sample=True),))
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    # An orphan that nobody reaps stays a zombie where process 1 does not collect them.
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 async def until(condition, what="the condition"):

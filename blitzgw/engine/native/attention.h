@@ -12,9 +12,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "tiles.h"
+#include "stream.h"
 
-constexpr int BLOCK = 128;       // positions between two rescalings of O
 constexpr int MAX_DIM = 256;     // head dimension
 constexpr int OUT_TILES = 4;     // tiles of O that stay in registers
 
@@ -25,27 +24,13 @@ struct Query {
     int position;     // attends to (position − window, position]
 };
 
-struct Heads {  // K and V [positions, dim] of `count` kv heads
-    const bf16 *k, *v;
-    size_t stride;
-    int count;
-};
-
 struct alignas(64) AttentionScratch {
     uint32_t queries[TILE * MAX_DIM / TILE_K][256];
     float scores[BLOCK][TILE];
     bf16 probabilities[BLOCK / TILE_K][TILE][TILE_K];
-    uint32_t values[OUT_TILES][256];
+    uint32_t values[2][OUT_TILES][256];  // one is packed while the other is used
     float out[TILE * MAX_DIM / TILE][TILE][TILE];
 };
-
-// Ask for `rows` rows of K or V ahead of their use: pages are small and scattered, and the
-// hardware's prefetcher stops at the end of each.
-inline void prefetch_rows(const bf16* from, int rows, int dim) {
-    const char* at = reinterpret_cast<const char*>(from);
-    for (size_t i = 0; i < size_t(rows) * dim * sizeof(bf16); i += 64)
-        _mm_prefetch(at + i, _MM_HINT_T1);
-}
 
 // Interleave 32 rows of V in pairs, dimensions [d, d + 32), into two tiles in B's order. Rows from
 // `stop` on are zeros (memory there may hold anything). Within each 32 the first tile gets
@@ -61,22 +46,44 @@ inline void pack_values(const bf16* v, int first, int stop, int dim, int d, uint
     }
 }
 
-// Scores of positions [first, stop) of a block, in whole tiles of 16.
-inline void score(const Heads& heads, int first, int stop, int dim, AttentionScratch& s) {
+// Scores of `tiles` × 16 positions from `pos` on: as many sums under way, none waits for another.
+template <int tiles>
+inline void score_tiles(const Heads& heads, int pos, int dim, Stream& ahead, float (*scores)[TILE],
+                        const AttentionScratch& s) {
     const int steps = dim / TILE_K;
-    for (int pos = first; pos < stop; pos += TILE) {
-        _tile_zero(0);
-        for (int h = 0; h < heads.count; h++) {
-            const bf16* rows = heads.k + h * heads.stride + size_t(pos) * dim;
-            prefetch_rows(rows + size_t(BLOCK) * dim, TILE, dim);
-            for (int step = 0; step < steps; step++) {
-                _tile_loadd(1, rows + step * TILE_K, size_t(dim) * sizeof(bf16));
-                _tile_loadd(2, s.queries[h * steps + step], 64);
-                _tile_dpbf16ps(0, 1, 2);
-            }
+    const size_t row_bytes = size_t(dim) * sizeof(bf16);
+    _tile_zero(0);
+    if (tiles > 1) _tile_zero(1);
+    if (tiles > 2) _tile_zero(2);
+    if (tiles > 3) _tile_zero(3);
+    for (int h = 0; h < heads.count; h++)
+        for (int step = 0; step < steps; step++) {
+            const bf16* rows = heads.k + h * heads.stride + size_t(pos) * dim + step * TILE_K;
+            _tile_loadd(7, s.queries[h * steps + step], 64);
+            _tile_loadd(4, rows, row_bytes);
+            _tile_dpbf16ps(0, 4, 7);
+            if (tiles > 1) _tile_loadd(5, rows + TILE * dim, row_bytes);
+            if (tiles > 1) _tile_dpbf16ps(1, 5, 7);
+            if (tiles > 2) _tile_loadd(6, rows + 2 * TILE * dim, row_bytes);
+            if (tiles > 2) _tile_dpbf16ps(2, 6, 7);
+            if (tiles > 3) _tile_loadd(4, rows + 3 * TILE * dim, row_bytes);
+            if (tiles > 3) _tile_dpbf16ps(3, 4, 7);
+            ahead.pull(tiles * TILE * TILE_K / LINE);
         }
-        _tile_stored(0, s.scores[pos - first], 64);
-    }
+    _tile_stored(0, scores, 64);
+    if (tiles > 1) _tile_stored(1, scores + TILE, 64);
+    if (tiles > 2) _tile_stored(2, scores + 2 * TILE, 64);
+    if (tiles > 3) _tile_stored(3, scores + 3 * TILE, 64);
+}
+
+// Scores of positions [first, stop) of a block, in whole tiles of 16.
+inline void score(const Heads& heads, int first, int stop, int dim, Stream& ahead,
+                  AttentionScratch& s) {
+    int pos = first;
+    for (; pos + 3 * TILE < stop; pos += 4 * TILE)
+        score_tiles<4>(heads, pos, dim, ahead, s.scores + pos - first, s);
+    for (; pos < stop; pos += TILE)
+        score_tiles<1>(heads, pos, dim, ahead, s.scores + pos - first, s);
 }
 
 struct Softmax {  // a lane is a query
@@ -91,8 +98,13 @@ inline __m512 block_maximum(int first, int stop, const Softmax& state, Attention
     const __m512 nothing = _mm512_set1_ps(-INFINITY);
     __m512 best = nothing;
     if (first >= state.all_from && stop <= state.all_until) {
-        for (int i = 0; i < stop - first; i++)
-            best = _mm512_max_ps(best, _mm512_load_ps(s.scores[i]));
+        __m512 part[4] = {nothing, nothing, nothing, nothing};  // a maximum waits for the one before
+        int i = 0;
+        for (; i + 4 <= stop - first; i += 4)
+            for (int j = 0; j < 4; j++)
+                part[j] = _mm512_max_ps(part[j], _mm512_load_ps(s.scores[i + j]));
+        for (; i < stop - first; i++) best = _mm512_max_ps(best, _mm512_load_ps(s.scores[i]));
+        for (__m512 one : part) best = _mm512_max_ps(best, one);
         return best;
     }
     for (int i = 0; i < stop - first; i++) {
@@ -108,7 +120,8 @@ inline __m512 block_maximum(int first, int stop, const Softmax& state, Attention
 
 // Turn scores into probabilities against the running maximum; return the factor for what was
 // summed before. Rows of P past `stop` become 0 up to a multiple of 32.
-inline __m512 softmax_block(int first, int stop, Softmax& state, AttentionScratch& s) {
+inline __m512 softmax_block(int first, int stop, Softmax& state, int lines_a_row, Stream& ahead,
+                            AttentionScratch& s) {
     const __m512 scale = _mm512_set1_ps(state.scale);
     const __m512 best = _mm512_max_ps(
         state.maximum, _mm512_mul_ps(block_maximum(first, stop, state, s), scale));
@@ -126,6 +139,7 @@ inline __m512 softmax_block(int first, int stop, Softmax& state, AttentionScratc
                 p = exp_negative(_mm512_fmsub_ps(_mm512_load_ps(s.scores[row]), scale, base));
             sum = _mm512_add_ps(sum, p);
             r[i] = _mm512_castps_si512(p);
+            ahead.pull(lines_a_row);
         }
         transpose(r);
         for (int q = 0; q < TILE; q++)
@@ -147,26 +161,36 @@ inline void rescale(AttentionScratch& s, int tiles, __m512 factor) {
                             _mm512_mul_ps(_mm512_load_ps(s.out[t][q]), _mm512_set1_ps(f[q])));
 }
 
+template <int tiles>
+inline void pack_value_tiles(const bf16* v, int pos, int stop, int dim, int d, Stream& ahead,
+                             uint32_t (*values)[256]) {
+    for (int t = 0; t < tiles; t += 2) {
+        pack_values(v, pos, stop, dim, d + t * TILE, values + t);
+        ahead.pull(2 * TILE_K * TILE_K / LINE);
+    }
+}
+
 // O += P · V for dimensions [d, d + 32 or 64) of one kv head.
 template <int tiles>
 inline void accumulate(const bf16* v, int first, int stop, int dim, int d, float (*out)[TILE][TILE],
-                       AttentionScratch& s) {
+                       Stream& ahead, AttentionScratch& s) {
     _tile_loadd(0, out[0], 64);
     _tile_loadd(1, out[1], 64);
     if (tiles == 4) _tile_loadd(2, out[2], 64);
     if (tiles == 4) _tile_loadd(3, out[3], 64);
-    for (int pos = first; pos < stop; pos += TILE_K) {
-        if (d == 0) prefetch_rows(v + size_t(pos + BLOCK) * dim, TILE_K, dim);
-        for (int t = 0; t < tiles; t += 2)
-            pack_values(v, pos, stop, dim, d + t * TILE, s.values + t);
+    pack_value_tiles<tiles>(v, first, stop, dim, d, ahead, s.values[0]);
+    for (int pos = first, turn = 0; pos < stop; pos += TILE_K, turn ^= 1) {
+        if (pos + TILE_K < stop)
+            pack_value_tiles<tiles>(v, pos + TILE_K, stop, dim, d, ahead, s.values[turn ^ 1]);
+        const uint32_t(*values)[256] = s.values[turn];
         _tile_loadd(4, s.probabilities[(pos - first) / TILE_K], 64);
-        _tile_loadd(5, s.values[0], 64);
+        _tile_loadd(5, values[0], 64);
         _tile_dpbf16ps(0, 4, 5);
-        _tile_loadd(6, s.values[1], 64);
+        _tile_loadd(6, values[1], 64);
         _tile_dpbf16ps(1, 4, 6);
-        if (tiles == 4) _tile_loadd(5, s.values[2], 64);
+        if (tiles == 4) _tile_loadd(5, values[2], 64);
         if (tiles == 4) _tile_dpbf16ps(2, 4, 5);
-        if (tiles == 4) _tile_loadd(6, s.values[3], 64);
+        if (tiles == 4) _tile_loadd(6, values[3], 64);
         if (tiles == 4) _tile_dpbf16ps(3, 4, 6);
     }
     _tile_stored(0, out[0], 64);
@@ -175,13 +199,14 @@ inline void accumulate(const bf16* v, int first, int stop, int dim, int d, float
     if (tiles == 4) _tile_stored(3, out[3], 64);
 }
 
-inline void accumulate_all(const Heads& heads, int first, int stop, int dim, AttentionScratch& s) {
+inline void accumulate_all(const Heads& heads, int first, int stop, int dim, Stream& ahead,
+                           AttentionScratch& s) {
     for (int h = 0; h < heads.count; h++) {
         const bf16* v = heads.v + h * heads.stride;
         float(*out)[TILE][TILE] = s.out + h * (dim / TILE);
         int d = 0;
-        for (; d + 64 <= dim; d += 64) accumulate<4>(v, first, stop, dim, d, out + d / TILE, s);
-        if (d < dim) accumulate<2>(v, first, stop, dim, d, out + d / TILE, s);
+        for (; d + 64 <= dim; d += 64) accumulate<4>(v, first, stop, dim, d, out + d / TILE, ahead, s);
+        if (d < dim) accumulate<2>(v, first, stop, dim, d, out + d / TILE, ahead, s);
     }
 }
 
@@ -212,32 +237,33 @@ inline void write_out(const Query& query, int row, float sum, int dim, const Att
     }
 }
 
-// Attend with `n` ≤ 16 queries. window 0: no window.
-inline void attend(const Query* queries, int n, const Heads& heads, int dim, int window, float scale,
-                   AttentionScratch& s) {
+// Attend with `n` ≤ 16 queries to what is in `range` and what their window covers (0: no window),
+// asking ahead for what comes after: a quarter of a block's lines along with the scores, a quarter
+// with the probabilities, half with the values.
+inline void attend(const Query* queries, int n, const Range& range, int dim, int window,
+                   Stream& ahead, AttentionScratch& s) {
     alignas(64) int limits[TILE], oldest[TILE];
-    Softmax state{{}, {}, 0, queries[0].position + 1, scale, _mm512_set1_ps(-INFINITY), {}};
-    state.sum = _mm512_setzero_ps();
-    int from = queries[0].position, stop = 0;
+    Softmax state{{}, {}, 0, queries[0].position + 1, 1.0f / std::sqrt(float(dim)),
+                  _mm512_set1_ps(-INFINITY), _mm512_setzero_ps()};
     for (int i = 0; i < TILE; i++) {
         const Query& query = queries[std::min(i, n - 1)];  // idle columns see what the last one does
         limits[i] = query.position;
         oldest[i] = window ? std::max(0, query.position - window + 1) : 0;
-        from = std::min(from, oldest[i]);
-        stop = std::max(stop, limits[i] + 1);
         state.all_from = std::max(state.all_from, oldest[i]);
         state.all_until = std::min(state.all_until, limits[i] + 1);
     }
     state.limit = _mm512_load_si512(limits);
     state.oldest = _mm512_load_si512(oldest);
+    const Heads& heads = range.heads;
     pack_queries(queries, n, heads, dim, s);
     const int tiles = heads.count * (dim / TILE);
     memset(s.out, 0, sizeof(s.out[0]) * tiles);
-    for (int first = from / BLOCK * BLOCK; first < stop; first += BLOCK) {
-        const int end = std::min(first + BLOCK, stop);
-        score(heads, first, end, dim, s);
-        rescale(s, tiles, softmax_block(first, end, state, s));
-        accumulate_all(heads, first, end, dim, s);
+    for (int first = range.first; first < range.stop; first += BLOCK) {
+        const int stop = std::min(first + BLOCK, range.stop);
+        score(heads, first, stop, dim, ahead, s);
+        const int lines_a_row = heads.count * dim / LINE;
+        rescale(s, tiles, softmax_block(first, stop, state, lines_a_row, ahead, s));
+        accumulate_all(heads, first, stop, dim, ahead, s);
     }
     alignas(64) float sums[TILE];
     _mm512_store_ps(sums, state.sum);

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -45,7 +46,7 @@ def library() -> ctypes.CDLL | None:
     try:
         loaded = ctypes.CDLL(str(build()))
     except (OSError, subprocess.SubprocessError) as e:
-        log.warning("native_kernels_off reason=build_failed error=%s", e)
+        log.warning("native_kernels_off reason=build_failed error=%s", _told(e))
         return None
     if loaded.blitzgw_init() != 0:
         log.warning("native_kernels_off reason=kernel_denies_amx")
@@ -66,12 +67,14 @@ def cpu_flags() -> frozenset[str]:
 def build() -> Path:
     """Compile unless done before; return the library's path.
 
-    Raises OSError without a compiler or a writable cache, SubprocessError where it fails.
+    $CXX may have arguments. Raises OSError without a compiler or a writable cache, SubprocessError
+    where it fails.
     """
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
+    found = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if found is None:
         raise OSError("no C++ compiler: install g++, or set CXX")
-    digest = hashlib.blake2b(" ".join((compiler, *COMPILE)).encode(), digest_size=12)
+    command = (*shlex.split(found), *COMPILE)
+    digest = hashlib.blake2b(" ".join(command).encode(), digest_size=12)
     for source in (*sorted(SOURCE.glob("*.h")), SOURCE / "layer.cpp"):
         digest.update(source.read_bytes())
     target = cache_dir() / "native" / f"layer-{digest.hexdigest()}.so"
@@ -81,13 +84,21 @@ def build() -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / "layer.so"
         subprocess.run(  # noqa: S603 - the operator's own compiler, no shell
-            [compiler, *COMPILE, str(SOURCE / "layer.cpp"), "-o", str(made)],
+            [*command, str(SOURCE / "layer.cpp"), "-o", str(made)],
             check=True,
             capture_output=True,
             timeout=BUILD_TIMEOUT_S,
         )
         made.replace(target)
     return target
+
+
+def _told(error: OSError | subprocess.SubprocessError) -> str:
+    """Return an error with what the compiler has said first, where it has said something."""
+    if not isinstance(error, subprocess.CalledProcessError):
+        return str(error)
+    said = error.stderr.decode(errors="replace").strip() or "nothing"
+    return f"{error.cmd[0]} ended with {error.returncode} and said {said.splitlines()[0]:.200}"
 
 
 if __name__ == "__main__":  # ahead of the first start, which would otherwise wait for it

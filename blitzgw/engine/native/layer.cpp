@@ -9,56 +9,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <atomic>
-
-#include "attention.h"
-#include "linear.h"
-
-// Mirrored field by field in layer.py.
-struct Shape {
-    int32_t hidden, heads, kv_heads, head_dim, intermediate, window;
-    float eps;
-};
-
-struct Weights {  // rows as core/layout.py lays them; null: the model has none
-    const bf16 *attn_norm, *qkv, *qkv_bias, *q_norm, *k_norm, *out, *out_bias;
-    const bf16 *mlp_norm, *gate_up, *gate_up_bias, *down, *down_bias;
-};
-
-struct Batch {
-    int32_t tokens, extents;
-    const int32_t *slots, *starts, *stops, *offsets;  // [extents]
-    const float *cos, *sin;                           // [tokens][head_dim / 2]
-};
-
-struct Cache {  // this layer's K and V; strides in elements
-    bf16 *keys, *values;
-    int64_t slot_stride, head_stride;
-};
+#include "deal.h"
 
 namespace {
-
-struct Scratch {
-    uint32_t *packed, *packed_mlp;
-    bf16 *qkv, *attended;
-
-    // Lay the parts out from `base` (64-byte aligned); return the bytes that they take.
-    size_t lay_out(char* base, const Shape& s, int tokens) {
-        const size_t q = size_t(s.heads) * s.head_dim, kv = size_t(s.kv_heads) * s.head_dim;
-        const size_t width = std::max(size_t(s.hidden), q);
-        size_t used = 0;
-        auto take = [&](size_t bytes) {
-            char* at = base + used;
-            used += (bytes + 63) / 64 * 64;
-            return at;
-        };
-        packed = reinterpret_cast<uint32_t*>(take(packed_bytes(tokens, int(width))));
-        packed_mlp = reinterpret_cast<uint32_t*>(take(packed_bytes(tokens, s.intermediate)));
-        qkv = reinterpret_cast<bf16*>(take(tokens * (q + 2 * kv) * sizeof(bf16)));
-        attended = reinterpret_cast<bf16*>(take(tokens * q * sizeof(bf16)));
-        return used;
-    }
-};
 
 float inverse_rms(const bf16* x, int n, float eps) {
     __m512 sum = _mm512_setzero_ps();
@@ -147,53 +100,17 @@ void place(const Shape& s, const Weights& w, const Batch& batch, const Cache& ca
     }
 }
 
-// How an extent's queries are dealt into tiles of 16: a decode token's kv heads share tiles, a
-// chunk's tokens do, one kv head a tile.
-struct Tiling {
-    int group, heads_per_tile, tokens_per_tile, tiles_of_heads, tiles_of_tokens;
-
-    Tiling(const Shape& s, int count) {
-        group = s.heads / s.kv_heads;
-        heads_per_tile = count == 1 ? std::min(s.kv_heads, TILE / group) : 1;
-        tokens_per_tile = count == 1 ? 1 : TILE / group;
-        tiles_of_heads = (s.kv_heads + heads_per_tile - 1) / heads_per_tile;
-        tiles_of_tokens = (count + tokens_per_tile - 1) / tokens_per_tile;
-    }
-    int tiles() const { return tiles_of_heads * tiles_of_tokens; }
-};
-
-void attend_tile(const Shape& s, const Batch& batch, const Cache& cache, const Scratch& scratch,
-                 int extent, const Tiling& tiling, int tile, AttentionScratch& own) {
-    const int dim = s.head_dim, count = batch.stops[extent] - batch.starts[extent];
-    const size_t width = size_t(s.heads + 2 * s.kv_heads) * dim;
-    const int kv_first = tile % tiling.tiles_of_heads * tiling.heads_per_tile;
-    const int kv_last = std::min(s.kv_heads, kv_first + tiling.heads_per_tile);
-    const int first = tile / tiling.tiles_of_heads * tiling.tokens_per_tile;
-    Query queries[TILE];
-    int n = 0;
-    for (int i = first; i < std::min(count, first + tiling.tokens_per_tile); i++)
-        for (int head = kv_first * tiling.group; head < kv_last * tiling.group; head++) {
-            const size_t token = batch.offsets[extent] + i;
-            queries[n++] = {scratch.qkv + token * width + head * dim,
-                            scratch.attended + (token * s.heads + head) * dim,
-                            head / tiling.group - kv_first, batch.starts[extent] + i};
-        }
-    const size_t at = batch.slots[extent] * cache.slot_stride + kv_first * cache.head_stride;
-    const Heads heads{cache.keys + at, cache.values + at, size_t(cache.head_stride),
-                      kv_last - kv_first};
-    attend(queries, n, heads, dim, s.window, 1.0f / std::sqrt(float(dim)), own);
-}
-
-// Tiles of queries are handed out one by one: later ones of a chunk see more and take longer.
-void attend_all(const Shape& s, const Batch& batch, const Cache& cache, const Scratch& scratch,
-                std::atomic<int>& next) {
+void attend_all(const Shape& s, Deal deal) {
     AttentionScratch own;
-    int mine = next.fetch_add(1), index = 0;
-    for (int e = 0; e < batch.extents; e++) {
-        const Tiling tiling(s, batch.stops[e] - batch.starts[e]);
-        for (; mine < index + tiling.tiles(); mine = next.fetch_add(1))
-            attend_tile(s, batch, cache, scratch, e, tiling, mine - index, own);
-        index += tiling.tiles();
+    Stream ahead(s.head_dim);
+    QueryTile now, next;
+    bool more = deal.take(now);
+    if (more && now.alone) ahead.start(now.range);
+    while (more) {
+        more = deal.take(next);
+        if (more && next.alone) ahead.append(next.range);
+        attend(now.queries, now.n, now.range, s.head_dim, s.window, ahead, own);
+        now = next;
     }
 }
 
@@ -236,7 +153,7 @@ void swiglu(const Shape& s, const Weights& w, const uint32_t* packed, int m, uin
 }
 
 void run_layer(const Shape& s, const Weights& w, const Batch& batch, const Cache& cache, bf16* x,
-               const Scratch& scratch, std::atomic<int>& next, Work work) {
+               const Scratch& scratch, std::atomic<int>& dealt, Work work) {
     const int m = batch.tokens, q_width = s.heads * s.head_dim;
     const int qkv_width = q_width + 2 * s.kv_heads * s.head_dim;
     norm_and_pack(x, w.attn_norm, m, s.hidden, s.eps, scratch.packed, work);
@@ -249,7 +166,7 @@ void run_layer(const Shape& s, const Weights& w, const Batch& batch, const Cache
 #pragma omp barrier
     place(s, w, batch, cache, scratch.qkv, work);
 #pragma omp barrier
-    attend_all(s, batch, cache, scratch, next);
+    attend_all(s, Deal(s, batch, cache, scratch, work, dealt));
 #pragma omp barrier
     pack(scratch.attended, m, q_width, q_width, scratch.packed, work);
 #pragma omp barrier
@@ -291,9 +208,9 @@ void blitzgw_layer(const Shape* shape, const Weights* weights, const Batch* batc
                    const Cache* cache, bf16* x, char* scratch_base, int threads) {
     Scratch scratch;
     scratch.lay_out(scratch_base, *shape, batch->tokens);
-    std::atomic<int> next{0};
+    std::atomic<int> dealt{0};
     in_parallel(threads, [&](Work work) {
-        run_layer(*shape, *weights, *batch, *cache, x, scratch, next, work);
+        run_layer(*shape, *weights, *batch, *cache, x, scratch, dealt, work);
     });
 }
 

@@ -56,7 +56,7 @@ def supports(shape: ModelShape, dtype: Dtype) -> bool:
         dtype is Dtype.BFLOAT16
         and shape.hidden % TILE_K == 0
         and shape.intermediate % TILE_K == 0
-        and shape.vocab % TILE == 0
+        and shape.vocab >= TILE
         and shape.head_dim % TILE_K == 0
         and shape.head_dim <= MAX_HEAD_DIM
         and shape.n_heads // shape.n_kv_heads <= TILE
@@ -105,21 +105,13 @@ class NativeKernels:
         del n_decode
         return NativeBatch(extents, cos, sin)
 
-    def run(
-        self,
-        weights: _Weights,
-        batch: NativeBatch,
-        cache: tuple[torch.Tensor, torch.Tensor],
-        x_TE: torch.Tensor,
-    ) -> None:
+    def run(self, weights: _Weights, batch: NativeBatch, cache: _Cache, x_TE: torch.Tensor) -> None:
         """Replace `x` by the layer's output, writing this layer's KV."""
-        keys, values = cache
-        c_cache = _Cache(keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1))
         self._library.blitzgw_layer(
             ctypes.byref(self._shape),
             ctypes.byref(weights),
             ctypes.byref(batch.c),
-            ctypes.byref(c_cache),
+            ctypes.byref(cache),
             ctypes.c_void_p(x_TE.data_ptr()),
             ctypes.c_void_p(self.scratch(batch.tokens)),
             torch.get_num_threads(),
@@ -148,13 +140,19 @@ class NativeLayer:
 
     def __init__(self, kernels: NativeKernels, tensors: dict[str, torch.Tensor]) -> None:
         self._kernels = kernels
-        self._tensors = tensors
+        self.tensors = tensors
         pointers = (tensors.get(name) for name in _Weights.NAMES)
         self._weights = _Weights(*(None if t is None else t.data_ptr() for t in pointers))
+        self._cache: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._c_cache = _Cache()
 
     def forward(
         self, x_TE: torch.Tensor, plan: NativeBatch, cache: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
         """Replace `x` `[T, E]` by the layer's output and return it."""
-        self._kernels.run(self._weights, plan, cache, x_TE)
+        if cache is not self._cache:
+            keys, values = self._cache = cache
+            strides = (keys.stride(0), keys.stride(1))
+            self._c_cache = _Cache(keys.data_ptr(), values.data_ptr(), *strides)
+        self._kernels.run(self._weights, plan, self._c_cache, x_TE)
         return x_TE

@@ -55,7 +55,10 @@ class Ground:
         self._tx: dict[str, dict[str, float]] = {}
         self._rx: dict[str, dict[str, float]] = {}
         self._serving: set[tuple[str, str]] = set()
-        for (node, network), port in sorted(links.ports.items(), key=lambda item: item[0]):
+        parties = {self._nodes[worker] for worker in self.targets}
+        parties |= {self._nodes[holder.worker] for holder in task.holders}
+        ports = [(place, port) for place, port in links.ports.items() if place[0] in parties]
+        for (node, network), port in sorted(ports, key=lambda item: item[0]):
             self._tx.setdefault(node, {})[network] = usable_tx(port)
             self._rx.setdefault(node, {})[network] = port.rx_bytes_per_s
             if port.serving_tx_bytes_per_s > BUSY_SHARE * port.tx_bytes_per_s:

@@ -7,6 +7,8 @@ only the submission has the tokens that were sampled since it was asked for.
 
 from __future__ import annotations
 
+from array import array
+
 from blitzgw.core.live import Move, Moved, NoRoom, Room, Withdraw
 from blitzgw.core.parcels import Parcel
 from blitzgw.core.request import GenerationRequest
@@ -131,7 +133,7 @@ class Arriving:
         if arrival.parked or not _continues(arrival, request):
             return False
         seq.request, seq.attempt, seq.priority = request, request.attempt, request.priority
-        seq.tokens = list(request.tokens)
+        seq.tokens = array("I", request.tokens)
         arrival.parked, arrival.until_s = True, now + PARKED_S
         self._land(arrival)
         return True

@@ -183,7 +183,7 @@ class Home:
         if loan.state is LoanState.LENT:
             self._books.close_loan(loan)
             seq.move(Phase.WAITING)
-            lane.queue.push(seq, front=True)
+            lane.queue.push(seq)
         elif course is not None and not course.introduced:
             self._restart(loan)
         else:
@@ -250,4 +250,4 @@ def _kept(side: HomeSide, said: Finished | Keep) -> list[Loan]:
 
 
 def _latest_first(side: HomeSide) -> list[Loan]:
-    return sorted(side.loans.values(), key=lambda loan: loan.seq.rank, reverse=True)
+    return sorted(side.loans.values(), key=lambda loan: loan.seq.turn, reverse=True)

@@ -6,6 +6,8 @@ not the sequence's own takes it over: all that is known beyond is told at once, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from blitzgw.core.request import GenerationRequest, TokenEvent
 from blitzgw.scheduler.live.records import Keep
 from blitzgw.scheduler.sequence import Phase, Sequence
@@ -43,7 +45,7 @@ class KeptSequences:
         """Return everything kept."""
         return list(self._keeps.values())
 
-    def hold(self, events: list[TokenEvent]) -> list[TokenEvent]:
+    def hold(self, events: Iterable[TokenEvent]) -> list[TokenEvent]:
         """Return the events that may be told; keep the others."""
         told = []
         for event in events:
@@ -72,7 +74,7 @@ class KeptSequences:
         seq = keep.seq
         self.forget(seq.id)
         seq.request, seq.attempt, seq.priority = request, request.attempt, request.priority
-        fresh = seq.tokens[len(request.tokens) :]
+        fresh = seq.tokens[len(request.tokens) :].tolist()
         finish = keep.held[-1].finish if keep.held else None
         if not fresh and finish is None:
             return None

@@ -253,6 +253,6 @@ class Lead:
             self._books.free(relay, withdraw=bool(moving))
             seq.move(Phase.WAITING)
             seq.stays, seq.route = True, ()
-            lane.queue.push(seq, front=True)
+            lane.queue.push(seq)
         self._returning.begin(station, moving, now)
         return bool(moving)

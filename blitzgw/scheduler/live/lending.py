@@ -79,7 +79,7 @@ class Lending:
             for loan in side.loans.values()
             if loan.is_takeable
         ]
-        return min(loans, key=lambda loan: loan.seq.rank, default=None)
+        return min(loans, key=lambda loan: loan.seq.turn, default=None)
 
     def _goes_first(self, lane: Lane, head: Sequence, loan: Loan | None) -> bool:
         """Tell whether the head of the queue goes before what is lent.
@@ -88,7 +88,7 @@ class Lending:
         """
         if loan is None:
             return not self._is_left(lane, head)
-        return head.rank < loan.seq.rank and _stays(lane, head)
+        return head.turn < loan.seq.turn and _stays(lane, head)
 
     def _is_left(self, lane: Lane, head: Sequence) -> bool:
         """Tell whether a request is left to a helper that begins all of them, and passes them on.

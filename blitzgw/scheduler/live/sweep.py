@@ -51,7 +51,7 @@ def next_group(ready: list[Course], *, catch_up: bool) -> list[Course]:
     begun = [course for course in ready if course.is_begun]
     if begun or not ready:
         return begun[:1]
-    ready.sort(key=lambda course: course.seq.rank)
+    ready.sort(key=lambda course: course.seq.turn)
     layer = min(course.layer for course in ready) if catch_up else ready[0].layer
     return [course for course in ready if course.layer == layer]
 

@@ -107,6 +107,10 @@ class Asked:
         if event.finish is not None:
             self.end("ok")
 
+    def push_token(self, token: int, now: float) -> None:  # noqa: ARG002
+        """Take one token."""
+        self.push(TokenEvent(self.id, 0, [token]))
+
     def fail(self, error: RequestError) -> None:
         """Take the error that ends it."""
         self.end("refused" if isinstance(error, REFUSALS) else "failed", error.message)

@@ -14,15 +14,10 @@ from typing import Any
 from blitzgw.config import ModelConfig
 from blitzgw.configfile.tables import Mistakes, read_table
 from blitzgw.sim.cluster.profiles import Profile, named, scaled
-from blitzgw.sim.cluster.setup import (
-    MAX_TOKENS,
-    ClusterSetup,
-    Failures,
-    Latencies,
-    ModelSetup,
-)
+from blitzgw.sim.cluster.setup import ClusterSetup, Failures, Latencies, ModelSetup
 from blitzgw.sim.evaluation import traces
 from blitzgw.sim.evaluation.arrivals import Arrival
+from blitzgw.sim.evaluation.conditions import MAX_TOKENS
 from blitzgw.sim.evaluation.ladder import System
 from blitzgw.sim.evaluation.summary import PATIENCE_S
 

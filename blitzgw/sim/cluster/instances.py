@@ -123,8 +123,12 @@ class SimCopy:
 
 @dataclass(slots=True, eq=False)
 class SimDevice:
-    """A device of a node. `claim` is raised by whatever begins or ends there."""
+    """A device of a node. `claim` is raised by whatever begins or ends there.
+
+    `warm` are the profiles of which its worker has run something.
+    """
 
     id: str
     claim: int = 1
     instance: SimInstance | None = None
+    warm: set[str] = field(default_factory=set)

@@ -38,7 +38,7 @@ class FlowNetwork:
 
     Rates are in bytes/s, of payload: `link` of each port in each direction, `local` between workers
     of one node. What forwards weights is a piece behind what it gets, or `lag_s` at the link's rate
-    where that is more.
+    where that is more. `cores` processors are shared by all that `compute` is told of.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class FlowNetwork:
         host: float,
         local: float,
         lag_s: float = 0.0,
+        cores: float = inf,
     ) -> None:
         self.heap = heap
         self.link, self.local = link, local
@@ -59,6 +60,7 @@ class FlowNetwork:
         self.rx = [Resource(f"n{i} rx", link) for i in range(nodes)]
         self.disks = [Resource(f"n{i} disk", disk) for i in range(nodes)]
         self.hosts = [Resource(f"n{i} host", host) for i in range(nodes)]
+        self._processors = Resource("processors", cores)
         self._dirty: tuple[dict[Resource, None], dict[Resource, None]] = ({}, {})
         self._touched: dict[Flow, None] = {}
         self._busy = False
@@ -79,6 +81,13 @@ class FlowNetwork:
         parcel = Parcel(self, resources, size_bytes, done, rank, ceiling)
         self.start(parcel)
         return parcel
+
+    def compute(self, duration_s: float, done: Callable[[], object]) -> None:
+        """Have a thread of some node compute for so long, if it has a processor for itself."""
+        if duration_s > 0.0:
+            self.start(Parcel(self, (self._processors,), duration_s, done, ceiling=1.0))
+        else:
+            done()
 
     def way(self, source: int, target: int) -> tuple[tuple[Resource, ...], float]:
         """Return what a flow between two nodes uses, and its ceiling."""

@@ -47,7 +47,6 @@ class SimNode:
         self.rng = random.Random(f"{boot} secrets")  # noqa: S311  a simulation is to repeat
         self.wishes: dict[str, ScaleWish] = {}
         self.scaling: dict[str, ScaleFacts] = {}
-        self._view: ClusterView | None = None
         self._timer_s = inf
         self.premises = SimPremises(self, world.setup.devices_per_node)
         self.steward = Steward(self.name, boot, self.premises)
@@ -70,10 +69,8 @@ class SimNode:
 
     def view(self) -> ClusterView:
         """Return the present picture as seen from here."""
-        picture = self.world.sights.shown
-        if self._view is None or self._view.picture is not picture:
-            self._view = ClusterView(self.boot, picture.nodes, picture)
-        return self._view
+        picture = self.world.sights.shown  # not kept: thousands of nodes would keep as many
+        return ClusterView(self.boot, picture.nodes, picture)
 
     def own(self) -> Owner:
         """Have what an owner of models has."""
@@ -118,10 +115,7 @@ class SimNode:
         """Take the news that messages from and to a process may be lost."""
         if not self.running:
             return
-        if self._serving is not None:
-            self._serving.link_lost(boot)
-        if self.ingress is not None:
-            self.ingress.lost(boot)
+        self._lose(boot)
         if self.owner is not None:
             self.owner.tell_operations(ev.LinkLost(boot))
         self.tell_steward(ev.LinkLost(boot))
@@ -130,13 +124,17 @@ class SimNode:
         """Believe that a process is dead."""
         if not self.running:
             return
+        self._lose(boot)
+        if self.owner is not None:
+            self.owner.node_died(boot)
+        self.tell_steward(ev.NodeDied(boot))
+
+    def _lose(self, boot: str) -> None:
+        """End what requests have at a process, or of it."""
         if self._serving is not None:
             self._serving.link_lost(boot)
         if self.ingress is not None:
             self.ingress.lost(boot)
-        if self.owner is not None:
-            self.owner.node_died(boot)
-        self.tell_steward(ev.NodeDied(boot))
 
     # What it says.
 

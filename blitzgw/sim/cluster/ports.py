@@ -6,16 +6,13 @@ whoever asks is shown what the last report would have said.
 
 from __future__ import annotations
 
-from math import inf
 from typing import TYPE_CHECKING
 from zlib import crc32
 
 from blitzgw.core.instance import InstanceState
 from blitzgw.core.ports import Outlook
-from blitzgw.core.request import GenerationRequest
 from blitzgw.core.view import InstanceFacts, NodeView
 from blitzgw.gossip.remote import REPORT_LAG_S, RemoteIngress, RemoteInstance
-from blitzgw.network import USERS_S
 from blitzgw.publishing import GOSSIP_LOAD_S
 from blitzgw.sim.cluster.runner import Runner
 
@@ -30,29 +27,24 @@ class SeenInstance(RemoteInstance):
         self, ingress: Ingress, remote: RemoteIngress, node: NodeView, facts: InstanceFacts
     ) -> None:
         super().__init__(remote, ingress.links, ingress.clock, node, facts)
-        self._world = ingress.node.world
+        self._asker, self._world = ingress.node.boot, ingress.node.world
         latencies = self._world.latencies
         self._period_s, self._way_s = latencies.report_s, latencies.message_s
         self._rtt_s = 2 * latencies.message_s
         self._phase = crc32(node.boot.encode()) % 997 / 997
         self._gossip_s = latencies.gossip_lag_s
-        self._used_s = -inf
         self._runner: Runner | None = None
-
-    def submit(self, request: GenerationRequest) -> None:
-        """Queue a request there; from then on reports come."""
-        super().submit(request)
-        self._used_s = self._clock.now()
 
     def outlook(self) -> Outlook:
         """Return how busy it was at the last report, and what has been sent there since."""
         now = self._clock.now()
         period_s, way_s, phase = self._period_s, self._way_s, self._phase
-        if now - self._used_s > USERS_S:  # only those who use it are sent reports
+        runner = self._current()
+        if runner is None or not runner.serving.gate.users.has(self._asker, now):
             period_s, way_s = GOSSIP_LOAD_S, self._gossip_s
         told_s = now - way_s
         told_s -= (told_s - phase * period_s) % period_s
-        since_s, queued, rate = self._figures(told_s)
+        since_s, queued, rate = (told_s, 0, None) if runner is None else runner.seen_at(told_s)
         heard_s = min(told_s, since_s + period_s) + way_s
         sent = self._sent
         if sent:
@@ -67,11 +59,10 @@ class SeenInstance(RemoteInstance):
             reluctant=self._facts.state is InstanceState.LOADING,
         )
 
-    def _figures(self, told_s: float) -> tuple[float, int, float | None]:
-        runner = self._runner
-        if runner is None or not runner.up:
-            runner = self._runner = self._find()
-        return (told_s, 0, None) if runner is None else runner.seen_at(told_s)
+    def _current(self) -> Runner | None:
+        if self._runner is None or not self._runner.up:
+            self._runner = self._find()
+        return self._runner
 
     def _find(self) -> Runner | None:
         node = self._world.process(self._node.boot)

@@ -118,6 +118,7 @@ class SimPremises:
         there = self._begin(device, f"{model.name}@{self._node.name}/{device.id}", model)
         there.store.whole.update(range(len(there.store.sizes)))
         there.blobs.update(there.store.whole)
+        device.warm.add(model.profile.name)
         self.shelf.comes(there)
         self._serve(there)
         return there
@@ -161,7 +162,7 @@ class SimPremises:
         copy = self.shelf.copies.get(there.model.definition.weights)
         if copy is not None and copy.store.complete:
             blobs = range(len(there.store.sizes))
-            self.shelf.fill(there.store, blobs, self._world.network.hosts)
+            self.shelf.copy(there.store, blobs)
         self.shelf.comes(there)
 
     def _landed(self, there: SimInstance, blob: int) -> None:
@@ -174,9 +175,20 @@ class SimPremises:
         there.blobs.add(blob)
         self._node.serving.blob_resident(there, blob)
         if there.complete:
-            self._heap.after(self._took.serve_s, self._loaded, there)
+            serve_s = self._took.serve_s + self._warm_up_s(there)
+            self._heap.after(serve_s, self._loaded, there)
         self._node.changed(structural=False)
         self._tell(self._said(there.device, there.model, blob))
+
+    def _warm_up_s(self, there: SimInstance) -> float:
+        """Return what a worker computes first that has never run an instance of that shape.
+
+        One that has run steps while it loaded needs nothing.
+        """
+        device, profile = self.devices[there.device], there.model.profile
+        is_warm = profile.name in device.warm or self._node.serving.has_run(there)
+        device.warm.add(profile.name)
+        return 0.0 if is_warm else profile.warm_up_s
 
     def _said(self, device: str, model: ModelSetup, blob: int) -> ev.WorkerSaid:
         return ev.WorkerSaid(device, BlobChecked(model.definition.weights, blob))
@@ -265,7 +277,7 @@ class SimPremises:
     def _read(self, effect: eff.ReadWeights) -> None:
         store = self.store(effect.device, effect.weights)
         if store is not None:
-            self.shelf.fill(store, effect.blobs, self._world.network.disks)
+            self.shelf.read(store, effect.blobs)
 
     def _to_worker(self, effect: eff.ToWorker) -> None:
         edges = self._world.edges

@@ -45,6 +45,9 @@ SLOTS_PER_SEQUENCE = 2
 EOS = 0
 """The token that ends a sequence; the vocabulary has no meaning here."""
 
+WARM_UP_TOKENS = 4
+"""Of the prompt by which a worker warms up; one token is decoded after it, in a step of its own."""
+
 MEASURED_PROMPT = 2000
 """Tokens of the prompt at which a profile's prefill rate is told: the traces' usual one."""
 
@@ -109,6 +112,13 @@ class Profile:
     def step_s(self) -> float:
         """What a decode step of one sequence takes at least."""
         return self.layers * self.cost.fixed_us * 1e-6
+
+    @property
+    def warm_up_s(self) -> float:
+        """What a worker computes before the first instance of a shape is ready (executor.py)."""
+        cost, context = self.cost, sum(range(WARM_UP_TOKENS, WARM_UP_TOKENS + 2))
+        tokens_us = cost.token_us * (WARM_UP_TOKENS + 1) + cost.context_us * context
+        return self.layers * (2 * cost.fixed_us + tokens_us) * 1e-6
 
     @property
     def prefill_tokens_per_s(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -21,11 +21,23 @@ MAX_DECISIONS = 50_000
 
 
 class Recorder:
-    """Notes what happens. `now_s` returns seconds since the window's start, `unix_s` Unix time."""
+    """Notes what happens. `now_s` returns seconds since the window's start, `unix_s` Unix time.
 
-    def __init__(self, now_s: Callable[[], float], unix_s: Callable[[], float]) -> None:
+    `offered` says how many requests each model will have.
+    """
+
+    def __init__(
+        self,
+        now_s: Callable[[], float],
+        unix_s: Callable[[], float],
+        offered: Mapping[str, int],
+    ) -> None:
         self._now_s, self._unix_s = now_s, unix_s
-        self.answers: dict[tuple[str, int], Answer] = {}
+        self.n_answers = 0
+        self.answers: dict[str, list[Answer | None]] = {
+            model: [None] * count for model, count in offered.items()
+        }
+        """By the number of their requests: of millions a dictionary would weigh as much again."""
         self.looks: list[Look] = []
         self.operations: list[dict[str, Any]] = []
         self.decisions: list[dict[str, Any]] = []
@@ -51,9 +63,10 @@ class Recorder:
 
     def answered(self, model: str, number: int, answer: Answer) -> None:
         """Note what has become of a request; each is answered once."""
-        key = model, number
-        assert key not in self.answers, f"request {number} of {model} is answered twice"
-        self.answers[key] = answer
+        known = self.answers[model]
+        assert known[number] is None, f"request {number} of {model} is answered twice"
+        known[number] = answer
+        self.n_answers += 1
 
     # Scaling.
 

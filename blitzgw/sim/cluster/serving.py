@@ -79,6 +79,11 @@ class Serving:
             runner.claim = there.claim
             runner.ready()
 
+    def has_run(self, there: SimInstance) -> bool:
+        """Whether an instance has computed anything yet."""
+        runner = self.runner_of(there.id)
+        return runner is not None and runner.worker.carried_out > 0
+
     def completed(self, there: SimInstance) -> None:
         """Note that an instance is complete: it asks nobody for work any more."""
         self.helping.completed(there.id)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from hashlib import blake2b
+from math import inf
 from typing import Any
 
 from blitzgw.config import ModelConfig, NodeConfig
@@ -19,14 +20,11 @@ from blitzgw.scaling.survey import ModelDefinition
 from blitzgw.scheduler.events import ServedInstance
 from blitzgw.sim.cluster.profiles import Profile
 from blitzgw.sim.evaluation.arrivals import Arrival
+from blitzgw.sim.evaluation.conditions import MAX_TOKENS
 from blitzgw.sim.evaluation.ladder import System
 
-SHARES = frozenset({"link_share", "disk_share", "host_share"})
+UNDILATED = frozenset({"link_share", "disk_share", "host_share", "cores"})
 """Of `Latencies`: no times, the same under any dilation."""
-
-MAX_TOKENS = 1024
-"""That every request asks for, more where a trace has longer answers: from it nobody may learn how
-long an answer will be."""
 
 MEMORY_BYTES = 512 << 30
 """Of a machine, for host copies, and of a device: memory is no limit here, devices are."""
@@ -71,13 +69,17 @@ class Latencies:
     first_byte_s: float = 0.002
     """From that until the first byte is there."""
     disk_first_byte_s: float = 0.002
-    """From a claim until a disk gives its first byte."""
+    """From a claim until a disk gives its first byte, in a process that has read before."""
+    first_read_s: float = 0.0
+    """More for the first read of a process, of computing: it loads what reads checkpoints."""
+    cores: float = inf
+    """Processors that all nodes share in this: those of a testbed in one machine."""
     hop_s: float = 0.0
     """By how much a relay is behind its source; a piece's time at least."""
     check_s: float = 0.001
     """From a blob's last byte until it is checked and its layer may run."""
-    serve_s: float = 0.01
-    """From the last blob until the instance takes requests: its warm-up."""
+    serve_s: float = 0.002
+    """From the last blob until the instance takes requests, on a worker that is warm."""
     revive_s: float = 0.002
     """From the order to revive an instance until it takes requests."""
     gossip_lag_s: float = 0.097
@@ -95,7 +97,7 @@ class Latencies:
         known = {field.name for field in fields(cls)}
         return cls(
             **{
-                name: value if name in SHARES else value / dilation
+                name: value if name in UNDILATED else value / dilation
                 for name, value in values.items()
                 if name in known
             }

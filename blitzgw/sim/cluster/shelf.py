@@ -35,6 +35,7 @@ class SimShelf:
         self._node, self._world, self._heap = node, node.world, node.world.heap
         self.copies: dict[str, SimCopy] = {}
         self._cache: HostCache | None = None
+        self._has_read = False
         self._stores: dict[str, Store] = {}
         """Of instances that are being brought up, which are to be copies too."""
 
@@ -124,7 +125,7 @@ class SimShelf:
             copy = self._make(model, effect.device, effect.weights)
             self._heap.after(DROP_S, self._drop_unused, copy)
         if effect.reads:
-            self.fill(copy.store, effect.reads, self._world.network.disks)
+            self.read(copy.store, effect.reads)
 
     def drop(self, weights: str) -> None:
         """Let weights go."""
@@ -135,12 +136,26 @@ class SimShelf:
                 copy.store.close("the copy is gone")
             self._node.changed()
 
-    def fill(self, store: Store, blobs: Iterable[int], of: list[Resource]) -> None:
-        """Read blobs into a store from this node's disk, or from its memory."""
-        network, source = self._world.network, of[self._node.index]
+    def read(self, store: Store, blobs: Iterable[int]) -> None:
+        """Read blobs into a store from this node's disk."""
+        network = self._world.network
+        stream = self._stream(store, blobs, network.disks)
+        begin = partial(self._heap.after, self._world.latencies.disk_first_byte_s, stream.open)
+        if self._has_read:
+            begin()
+        else:
+            self._has_read = True
+            network.compute(self._world.latencies.first_read_s, begin)
+
+    def copy(self, store: Store, blobs: Iterable[int]) -> None:
+        """Take blobs into a store from this node's memory."""
+        stream = self._stream(store, blobs, self._world.network.hosts)
+        self._heap.after(0.0, stream.open)
+
+    def _stream(self, store: Store, blobs: Iterable[int], of: list[Resource]) -> Stream:
+        source = of[self._node.index]
         way = ((source,), source.capacity)
-        stream = Stream(network, way, tuple(blobs), store, lambda *_: None)
-        self._heap.after(self._world.latencies.disk_first_byte_s, stream.open)
+        return Stream(self._world.network, way, tuple(blobs), store, lambda *_: None)
 
     def _make(self, model: ModelSetup, device: str, weights: str) -> SimCopy:
         store = self._stores.pop(weights, None)

@@ -39,7 +39,7 @@ class VirtualShell(SchedulerShell):
             self.runner.outbox.put(effect.events, at_s)
 
     def _emit_tokens(self, effect: EmitTokens) -> None:
-        self.runner.emit(effect.events, self._clock.now())
+        self.runner.emit(list(effect.events), self._clock.now())
 
     def _lose(self, effect: Lose) -> None:
         self.runner.outbox.flush()

@@ -15,8 +15,8 @@ from blitzgw.sim.cluster.world import START_S, ClusterWorld
 from blitzgw.sim.evaluation.arrivals import Arrival
 from blitzgw.sim.evaluation.record import Answer, Record
 
-LOOKS = 200
-"""At how far it is, of the window."""
+LOOKS, TOLD = 200, 10
+"""At whether it is over, of the window; and how often it is told how far it is for each of them."""
 
 LONGEST_S = 600.0
 """After the last client's patience, until what has no answer is given up: nothing takes so long."""
@@ -47,9 +47,12 @@ def _run(world: ClusterWorld, progress: Progress) -> None:
     longest_s = until_s + setup.patience_s + LONGEST_S
     step_s = until_s / LOOKS
     while world.heap.now < until_s or (world.done < world.offered and world.heap.now < longest_s):
-        world.heap.run_until(world.heap.now + step_s)
-        share = min(world.heap.now / until_s, 1.0)
-        progress(0.99 * share, f"{world.now_s():.1f} s, {world.done}/{world.offered} answered")
+        begun_s, next_s = world.heap.now, world.heap.now + step_s
+        for part in range(1, TOLD + 1):
+            world.heap.run_until(min(begun_s + part * step_s / TOLD, next_s))
+            share = min(world.heap.now / until_s, 1.0)
+            progress(0.99 * share, f"{world.now_s():.1f} s, {world.done}/{world.offered} answered")
+        world.heap.run_until(next_s)
 
 
 def _record(world: ClusterWorld, wall_s: float) -> Record:
@@ -61,9 +64,9 @@ def _record(world: ClusterWorld, wall_s: float) -> Record:
                 if facts.state not in ("done", "failed", "cancelled", "planned"):
                     noted.operation(facts)
     answers = [
-        noted.answers.get((model.name, number)) or _unanswered(arrival)
+        answer or _unanswered(arrival)
         for model in setup.models
-        for number, arrival in enumerate(model.arrivals)
+        for arrival, answer in zip(model.arrivals, noted.answers[model.name], strict=True)
     ]
     answers.sort(key=lambda answer: answer.at_s)
     record = Record(setup.system.name, setup.seed, virtual=True, about={**setup.about})

@@ -17,7 +17,7 @@ from blitzgw.core.view import ClusterView, ModelFacts
 from blitzgw.scaling import autoevents as au
 from blitzgw.scaling import effects as eff
 from blitzgw.scaling import events as ev
-from blitzgw.scaling.copies import CopyNeed, keepers
+from blitzgw.scaling.keepers import CopyNeed, keepers
 from blitzgw.scaling.ownership import owner_of
 from blitzgw.scaling.survey import ModelDefinition
 from blitzgw.sim.cluster.clients import Clients
@@ -48,7 +48,8 @@ class ClusterWorld:
         self.heap = EventHeap()
         self.rng = random.Random(f"cluster {setup.seed}")  # noqa: S311  a run is to repeat
         self.models: Mapping[str, ModelSetup] = {model.name: model for model in setup.models}
-        self.record = Recorder(self.now_s, self.unix_s)
+        offered = {model.name: len(model.arrivals) for model in setup.models}
+        self.record = Recorder(self.now_s, self.unix_s, offered)
         took, link = setup.latencies, setup.link_bytes_per_s
         self.network = FlowNetwork(
             self.heap,
@@ -58,6 +59,7 @@ class ClusterWorld:
             host=(setup.host_bytes_per_s or inf) * took.host_share,
             local=setup.local_bytes_per_s,
             lag_s=took.hop_s,
+            cores=took.cores,
         )
         self.edges = Edges(self)
         self.sights = Sights(self)
@@ -67,7 +69,7 @@ class ClusterWorld:
         self._heard_s: dict[tuple[str, str], float] = {}
         """Until when a link is held up by what takes longer than a message."""
         self._everywhere = {m.name: m.facts(int(EPOCH_S)) for m in setup.models}
-        self.offered = sum(len(model.arrivals) for model in setup.models)
+        self.offered = sum(offered.values())
 
     # What all know.
 
@@ -235,8 +237,8 @@ class ClusterWorld:
 
     def view_changed(self, boots: frozenset[str], models: Mapping[str, None]) -> None:
         """Tell those whom it concerns that instances have come, gone or changed their state."""
-        for node in self.nodes[: self.setup.ingresses]:
-            if node.ingress is not None:
+        for node in self.at[: self.setup.ingresses]:
+            if node is not None and node.ingress is not None:
                 node.ingress.view_changed(node.view(), boots)
         owners = {self.owner_of(model): None for model in models}
         for boot in owners:
@@ -264,4 +266,4 @@ class ClusterWorld:
     @property
     def done(self) -> int:
         """How many requests have an answer."""
-        return len(self.record.answers)
+        return self.record.n_answers

@@ -13,10 +13,8 @@ from blitzgw.sim.evaluation.comparisons import FULL, Row, by_system, comparison_
 from blitzgw.sim.evaluation.gains import control_verdicts
 from blitzgw.sim.evaluation.growth import PHASES
 from blitzgw.sim.evaluation.knobs import PREFIX_CACHING
+from blitzgw.sim.evaluation.levels import FEASIBLE
 from blitzgw.sim.evaluation.statistics import median
-
-FEASIBLE = 0.99
-"""Attainment of `static-full` at the feasible level."""
 
 COLUMNS = (
     ("attained", "attainment", "{:.1%}"),

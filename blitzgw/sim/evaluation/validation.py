@@ -7,7 +7,8 @@
                   stand in the same order
 
 A run that is void, or has failed, is compared with nothing. Without MIN_RUNS of each cell, several
-systems and an order between some of them nothing is accepted: it is not judged.
+systems and an order between some of them, or with anything open, nothing is accepted: it is not
+judged.
 """
 
 from __future__ import annotations
@@ -18,13 +19,11 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from blitzgw.sim.evaluation.differences import LIMITS, Difference, Limit
 from blitzgw.sim.evaluation.growth import growths, medians
 from blitzgw.sim.evaluation.record import Record
-from blitzgw.sim.evaluation.statistics import Interval, bootstrap, median, quantile
+from blitzgw.sim.evaluation.statistics import bootstrap, median, quantile
 from blitzgw.sim.evaluation.summary import instance_seconds, objective_of, row, ttft_s
-
-MAX_LOAD = 0.85
-"""Beyond it the slowest answers depend on how long it lasts, and their quantile is not judged."""
 
 MIN_RUNS = 3
 """Of a system in a setting, to be judged at all."""
@@ -41,32 +40,8 @@ SETTING = (
 
 SYSTEM_OVERHEAD, SYSTEM_WAITING = "request: at least", "request: waiting"
 
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """How far a figure may be off; `relative`: to what was measured."""
-
-    figure: str
-    most: float
-    relative: bool = True
-    only_below: float = math.inf
-    """Load up to which it is judged."""
-
-    def difference(self, measured: float, predicted: float) -> float:
-        """Return by how much it is off; nan where it cannot be told."""
-        if not self.relative:
-            return predicted - measured
-        return predicted / measured - 1.0 if measured else math.nan
-
-
-LIMITS = (
-    Limit("ttft_mean", 0.05),
-    Limit("ttft_p50", 0.05),
-    Limit("ttft_p99", 0.10, only_below=MAX_LOAD),
-    Limit("attainment", 0.02, relative=False),
-    Limit("instance_seconds", 0.03),
-)
 ORDERED = tuple(limit.figure for limit in LIMITS)
+"""Figures by which systems stand in an order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,23 +50,6 @@ class Pair:
 
     measured: Record
     predicted: tuple[Record, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A figure of a cell, in medians over its runs."""
-
-    figure: str
-    measured: float
-    predicted: float
-    off: Interval
-    most: float
-    judged: bool
-
-    @property
-    def accepted(self) -> bool:
-        """Whether it is within its limit, or not judged."""
-        return not self.judged or abs(self.off.middle) <= self.most
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +79,11 @@ class Cell:
         return all(one.accepted for one in self.differences)
 
     @property
+    def off(self) -> bool:
+        """Whether one of them is beyond its limit, and not by chance."""
+        return any(not (one.accepted or one.open) for one in self.differences)
+
+    @property
     def worst(self) -> Phase | None:
         """The phase that differs most, in seconds."""
         known = [one for one in self.phases if math.isfinite(one.predicted - one.measured)]
@@ -148,8 +111,7 @@ class Verdict:
     @property
     def off(self) -> bool:
         """Whether something is not as it should be."""
-        cells = all(cell.accepted for cell in self.cells)
-        return not (cells and all(order.agrees for order in self.orders))
+        return any(cell.off for cell in self.cells) or not all(o.agrees for o in self.orders)
 
     @property
     def too_little(self) -> str:
@@ -159,7 +121,12 @@ class Verdict:
             return f"fewer than {MIN_SYSTEMS} systems"
         if few:
             return f"fewer than {MIN_RUNS} runs of {', '.join(few)}"
-        return "" if self.orders else "no two systems differ by more than their intervals"
+        if not self.orders:
+            return "no two systems differ by more than their intervals"
+        beyond = [f"{c.system}'s {d.figure}" for c in self.cells for d in c.differences if d.open]
+        return (
+            f"beyond the limit by no more than runs differ: {', '.join(beyond)}" if beyond else ""
+        )
 
     @property
     def accepted(self) -> bool:

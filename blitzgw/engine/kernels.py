@@ -1,0 +1,39 @@
+"""How a model's layers are computed on a device: an interface for kernels.
+
+Legend: T tokens of the step, E hidden size, D head dimension, V vocabulary, R rows that sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from blitzgw.engine.attention import Extent
+
+
+class Layer(Protocol):
+    """One decoder layer; `plan` is what its kernels prepared for the step."""
+
+    tensors: dict[str, torch.Tensor]
+
+    def forward(
+        self, x_TE: torch.Tensor, plan: Any, cache: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        """Return the layer's output, writing its KV; `x` may be overwritten."""
+
+
+class Kernels(Protocol):
+    """How one model's layers are computed on one device."""
+
+    def layer(self, tensors: dict[str, torch.Tensor]) -> Layer:
+        """Return a layer over views into its blob."""
+
+    def plan(
+        self, extents: Sequence[Extent], n_decode: int, cos: torch.Tensor, sin: torch.Tensor
+    ) -> Any:
+        """Prepare a step: its extents (decode rows first), and their angles `[T, D / 2]`."""
+
+    def head(self, x_RE: torch.Tensor, norm: torch.Tensor, matrix_VE: torch.Tensor) -> torch.Tensor:
+        """Return fp32 logits `[R, V]` of hidden states before the final norm."""
