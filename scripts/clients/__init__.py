@@ -1,0 +1,1 @@
+"""Clients of the field: how each is installed and driven (scripts/check_clients)."""
