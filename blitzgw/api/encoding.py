@@ -60,7 +60,8 @@ class Encoder:
                 _raise_if_ours(error)
         elif not self._begun:
             self._begun = True
-            threading.Thread(target=self.hasten, name="fastokens", daemon=True).start()
+            # no daemon: one that comes out of Rust while Python ends takes the process down
+            threading.Thread(target=self.hasten, name="fastokens").start()
         return self._slowly(texts, special)
 
     def hasten(self) -> None:

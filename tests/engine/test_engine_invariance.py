@@ -18,7 +18,7 @@ from tests.support.engines import Rig, decode_row
 DRAW = random.Random(11)
 PROMPTS = [[DRAW.randrange(3, 300) for _ in range(n)] for n in (1, 5, 16, 17, 64, 130, 200)]
 native = pytest.mark.skipif(
-    build.library() is None, reason="no C++ kernels: needs a CPU with AMX and a compiler"
+    build.library() is None, reason="no C++ kernels: needs AVX-512 BF16 and a compiler"
 )
 
 

@@ -19,7 +19,7 @@ from blitzgw.engine.rope import rope_table
 from blitzgw.engine.torch_layer import TorchKernels
 
 pytestmark = pytest.mark.skipif(
-    build.library() is None, reason="no C++ kernels: needs a CPU with AMX and a compiler"
+    build.library() is None, reason="no C++ kernels: needs AVX-512 BF16 and a compiler"
 )
 
 SLOTS, POSITIONS = 9, 320

@@ -49,9 +49,9 @@ def test_without_a_compiler_torch_serves_and_the_log_says_what_to_do(monkeypatch
 
 
 def test_a_compiler_that_fails_is_quoted(compiler, caplog):
-    compiler("echo 'error: unrecognized -mamx-bf16' >&2; echo more >&2; exit 3")
+    compiler("echo 'error: unrecognized -mavx512bf16' >&2; echo more >&2; exit 3")
     assert uncached() is None
-    assert "ended with 3 and said error: unrecognized -mamx-bf16" in caplog.text
+    assert "ended with 3 and said error: unrecognized -mavx512bf16" in caplog.text
     assert not any(build.cache_dir().rglob("*.so"))
 
 
@@ -77,22 +77,24 @@ def test_a_cache_that_cannot_be_written_is_named(compiler, monkeypatch, tmp_path
 
 def test_it_is_compiled_once_and_anew_for_other_sources(compiler, monkeypatch, tmp_path):
     runs = compiler(WRITES)
-    first = build.build()
-    assert build.build() == first
+    first = build.build("avx512")
+    assert build.build("avx512") == first
     assert len(runs.read_text().splitlines()) == 1
     source = tmp_path / "source"
     source.mkdir()
     for file in build.SOURCE.glob("*.[hc]*"):
         (source / file.name).write_bytes(file.read_bytes())
-    (source / "tiles.h").write_text("// another version")
+    (source / "simd.h").write_text("// another version")
     monkeypatch.setattr(build, "SOURCE", source)
-    assert build.build() != first
+    assert build.build("avx512") != first
 
 
 def test_several_may_build_at_once(compiler):
     compiler(WRITES)
     made = []
-    threads = [threading.Thread(target=lambda: made.append(build.build())) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: made.append(build.build("avx512"))) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -115,3 +117,26 @@ def test_it_can_be_switched_off(compiler, monkeypatch):
     monkeypatch.setenv("BLITZGW_NATIVE", "0")
     assert uncached() is None
     assert not runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "flags", "units"),
+    [
+        ("", build.UNITS["amx"], ["amx", "avx512"]),
+        ("1", build.UNITS["amx"], ["amx", "avx512"]),
+        ("avx512", build.UNITS["amx"], ["avx512"]),
+        ("", build.UNITS["avx512"], ["avx512"]),
+        ("amx", build.UNITS["avx512"], []),
+    ],
+)
+def test_the_best_unit_is_tried_first_and_what_fails_leaves_the_next(
+    compiler, monkeypatch, chosen, flags, units
+):
+    runs = compiler(
+        'case "$*" in *-mamx-tile*) echo amx;; *) echo avx512;; esac >> "$0.units"; exit 3'
+    )
+    monkeypatch.setattr(build, "cpu_flags", lambda: flags)
+    monkeypatch.setenv("BLITZGW_NATIVE", chosen)
+    assert uncached() is None
+    tried = runs.with_name("c++.units")
+    assert (tried.read_text().split() if tried.exists() else []) == units

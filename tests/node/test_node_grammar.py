@@ -64,7 +64,7 @@ def check(text):
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    small = cpu().replace("float32", "bfloat16").replace("= 2048", "= 256")
+    small = cpu().replace("= 2048", "= 256")
     with running(tmp_path_factory.mktemp("real"), small) as node:
         yield node
 

@@ -2,8 +2,7 @@
 //
 // Flash attention (Dao et al. 2022) in blocks of 128 positions aligned to multiples of 128, so that
 // a token's result is the same whether it comes alone or in a chunk. Per block:
-//   Sᵀ [pos, query] = Σ over kv heads of K · Qᵀ   rows of K are tile A as they lie; a head's packed
-//                     queries are zero in the columns of other heads, so one tile holds them all
+//   Sᵀ [pos, query] = K · Qᵀ    of each query's own kv head
 //   online softmax down the columns: a lane is a query, nothing is summed across lanes
 //   O [query, dim] += P · V     for each kv head; only the rows of its own queries are read
 // Positions that a query may not see have P exactly 0.
@@ -12,10 +11,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "stream.h"
-
-constexpr int MAX_DIM = 256;     // head dimension
-constexpr int OUT_TILES = 4;     // tiles of O that stay in registers
+#include "unit.h"
 
 struct Query {
     const bf16* q;    // [head_dim]
@@ -23,68 +19,6 @@ struct Query {
     int kv_head;      // among those of the call
     int position;     // attends to (position − window, position]
 };
-
-struct alignas(64) AttentionScratch {
-    uint32_t queries[TILE * MAX_DIM / TILE_K][256];
-    float scores[BLOCK][TILE];
-    bf16 probabilities[BLOCK / TILE_K][TILE][TILE_K];
-    uint32_t values[2][OUT_TILES][256];  // one is packed while the other is used
-    float out[TILE * MAX_DIM / TILE][TILE][TILE];
-};
-
-// Interleave 32 rows of V in pairs, dimensions [d, d + 32), into two tiles in B's order. Rows from
-// `stop` on are zeros (memory there may hold anything). Within each 32 the first tile gets
-// dimensions 0–3, 8–11, 16–19, 24–27 and the second the others: `write_out` puts them right.
-inline void pack_values(const bf16* v, int first, int stop, int dim, int d, uint32_t (*tiles)[256]) {
-    for (int pair = 0; pair < TILE; pair++) {
-        const int pos = first + 2 * pair;
-        const bf16* row = v + size_t(pos) * dim + d;
-        const __m512i a = pos < stop ? _mm512_loadu_si512(row) : _mm512_setzero_si512();
-        const __m512i b = pos + 1 < stop ? _mm512_loadu_si512(row + dim) : _mm512_setzero_si512();
-        _mm512_store_si512(tiles[0] + pair * TILE, _mm512_unpacklo_epi16(a, b));
-        _mm512_store_si512(tiles[1] + pair * TILE, _mm512_unpackhi_epi16(a, b));
-    }
-}
-
-// Scores of `tiles` × 16 positions from `pos` on: as many sums under way, none waits for another.
-template <int tiles>
-inline void score_tiles(const Heads& heads, int pos, int dim, Stream& ahead, float (*scores)[TILE],
-                        const AttentionScratch& s) {
-    const int steps = dim / TILE_K;
-    const size_t row_bytes = size_t(dim) * sizeof(bf16);
-    _tile_zero(0);
-    if (tiles > 1) _tile_zero(1);
-    if (tiles > 2) _tile_zero(2);
-    if (tiles > 3) _tile_zero(3);
-    for (int h = 0; h < heads.count; h++)
-        for (int step = 0; step < steps; step++) {
-            const bf16* rows = heads.k + h * heads.stride + size_t(pos) * dim + step * TILE_K;
-            _tile_loadd(7, s.queries[h * steps + step], 64);
-            _tile_loadd(4, rows, row_bytes);
-            _tile_dpbf16ps(0, 4, 7);
-            if (tiles > 1) _tile_loadd(5, rows + TILE * dim, row_bytes);
-            if (tiles > 1) _tile_dpbf16ps(1, 5, 7);
-            if (tiles > 2) _tile_loadd(6, rows + 2 * TILE * dim, row_bytes);
-            if (tiles > 2) _tile_dpbf16ps(2, 6, 7);
-            if (tiles > 3) _tile_loadd(4, rows + 3 * TILE * dim, row_bytes);
-            if (tiles > 3) _tile_dpbf16ps(3, 4, 7);
-            ahead.pull(tiles * TILE * TILE_K / LINE);
-        }
-    _tile_stored(0, scores, 64);
-    if (tiles > 1) _tile_stored(1, scores + TILE, 64);
-    if (tiles > 2) _tile_stored(2, scores + 2 * TILE, 64);
-    if (tiles > 3) _tile_stored(3, scores + 3 * TILE, 64);
-}
-
-// Scores of positions [first, stop) of a block, in whole tiles of 16.
-inline void score(const Heads& heads, int first, int stop, int dim, Stream& ahead,
-                  AttentionScratch& s) {
-    int pos = first;
-    for (; pos + 3 * TILE < stop; pos += 4 * TILE)
-        score_tiles<4>(heads, pos, dim, ahead, s.scores + pos - first, s);
-    for (; pos < stop; pos += TILE)
-        score_tiles<1>(heads, pos, dim, ahead, s.scores + pos - first, s);
-}
 
 struct Softmax {  // a lane is a query
     __m512i limit, oldest;   // positions that it may see
@@ -161,66 +95,34 @@ inline void rescale(AttentionScratch& s, int tiles, __m512 factor) {
                             _mm512_mul_ps(_mm512_load_ps(s.out[t][q]), _mm512_set1_ps(f[q])));
 }
 
-template <int tiles>
-inline void pack_value_tiles(const bf16* v, int pos, int stop, int dim, int d, Stream& ahead,
-                             uint32_t (*values)[256]) {
-    for (int t = 0; t < tiles; t += 2) {
-        pack_values(v, pos, stop, dim, d + t * TILE, values + t);
-        ahead.pull(2 * TILE_K * TILE_K / LINE);
-    }
-}
-
-// O += P · V for dimensions [d, d + 32 or 64) of one kv head.
-template <int tiles>
-inline void accumulate(const bf16* v, int first, int stop, int dim, int d, float (*out)[TILE][TILE],
-                       Stream& ahead, AttentionScratch& s) {
-    _tile_loadd(0, out[0], 64);
-    _tile_loadd(1, out[1], 64);
-    if (tiles == 4) _tile_loadd(2, out[2], 64);
-    if (tiles == 4) _tile_loadd(3, out[3], 64);
-    pack_value_tiles<tiles>(v, first, stop, dim, d, ahead, s.values[0]);
-    for (int pos = first, turn = 0; pos < stop; pos += TILE_K, turn ^= 1) {
-        if (pos + TILE_K < stop)
-            pack_value_tiles<tiles>(v, pos + TILE_K, stop, dim, d, ahead, s.values[turn ^ 1]);
-        const uint32_t(*values)[256] = s.values[turn];
-        _tile_loadd(4, s.probabilities[(pos - first) / TILE_K], 64);
-        _tile_loadd(5, values[0], 64);
-        _tile_dpbf16ps(0, 4, 5);
-        _tile_loadd(6, values[1], 64);
-        _tile_dpbf16ps(1, 4, 6);
-        if (tiles == 4) _tile_loadd(5, values[2], 64);
-        if (tiles == 4) _tile_dpbf16ps(2, 4, 5);
-        if (tiles == 4) _tile_loadd(6, values[3], 64);
-        if (tiles == 4) _tile_dpbf16ps(3, 4, 6);
-    }
-    _tile_stored(0, out[0], 64);
-    _tile_stored(1, out[1], 64);
-    if (tiles == 4) _tile_stored(2, out[2], 64);
-    if (tiles == 4) _tile_stored(3, out[3], 64);
-}
-
 inline void accumulate_all(const Heads& heads, int first, int stop, int dim, Stream& ahead,
                            AttentionScratch& s) {
     for (int h = 0; h < heads.count; h++) {
         const bf16* v = heads.v + h * heads.stride;
         float(*out)[TILE][TILE] = s.out + h * (dim / TILE);
         int d = 0;
-        for (; d + 64 <= dim; d += 64) accumulate<4>(v, first, stop, dim, d, out + d / TILE, ahead, s);
-        if (d < dim) accumulate<2>(v, first, stop, dim, d, out + d / TILE, ahead, s);
+        const int from = s.rows[h], to = s.rows[h + 1];
+        for (; d + 64 <= dim; d += 64)
+            accumulate<4>(v, first, stop, dim, d, from, to, out + d / TILE, ahead, s);
+        if (d < dim) accumulate<2>(v, first, stop, dim, d, from, to, out + d / TILE, ahead, s);
     }
 }
 
-// Pack the queries of each kv head, with zeros in the columns of the others.
+// Pack the queries of each kv head, which come head by head.
 inline void pack_queries(const Query* queries, int n, const Heads& heads, int dim,
                          AttentionScratch& s) {
     const int steps = dim / TILE_K;
-    for (int h = 0; h < heads.count; h++)
+    s.rows[0] = 0;
+    for (int h = 0; h < heads.count; h++) {
+        s.rows[h + 1] = s.rows[h];
+        while (s.rows[h + 1] < n && queries[s.rows[h + 1]].kv_head == h) s.rows[h + 1]++;
         for (int step = 0; step < steps; step++) {
             const bf16* rows[TILE] = {};
-            for (int i = 0; i < n; i++)
-                if (queries[i].kv_head == h) rows[i] = queries[i].q + step * TILE_K;
-            pack_b(rows, s.queries[h * steps + step]);
+            for (int i = s.rows[h]; i < s.rows[h + 1]; i++)
+                rows[query_row(i, s.rows[h])] = queries[i].q + step * TILE_K;
+            pack_tile(rows, s.queries[h * steps], step, steps);
         }
+    }
 }
 
 // O / sum of one query, with dimensions back in order.

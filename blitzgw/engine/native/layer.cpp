@@ -1,4 +1,4 @@
-// One decoder layer of the Llama family in bf16, for CPUs with AMX: called once a layer and step.
+// One decoder layer of the Llama family in bf16, for CPUs that multiply it: called once a layer and step.
 //
 // Threads enter one parallel region and meet at a barrier between phases:
 //   norm, pack → q k v → rotate, write KV → attend → pack → out + x → norm, pack
@@ -6,8 +6,6 @@
 // Sums are fp32 and rounded where a value is stored. Nothing depends on the rest of the batch.
 
 #include <omp.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "deal.h"
 
@@ -51,7 +49,7 @@ void norm_and_pack(const bf16* x, const bf16* weight, int m, int k, float eps, u
                                              load_bf16(weight + at + j)));
                 pointers[i] = rows[i];
             }
-            pack_b(pointers, packed + (size_t(g) * (k / TILE_K) + at / TILE_K) * 256);
+            pack_tile(pointers, packed + size_t(g) * (k / TILE_K) * 256, at / TILE_K, k / TILE_K);
         }
     }
 }
@@ -124,15 +122,14 @@ void add_linear(const bf16* w, const bf16* bias, int n_rows, int k, const uint32
     });
 }
 
-// silu(gate) · up, left in packed order: two rows of sums are one row of pairs.
+// silu(gate) · up, left in packed order.
 void swiglu(const Shape& s, const Weights& w, const uint32_t* packed, int m, uint32_t* out,
             Work work) {
     const int rows = s.intermediate, steps = rows / TILE_K;
     const bf16* up_bias = w.gate_up_bias ? w.gate_up_bias + rows : nullptr;
     linear(w.gate_up, w.gate_up + size_t(rows) * s.hidden, rows, s.hidden, packed, m, work,
            [&](int n, int group, float (*gate)[TILE], float (*up)[TILE]) {
-               uint32_t* at = out + (size_t(group) * steps + n / TILE_K) * 256 + n % TILE_K * 8;
-               __m512i pair[2];
+               __m512 y[TILE];
                for (int i = 0; i < TILE; i++) {
                    __m512 g = _mm512_load_ps(gate[i]), u = _mm512_load_ps(up[i]);
                    if (w.gate_up_bias) {
@@ -143,12 +140,10 @@ void swiglu(const Shape& s, const Weights& w, const uint32_t* packed, int m, uin
                    const __m512 e = exp_negative(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(g)));
                    const __mmask16 negative = _mm512_cmp_ps_mask(g, _mm512_setzero_ps(), _CMP_LT_OQ);
                    const __m512 top = _mm512_mask_mul_ps(g, negative, g, e);
-                   const __m512 y = _mm512_mul_ps(top, reciprocal(_mm512_add_ps(e, _mm512_set1_ps(1.0f))));
-                   pair[i % 2] = _mm512_cvtepu16_epi32(round_bf16(_mm512_mul_ps(y, u)));
-                   if (i % 2)
-                       _mm512_store_si512(at + i / 2 * TILE,
-                                          _mm512_or_si512(pair[0], _mm512_slli_epi32(pair[1], 16)));
+                   const __m512 silu = _mm512_mul_ps(top, reciprocal(_mm512_add_ps(e, _mm512_set1_ps(1.0f))));
+                   y[i] = _mm512_mul_ps(silu, u);
                }
+               store_packed(y, out + size_t(group) * steps * 256, n / TILE_K, steps, n / TILE % 2);
            });
 }
 
@@ -183,9 +178,9 @@ template <class Phases>
 void in_parallel(int threads, Phases phases) {
 #pragma omp parallel num_threads(threads)
     {
-        configure_tiles();
+        begin_unit();
         phases(Work{omp_get_thread_num(), omp_get_num_threads()});
-        _tile_release();
+        end_unit();
     }
 }
 
@@ -193,11 +188,8 @@ void in_parallel(int threads, Phases phases) {
 
 extern "C" {
 
-// Ask the kernel for the use of tiles; 0 where they may be used.
-int blitzgw_init() {
-    constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
-    return int(syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA));
-}
+// 0 where the process may use the kernels.
+int blitzgw_init() { return init_unit(); }
 
 size_t blitzgw_scratch_bytes(const Shape* shape, int tokens) {
     return Scratch().lay_out(nullptr, *shape, tokens);

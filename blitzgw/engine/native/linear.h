@@ -1,13 +1,13 @@
 // y = x · Wᵀ for bf16 x [M, K] and W [N, K], rows of W as they arrive in the blob.
 //
 // x is packed once (16 tokens × 32 values a tile), then each thread walks its own rows of W: two
-// tiles of W against two tiles of x, four sums at a time. W is read once and streams from memory
-// while the next rows are prefetched; packed x stays in the cache.
+// tiles of W against two tiles of x. W is read once and streams from memory while the next rows are
+// prefetched; packed x stays in the cache.
 #pragma once
 
 #include <algorithm>
 
-#include "tiles.h"
+#include "unit.h"
 
 struct Work {
     int thread, threads;
@@ -33,58 +33,12 @@ inline void pack(const bf16* x, int m, int k, size_t stride, uint32_t* packed, W
         const bf16* rows[TILE];
         for (int i = 0; i < TILE; i++)
             rows[i] = first + i < m ? x + (first + i) * stride + at : nullptr;
-        pack_b(rows, packed + size_t(unit) * 256);
+        pack_tile(rows, packed + size_t(unit / steps) * steps * 256, unit % steps, steps);
     }
 }
 
-// Of a chunk's tokens, so many steps of k are summed for PAIRS pairs of token groups before the next
-// steps: the rows of W then stay in the first cache (both operands of all of k would not fit).
-constexpr int DEPTH = 9, PAIRS = 16;
-
-using Sums = float[2][2][TILE][TILE];  // [rows of W][token group][row][token]
-
-// Sum over steps [from, to) of k for two tiles of W's rows and `columns` (1 or 2) token groups, on
-// top of `sums` where from > 0, and prefetch two tiles of the rows that come next.
-inline void multiply(const bf16* w0, const bf16* w1, int k, int from, int to,
-                     const uint32_t* packed, int columns, const bf16* next0, const bf16* next1,
-                     Sums sums) {
-    const size_t stride = size_t(k) * sizeof(bf16);
-    const uint32_t* other = packed + (columns == 2 ? size_t(k / TILE_K) * 256 : 0);
-    if (from) {
-        _tile_loadd(0, sums[0][0], 64);
-        _tile_loadd(1, sums[1][0], 64);
-        if (columns == 2) _tile_loadd(2, sums[0][1], 64);
-        if (columns == 2) _tile_loadd(3, sums[1][1], 64);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-    for (int s = from; s < to; s++) {
-        _tile_loadd(4, w0 + s * TILE_K, stride);
-        _tile_loadd(5, w1 + s * TILE_K, stride);
-        _tile_loadd(6, packed + s * 256, 64);
-        if (next0)  // 16 lines of each for 16 lines of each consumed
-            for (int i = 0; i < TILE; i++) {
-                _mm_prefetch((const char*)(next0 + (s * TILE + i) * TILE_K), _MM_HINT_T1);
-                _mm_prefetch((const char*)(next1 + (s * TILE + i) * TILE_K), _MM_HINT_T1);
-            }
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 5, 6);
-        if (columns == 2) {
-            _tile_loadd(7, other + s * 256, 64);
-            _tile_dpbf16ps(2, 4, 7);
-            _tile_dpbf16ps(3, 5, 7);
-        }
-    }
-    _tile_stored(0, sums[0][0], 64);
-    _tile_stored(1, sums[1][0], 64);
-    if (columns == 2) {
-        _tile_stored(2, sums[0][1], 64);
-        _tile_stored(3, sums[1][1], 64);
-    }
-}
+// A chunk's tokens are summed in parts of so many pairs of token groups.
+constexpr int PAIRS = 16;
 
 // Of n_rows ≥ 16 rows, the first of 16 that are there: `row`, but for the last ones.
 inline int whole_tile(int row, int n_rows) { return std::min(row, n_rows - TILE); }
@@ -110,11 +64,12 @@ inline void linear(const bf16* w, const bf16* second, int n_rows, int k, const u
             const int depth = last - first > 2 ? DEPTH : steps;  // one pair comes once: all at once
             for (int from = 0; from < steps; from += depth)
                 for (int g = first; g < last; g += 2) {
-                    const int columns = std::min(2, groups - g), to = std::min(from + depth, steps);
+                    const int to = std::min(from + depth, steps);
                     Sums& sum = sums[(g - first) / 2];
-                    multiply(w0, w1, k, from, to, packed + size_t(g) * steps * 256, columns,
-                             g ? nullptr : next0, w1 + unit * k, sum);
-                    for (int c = 0; to == steps && c < columns; c++)
+                    multiply(w0, w1, k, from, to, packed + size_t(g) * steps * 256,
+                             std::min(2 * TILE, m - g * TILE), g ? nullptr : next0, w1 + unit * k,
+                             sum);
+                    for (int c = 0; to == steps && c < std::min(2, groups - g); c++)
                         finish(u * unit, g + c, sum[0][c], sum[1][c]);
                 }
         }

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "tiles.h"
+#include "simd.h"
 
 constexpr int BLOCK = 128;  // positions between two rescalings of O
 constexpr int LINE = 64;    // bytes that memory gives at a time

@@ -1,12 +1,4 @@
-// Small parts for AMX tiles of bf16: layout, transposes, conversions, exp.
-//
-// A tile holds 16 rows of 64 bytes. TDPBF16PS adds A · B to a 16 × 16 fp32 tile C, where A is
-// 16 rows × 32 values of k, and B holds 16 *pairs* of k as rows: (b[2i][n], b[2i+1][n]) for 16 n.
-// Weights and keys are used as A straight from their rows in memory; what is small (activations,
-// queries) is brought into B's order.
-//
-// Every sum runs over k in the same order whatever else is in the batch, so results do not depend
-// on batch composition, bit for bit.
+// Small parts for 512-bit registers: conversions of bf16, a transpose, exp.
 #pragma once
 
 #include <immintrin.h>
@@ -18,20 +10,8 @@
 
 using bf16 = uint16_t;
 
-constexpr int TILE = 16;     // rows of a tile, and columns of an fp32 tile
-constexpr int TILE_K = 32;   // values of k in a bf16 tile
-
-struct alignas(64) TileConfig {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t columns_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// All eight tiles are whole; to be called by each thread before it uses one.
-inline void configure_tiles() {
-    static const TileConfig config;
-    _tile_loadconfig(&config);
-}
+constexpr int TILE = 16;    // rows of W, tokens or queries that are computed together
+constexpr int TILE_K = 32;  // values of k that 64 bytes hold in bf16
 
 inline float to_float(bf16 value) {
     uint32_t bits = uint32_t(value) << 16;
@@ -76,15 +56,6 @@ inline void transpose(__m512i r[16]) {
         r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
         r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
     }
-}
-
-// Bring up to 16 rows of 32 values (null: a row of zeros) into B's order at `out` (1 KiB).
-inline void pack_b(const bf16* const rows[16], uint32_t* out) {
-    __m512i r[16];
-    for (int i = 0; i < 16; i++)
-        r[i] = rows[i] ? _mm512_loadu_si512(rows[i]) : _mm512_setzero_si512();
-    transpose(r);
-    for (int i = 0; i < 16; i++) _mm512_store_si512(out + 16 * i, r[i]);
 }
 
 // e^x for x ≤ 0, exactly 0 below −80 (so that a masked score contributes nothing at all).
