@@ -99,8 +99,12 @@ class RecordReader:
         """
         if self._broken:
             raise ProtocolError("a stream that is broken already")
-        self._buffer += data
         try:
+            if not self._buffer and len(data) >= LENGTH.size:
+                head = data[: LENGTH.size]
+                if check_length(head, self._max) == len(data) - LENGTH.size:
+                    return [self._session.open(head, data[LENGTH.size :])]  # mostly: one write's
+            self._buffer += data
             payloads, consumed = self._cut()
         except ProtocolError:
             self._broken = True

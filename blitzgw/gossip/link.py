@@ -221,7 +221,9 @@ class PeerLink(asyncio.Protocol):
         self._owner.link_ended(self, self._reason)
 
     def _take(self, message: Any) -> None:
-        if isinstance(message, Heartbeat):
+        if isinstance(message, PlainTokens):  # this runs for every step
+            self.used, self.idle_ticks = True, 0
+        elif isinstance(message, Heartbeat):
             if message.echo:
                 self._measure(self._clock.now() - message.sent_s)
             else:

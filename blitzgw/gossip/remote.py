@@ -11,7 +11,7 @@ from blitzgw.core.clock import Clock
 from blitzgw.core.instance import InstanceState
 from blitzgw.core.peer import Abort, Declined, Loss, Lost, PlainTokens, Submit, Tokens
 from blitzgw.core.ports import Ingress, Outlook
-from blitzgw.core.request import GenerationRequest, StepTokens
+from blitzgw.core.request import GenerationRequest, PlainToken, StepTokens
 from blitzgw.core.view import InstanceFacts, LoadFacts, NodeView
 from blitzgw.errors import (
     GenerationFailed,
@@ -123,12 +123,11 @@ class RemoteIngress:
 
     def on_plain(self, boot: str, message: PlainTokens) -> None:
         """Pass on tokens of requests that are at this peer. This runs for every token."""
-        find = self._away.get
-        tokens = [
-            token
-            for token in message.tokens
-            if (where := find(token[0])) and where.boot == boot and where.attempt == token[1]
-        ]
+        find, tokens = self._away.get, list[PlainToken]()
+        for token in message.tokens:
+            where = find(token[0])
+            if where is not None and where.boot == boot and where.attempt == token[1]:
+                tokens.append(token)
         if tokens:
             self._router.on_tokens(StepTokens(tokens, []))
 

@@ -223,6 +223,20 @@ def test_a_broken_stream_stays_broken():
         reader.feed(good)
 
 
+def test_whole_records_are_checked_like_parts():
+    ann, bob = shake()
+    reader = RecordReader(bob, 100)
+    assert [reader.feed(ann.seal(bytes([n]))) for n in range(3)] == [[b"\0"], [b"\1"], [b"\2"]]
+    record = ann.seal(b"three")
+    assert (reader.feed(record[:9]), reader.feed(record[9:])) == ([], [b"three"])
+    forged = bytearray(ann.seal(b"four"))
+    forged[-1] ^= 1
+    with pytest.raises(ProtocolError):
+        reader.feed(bytes(forged))
+    with pytest.raises(ProtocolError):
+        reader.feed(ann.seal(b"five"))
+
+
 # Sockets.
 
 
