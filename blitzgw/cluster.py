@@ -41,7 +41,8 @@ from blitzgw.scheduler.shell import LocalInstance
 log = logging.getLogger(__name__)
 
 REFRESH_S = 0.05
-"""Between two looks at what to publish: fresh enough for routing, rare enough to cost nothing."""
+"""Between two looks at what to publish: fresh enough for routing. Each wakes a process that perhaps
+nobody asks, so that a node which has nothing to look at waits until it is told of something."""
 
 FOLLOW_S = 0.02
 """Between two times that the consequences of others' news are drawn: each looks at every instance,
@@ -104,6 +105,8 @@ class Cluster:
         self._http = ""
         self._draining = False
         self._dirty = True
+        self._stirred = asyncio.Event()
+        """Set with whatever there may be to look at from now on."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -133,6 +136,7 @@ class Cluster:
         `digest` is that of its model's definition; empty: this node's own.
         """
         self.routes.local_up(port, claim, digest or self.definitions.digest_of(port.model))
+        self._stirred.set()  # its load
         if self.routes.follow(self.view()):
             self._news.set()
 
@@ -148,12 +152,14 @@ class Cluster:
     def changed(self) -> None:
         """Publish with the next refresh what has changed on a device."""
         self._dirty = True
+        self._stirred.set()
 
     def drain(self) -> None:
         """Take nothing more from peers, and tell them."""
         self._draining = self.network.serving.draining = True
         self.routes.close_local()
         self._refresh()
+        self._stirred.set()
 
     def guests(self) -> int:
         """Return how many requests of other nodes are here."""
@@ -222,6 +228,7 @@ class Cluster:
     def peer_lost(self, boot: str, reason: str) -> None:
         """Route around a node whose link broke; implements `NetworkListener`."""
         self.routes.eject(boot, f"peer lost: {reason}", self.view())
+        self._stirred.set()  # until it is forgiven
 
     def _on_member(self, member: Rumour, now: float) -> None:
         if member.boot == self._me.boot:
@@ -251,6 +258,9 @@ class Cluster:
 
     async def _refreshing(self) -> None:
         while True:  # unbounded on purpose: until `close`
+            if not self._restless():
+                self._stirred.clear()
+                await self._stirred.wait()  # unbounded: whoever gives it something to do sets it
             await self._clock.sleep(REFRESH_S)
             try:
                 if self.routes.forgive():
@@ -258,6 +268,11 @@ class Cluster:
                 self._refresh()
             except Exception:  # the next one may do better; requests do not need it
                 log.exception("refresh_failed")
+
+    def _restless(self) -> bool:
+        """Tell whether another look may find something though nobody has told of a change."""
+        changed = self._dirty or self._draining
+        return changed or self._publisher.pending or self.routes.unforgiving
 
     def _refresh(self) -> None:
         """Publish what has changed since the last time."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from blitzgw.core.clock import Clock
+from blitzgw.core.clock import Clock, until_tick_s
 from blitzgw.core.scale import Demand, ScaleMode
 from blitzgw.core.view import ClusterView, LoadFacts
 from blitzgw.gossip.catalogue import Definition
@@ -36,7 +36,8 @@ IDLE_LOOK_S = 0.05
 own clients is looked at when it comes."""
 
 LAZY_LOOK_S = 0.25
-"""The same where operators decide on all models: a part of REPEAT_S."""
+"""The same where operators decide on all models, or no instance is here, so that nothing comes from
+peers: a part of REPEAT_S, and as often as a node ticks."""
 
 REPEAT_S = 1.0
 """What has been told is told again after that, for an owner that began to listen after it."""
@@ -191,7 +192,9 @@ class Demands:
         except Exception:  # the next look may do better; requests do not need it
             log.exception("demand_not_told")
         if self._open:
-            self._arm(self.clock.now() + pause_s)
+            now = self.clock.now()
+            lazy = pause_s == LAZY_LOOK_S
+            self._arm(now + (until_tick_s(now, LAZY_LOOK_S) if lazy else pause_s))
 
     def look(self) -> float:
         """Tell what is due of each model; return the seconds until the next look."""
@@ -202,7 +205,8 @@ class Demands:
             told = self._told.get(name)
             if course.pause_s <= TELL_S:  # somebody waits for it
                 busy = not gauge.idle or (told is not None and gauge != told.seen)
-                pause_s = min(pause_s, TELL_S if busy else IDLE_LOOK_S)
+                rest_s = IDLE_LOOK_S if gauge.loads else LAZY_LOOK_S
+                pause_s = min(pause_s, TELL_S if busy else rest_s)
             if told is None:
                 if gauge == NOTHING and not self._measured(name):
                     continue

@@ -28,7 +28,7 @@ from blitzgw.api.server import HttpServer
 from blitzgw.api.status import NodeStatus, Served
 from blitzgw.cluster import Cluster
 from blitzgw.config import Config
-from blitzgw.core.clock import Clock, MonotonicClock
+from blitzgw.core.clock import Clock, MonotonicClock, until_tick_s
 from blitzgw.core.view import Fact, LoadFacts
 from blitzgw.device import DeviceRunner
 from blitzgw.errors import BlitzError
@@ -247,7 +247,7 @@ class Node:
 
     async def _tick(self) -> None:
         while True:
-            await self.clock.sleep(TICK_S)
+            await self.clock.sleep(until_tick_s(self.clock.now(), TICK_S))
             try:
                 self.router.tick()
                 for device in self.devices:

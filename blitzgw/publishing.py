@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from blitzgw.core.clock import Clock
-from blitzgw.core.view import Fact, LoadFacts
+from blitzgw.core.view import Fact, InstanceFacts, LoadFacts
 from blitzgw.gossip.directory import Directory, changed, key_of
 from blitzgw.network import Network
 from blitzgw.wire import encode_fact
@@ -25,7 +25,13 @@ class Publisher:
         self._loads: dict[str, Fact] = {}
         self._load_news: dict[str, Fact | None] = {}
         self._load_gossip_s = 0.0
+        self._instances = False
         self._number = 0
+
+    @property
+    def pending(self) -> bool:
+        """Whether there are instances, whose loads change untold, or news that has to go out."""
+        return self._instances or bool(self._loads or self._load_news)
 
     def stable(self, facts: Iterable[Fact]) -> bool:
         """Publish what seldom changes; return whether more than figures has changed."""
@@ -34,6 +40,7 @@ class Publisher:
         if not news:
             return False
         self._published = present
+        self._instances = any(isinstance(fact, InstanceFacts) for fact in present.values())
         self._network.publish(_encoded(news))
         return self._directory.published(news, self._clock.now())
 

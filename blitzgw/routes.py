@@ -88,6 +88,11 @@ class Routes:
         for instance in [*self._remotes.get(boot, ())]:
             self._remove(instance, reason)
 
+    @property
+    def unforgiving(self) -> bool:
+        """Whether anybody is ejected, whom `forgive` is to look at."""
+        return bool(self._ejected)
+
     def forgive(self) -> bool:
         """Note who was ejected long enough ago; return whether there is anybody: `follow` then."""
         now = self._clock.now()

@@ -37,3 +37,12 @@ class MonotonicClock:
     async def sleep(self, duration_s: float) -> None:
         """Wait `duration_s × dilation` seconds of wall time."""
         await asyncio.sleep(duration_s * self.dilation)
+
+
+def until_tick_s(now: float, every_s: float) -> float:
+    """Return the seconds to a multiple of a duration: all who tick alike are woken by one timer.
+
+    It is the next but one where that comes within half the duration: timers end a little early.
+    """
+    left_s = every_s - now % every_s
+    return left_s if left_s >= every_s / 2 else left_s + every_s

@@ -22,7 +22,7 @@ import socket
 from collections.abc import Coroutine
 from typing import Any
 
-from blitzgw.core.clock import Clock
+from blitzgw.core.clock import Clock, until_tick_s
 from blitzgw.core.peer import Heartbeat
 from blitzgw.crypto.records import Session
 from blitzgw.errors import BlitzError
@@ -302,7 +302,7 @@ class Links:
 
     async def _tick(self) -> None:
         while True:  # unbounded on purpose: until `stop`
-            await self._clock.sleep(TICK_S)
+            await self._clock.sleep(until_tick_s(self._clock.now(), TICK_S))
             for peer in [*self._peers.values()]:
                 try:
                     self._tick_peer(peer)

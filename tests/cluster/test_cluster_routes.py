@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from blitzgw.api.status import ModelStatus
-from blitzgw.cluster import Cluster
+from blitzgw.cluster import REFRESH_S, Cluster
 from blitzgw.config import Config, NodeConfig
 from blitzgw.core.clock import MonotonicClock
 from blitzgw.core.instance import InstanceState
@@ -269,6 +269,7 @@ async def test_late_gossip_is_not_taken_for_news(world):
 
 async def test_reports_go_to_those_who_submit_and_fit_their_messages(world):
     world.loads = [LoadFacts(f"m@{'n' * 128}/{i}", number=0) for i in range(3 * REPORT_LOADS)]
+    world.cluster.changed()
     await until(lambda: world.cluster.view().nodes[ME].loads)
     assert not world.sent
     request = GenerationRequest("r", "m", (1, 2), 2, SamplingParams(10))
@@ -358,6 +359,26 @@ async def test_a_node_whose_link_broke_is_left_alone_until_gossip_knows(world):
     assert len(world.router._fleet) == 0
     world.clock.ahead_s += EJECTED_MIN_S
     await world.routed("m@a/d", "m@a/other")
+
+
+async def test_a_node_with_nothing_to_tell_looks_only_when_it_is_told_of_something(world):
+    looks = []
+    world.cluster._loads = lambda: looks.append(1) or world.loads
+    await asyncio.sleep(3 * REFRESH_S)  # what its start has stirred
+    looks.clear()
+    await asyncio.sleep(6 * REFRESH_S)
+    assert not looks
+    world.own.append(instance("m@me/d"))
+    world.cluster.changed()
+    await until(lambda: "m@me/d" in world.cluster.view().nodes[ME].instances)
+    await until(lambda: len(looks) > 4)  # an instance's load changes untold
+    world.own.clear()
+    world.cluster.changed()
+    await until(lambda: "m@me/d" not in world.cluster.view().nodes[ME].instances)
+    await asyncio.sleep(2 * REFRESH_S)
+    looks.clear()
+    await asyncio.sleep(6 * REFRESH_S)
+    assert not looks
 
 
 @pytest.mark.parametrize(

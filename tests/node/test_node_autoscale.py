@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from blitzgw.api.metrics import Recent
 from blitzgw.api.status import ModelStatus
 from blitzgw.autoscaling import Autoscaling
-from blitzgw.core.clock import MonotonicClock
+from blitzgw.core.clock import MonotonicClock, until_tick_s
 from blitzgw.core.operation import CancelOrder, OperationFacts, ScaleAnswer, ScaleOrder
 from blitzgw.core.rumours import Status
 from blitzgw.core.scale import AUTOMATIC, Cede, DecisionFacts, Demand, bucket_of
@@ -28,7 +28,7 @@ from blitzgw.core.view import (
     ScaleTerms,
     ScaleWish,
 )
-from blitzgw.demands import REPEAT_S, TELL_S, Demands
+from blitzgw.demands import IDLE_LOOK_S, LAZY_LOOK_S, REPEAT_S, TELL_S, Demands
 from blitzgw.gossip.catalogue import Definition
 from blitzgw.orderdesk import OrderDesk
 from blitzgw.reporting import hindrance
@@ -187,6 +187,26 @@ def test_who_decides_by_hand_is_told_seldom(desk: Desk, mode: str, wished: int, 
         desk.arrived.requests = requests
         n_told += len(desk.look(TELL_S))
     assert n_told == told
+
+
+def test_a_node_looks_seldom_where_no_instance_is_here(desk: Desk) -> None:
+    desk.arrived.requests = 1
+    assert desk.demands.look() == LAZY_LOOK_S
+    desk.arrived.requests = 2
+    assert desk.demands.look() == TELL_S
+    assert desk.demands.look() == LAZY_LOOK_S
+    desk.loads = [LoadFacts("m@a/gpu", running=1)]
+    assert desk.demands.look() == TELL_S
+    desk.loads = [LoadFacts("m@a/gpu")]
+    desk.look()
+    assert desk.demands.look() == IDLE_LOOK_S, "peers may send something to it"
+
+
+@pytest.mark.parametrize(
+    ("now", "left_s"), [(10.0, 0.25), (10.1, 0.15), (10.2, 0.3), (10.2499, 0.2501), (10.125, 0.125)]
+)
+def test_ticks_come_together_and_none_twice(now: float, left_s: float) -> None:
+    assert until_tick_s(now, 0.25) == pytest.approx(left_s)
 
 
 async def test_a_request_after_silence_is_told_at_once_and_a_burst_together() -> None:
