@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 from blitzgw.core.step import BLOCK_TOKENS, KvGeometry
 from blitzgw.scheduler.budget import KvBudget
 from blitzgw.scheduler.prefix import PrefixIndex, block_name, root
+from blitzgw.scheduler.ranking import Rank, Ranking
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,6 @@ class _Slot:
         self.withheld = False
 
 
-_STAMP = attrgetter("stamp")
-
 _Place = Callable[[int, list[bytes], int], tuple[_Slot, _Slot | None] | None]
 """(sequence, matched names, blocks needed) → (its slot, the slot to copy from), or None."""
 
@@ -90,6 +88,7 @@ class SlotAllocator:
         self.prefix_caching = prefix_caching
         self._budget = budget
         self._slots = [_Slot(i) for i in range(geometry.slots)]
+        self._ranking = Ranking(geometry.slots, self._is_idle)
         self._owned: dict[int, _Slot] = {}
         self._index = PrefixIndex()
         self._pinned: set[int] = set()
@@ -177,6 +176,7 @@ class SlotAllocator:
         slot.withheld = False
         del slot.names[slot.published :]
         slot.stamp = self._budget.next_stamp() if slot.published else 0
+        self._ranking.put((slot.stamp, slot.index))
         self._account_active(-slot.account)
 
     def flush(self) -> tuple[tuple[int, int], ...]:
@@ -244,9 +244,10 @@ class SlotAllocator:
 
     def _start_afresh(self, seq: int, need: int) -> _Slot | None:
         """Use the lowest blank slot, else the least recently used retained one."""
-        slot = min(self._idle(), key=_STAMP, default=None)  # of equals the first, so the lowest
-        if slot is None or not self._budget.could_take(need * self.geometry.block_bytes):
+        index = self._ranking.first(but=self._pinned)
+        if index is None or not self._budget.could_take(need * self.geometry.block_bytes):
             return None
+        slot = self._slots[index]
         self._forget(slot, 0)
         if slot.account > need:
             self._release(slot)  # or every slot would come to cost what its longest sequence did
@@ -272,12 +273,17 @@ class SlotAllocator:
         pinned = self._pinned
         return [slot for slot in self._slots if slot.owner is None and slot.index not in pinned]
 
+    def _is_idle(self, rank: Rank) -> bool:
+        slot = self._slots[rank[1]]
+        return slot.owner is None and slot.stamp == rank[0]
+
     def _occupy(self, slot: _Slot, seq: int, need: int) -> bool:
         """Give a slot to a sequence with room for `need` blocks; False leaves it idle."""
         slot.owner = seq  # before touching, lest it be evicted to make room for itself
         self._account_active(slot.account)
         if not self._touch(slot, need):
             slot.owner = None
+            self._ranking.put((slot.stamp, slot.index))
             self._account_active(-slot.account)
             return False
         slot.used = need
@@ -306,8 +312,9 @@ class SlotAllocator:
         self._index.remove(slot.names[keep : slot.published], slot.index)
         del slot.names[keep:]
         slot.published = min(slot.published, keep)
-        if not slot.published:
+        if slot.stamp and not slot.published:
             slot.stamp = 0
+            self._ranking.put((0, slot.index))
 
     def _release(self, slot: _Slot) -> None:
         per_slot = self.geometry.blocks_per_slot
@@ -343,5 +350,7 @@ class SlotAllocator:
                 assert slot.index in self._index.holders(name)
         assert self.active_blocks == sum(slot.account for slot in self._owned.values())
         assert self._touched_blocks == sum(slot.account for slot in self._slots)
+        first = min(self._idle(), key=lambda slot: (slot.stamp, slot.index), default=None)
+        assert self._ranking.first(but=self._pinned) == (first and first.index)
         assert len(held) == len(self._index)
         assert len(self._owned) == sum(1 for slot in self._slots if slot.owner is not None)

@@ -192,3 +192,11 @@ def test_a_refusal_leaves_nothing_pinned():
     serve(slots, 1, PROMPT)
     assert slots.begin(2, PROMPT, "", 90) is None
     assert slots.begin(3, [9] * 64, "", 64) is not None
+
+
+def test_slots_that_come_and_go_are_ranked_in_bounded_memory():
+    slots, _ = allocator(slots=3)
+    for seq in range(1, 200):
+        serve(slots, seq, PROMPT)  # goes on in its own slot, while others are blank
+        slots.check_integrity()
+    assert len(slots._ranking._heap) <= 12
