@@ -11,7 +11,7 @@ from blitzgw.core.messages import StepFailed
 from blitzgw.core.parcels import DropParcels
 from blitzgw.core.ports import Ingress, Outlook, PairingPort, StepPort
 from blitzgw.core.request import GenerationRequest
-from blitzgw.core.step import StepResult
+from blitzgw.core.step import Step, StepResult
 from blitzgw.core.view import LoadFacts
 from blitzgw.scheduler.events import (
     Effect,
@@ -37,7 +37,8 @@ class SchedulerShell:
     """A scheduler with its worker and its ingress attached. Call it from the event loop only.
 
     Every method returns at once. Steps are posted before anybody is told anything, so a listener
-    may call back in.
+    may call back in. Those without rows come last, as nobody waits for them, and a worker that
+    wakes up may take the processor from who does; but before all that are decided later.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class SchedulerShell:
         self._clock = clock
         self._steps = steps
         self._ingress, self._pairs = ingress, pairs
+        self._news: list[Step] = []
         self._performers: dict[type, Callable[[Any], None]] = {
             RunStep: self._run_step,
             EmitTokens: self._emit_tokens,
@@ -120,11 +122,28 @@ class SchedulerShell:
 
     def _tell(self, event: Event) -> None:
         effects: list[Effect] = self._scheduler.handle(event, self._clock.now())
-        for effect in effects:
-            self._performers[type(effect)](effect)
+        if self._news:
+            self._post_news()  # a listener has called back in
+        try:
+            for effect in effects:
+                self._performers[type(effect)](effect)
+        finally:
+            if self._news:
+                self._post_news()
+
+    def _post_news(self) -> None:
+        steps, self._news = self._news, []
+        for step in steps:
+            self._steps.post(step)
 
     def _run_step(self, effect: RunStep) -> None:
-        self._steps.post(effect.step)
+        step = effect.step
+        if step.rows or step.imports or step.sends:
+            if self._news:
+                self._post_news()
+            self._steps.post(step)
+        else:
+            self._news.append(step)
 
     def _emit_tokens(self, effect: EmitTokens) -> None:
         self._ingress.on_tokens(effect.events)

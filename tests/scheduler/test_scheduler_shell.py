@@ -116,6 +116,27 @@ def test_a_listener_may_call_back_in():
     assert world.shell.statistics().kv_active_bytes == 0
 
 
+def test_what_only_frees_is_posted_after_the_tokens_and_before_later_steps():
+    world = Everything()
+    port = world.shell.add_instance(served())
+    told: list[int] = []
+    world.on_tokens = lambda events: told.append(len(world.steps))
+    port.submit(request("x", max_tokens=1))
+    world.answer(world.steps.pop(0))
+    assert told == [0]
+    (news,) = world.steps
+    assert (news.rows, len(news.drop)) == ((), 1)
+
+    world.steps.clear()
+    port.submit(request("x", max_tokens=1))
+    world.on_tokens = lambda events: port.submit(request("y"))
+    world.answer(world.steps.pop(0))
+    news, *later = world.steps
+    assert news.drop
+    assert not news.rows
+    assert [step.id for step in later] == [news.id + 1, news.id + 2]
+
+
 def test_an_abort_of_another_attempt_is_ignored():
     world = Everything()
     port = world.shell.add_instance(served())
