@@ -65,7 +65,7 @@ class SamplingReader:
         self._chat = isinstance(body, ChatBody)
         self._max_tokens = _max_tokens(body)
         self._min_tokens = int(_within("min_tokens", body.min_tokens, 0, 0, MAX_INT32))
-        self._base = replace(_params(body, vocab, draw_seed), grammar=grammar)
+        self._base = _params(body, vocab, draw_seed, grammar)
         self.stopping = _stopping(body)
         if self._max_tokens is not None and self._min_tokens > self._max_tokens:
             raise InvalidRequest(
@@ -104,7 +104,7 @@ class SamplingReader:
 
 
 def _params(
-    body: ChatBody | CompletionBody, vocab: int, draw_seed: Callable[[], int]
+    body: ChatBody | CompletionBody, vocab: int, draw_seed: Callable[[], int], grammar: str
 ) -> SamplingParams:
     seed = draw_seed() if body.seed is None else body.seed
     if not -SEED_MODULUS <= seed < 2 * SEED_MODULUS:
@@ -123,6 +123,7 @@ def _params(
         ignore_eos=bool(body.ignore_eos),
         stop_token_ids=_stop_tokens(body.stop_token_ids, vocab),
         logprobs=_logprobs(body),
+        grammar=grammar,
     )
 
 
