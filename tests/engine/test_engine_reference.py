@@ -80,21 +80,25 @@ def test_smollm2_gives_the_tokens_of_transformers_in_fp32(smollm2, reference, ca
 
 
 def test_bf16_logits_are_as_close_to_fp32_as_transformers_own(smollm2, reference, capsys):
-    """The gate for bf16: maximum and mean over prompts, against transformers in bf16."""
+    """The gate for bf16: the worst logit of a prompt and all of them, on average over prompts.
+
+    The one worst of all prompts is a matter of luck: it differs by a third between sums of the same
+    numbers in another order.
+    """
     rough = transformers.AutoModelForCausalLM.from_pretrained(
         smollm2.parent, gguf_file=smollm2.name, dtype=torch.bfloat16
     ).eval()
     rig = Rig(smollm2, Dtype.BFLOAT16, context=512)
     ours, theirs = [], []
-    for tokens in [p for p in prompts() if 8 <= len(p) <= 300][::2]:
+    for tokens in [p for p in prompts() if 8 <= len(p) <= 300]:
         exact = reference_logits(reference, [*tokens, 0], len(tokens))[0]
         sequence = rig.sequence(tokens, 0)
         ours.append((rig.prefill(sequence)[0] - exact).abs())
         theirs.append((reference_logits(rough, [*tokens, 0], len(tokens))[0].float() - exact).abs())
-    worst = [float(max(d.max() for d in side)) for side in (ours, theirs)]
+    worst = [float(torch.stack([d.max() for d in side]).mean()) for side in (ours, theirs)]
     mean = [float(torch.stack(side).mean()) for side in (ours, theirs)]
     with capsys.disabled():
-        print(f"\nbf16 logits off fp32, ours and transformers: max {worst}, mean {mean}")
+        print(f"\nbf16 logits off fp32, ours and transformers: worst {worst}, mean {mean}")
     assert worst[0] <= worst[1]
     assert mean[0] <= mean[1]
 
