@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -114,7 +114,7 @@ class Execution:
         for order in orders:
             left = sum(sizes[i] for i in order.blobs if i not in held.get(order.target, ()))
             self.edges[order.id] = former.get(order.id) or EdgeBook(order, left)
-        return self._tell(_names(self._around.view(), boots))
+        return self._tell(self._around.view(), boots)
 
     def _problem(
         self,
@@ -173,14 +173,15 @@ class Execution:
         means = {POLICY + name: s for name, s in self.pairing.decision.means.items()}
         return replace(choice, plan=plan, alternatives={**choice.alternatives, **means})
 
-    def _tell(self, names: Mapping[str, str]) -> list[tuple[str, Engage]]:
-        """Return the orders of this epoch; `names` of nodes by process."""
+    def _tell(self, view: ClusterView, boots: Mapping[str, str]) -> list[tuple[str, Engage]]:
+        """Return the orders of this epoch; `boots` prevail over the view (`order`)."""
         edges = [book.order for book in self.edges.values()]
         parts = {node_of(worker) for edge in edges for worker in (edge.source, edge.target)}
         parts |= {node_of(read.worker) for read in self.reads}
         policy, pairs, pipelines = self.help()
         parts |= {node_of(pair.worker) for pair in pairs}
         parts |= {node_of(stage.worker) for stages in pipelines for stage in stages}
+        names = _names(parts | _called(self.engaged, view), view, boots)
         taking_part = {boot for boot, name in names.items() if name in parts}
         told = sorted(taking_part | set(self.engaged))
         self._orders = {
@@ -281,7 +282,13 @@ def _at(*workers: str, node: str | None) -> bool:
     return any(node_of(worker) == node for worker in workers)
 
 
-def _names(view: ClusterView, boots: Mapping[str, str]) -> dict[str, str]:
-    """Return the nodes' names by process; of two with a name, `boots` says which is meant."""
-    found = {name: node.boot for name, node in members(view).items()} | dict(boots)
+def _called(boots: Iterable[str], view: ClusterView) -> set[str]:
+    """Return the names of those of these processes that are in the view."""
+    return {view.nodes[boot].name for boot in boots if boot in view.nodes}
+
+
+def _names(nodes: Iterable[str], view: ClusterView, boots: Mapping[str, str]) -> dict[str, str]:
+    """Return these nodes' names by process; of two with a name, `boots` says which is meant."""
+    there = members(view)
+    found = {name: there[name].boot for name in nodes if name in there} | dict(boots)
     return {boot: name for name, boot in found.items()}
