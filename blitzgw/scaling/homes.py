@@ -9,7 +9,7 @@ get their share of what comes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from blitzgw.core.instance import InstanceState, Role
@@ -64,7 +64,7 @@ def assign(
 ) -> dict[str, Home]:
     """Return a home for every target that can reach one: the `former` one if it is there yet."""
     found = {w: homes[h.id] for w, h in former.items() if w in targets and h.id in homes}
-    helpers = _helpers(view, targets) + Counter(home.id for home in found.values())
+    helpers = _helpers(homes.values(), view, targets) + Counter(home.id for home in found.values())
     nodes = members(view)
     for worker in sorted(targets):
         here = node_of(worker)
@@ -88,15 +88,16 @@ def _place(node: NodeView | None) -> tuple[str, frozenset[str]]:
     return host.zone, frozenset(network.name for network in host.networks)
 
 
-def _helpers(view: ClusterView, targets: Collection[str]) -> Counter[str]:
-    """Return how many instances that are no targets help each home yet."""
+def _helpers(homes: Iterable[Home], view: ClusterView, targets: Collection[str]) -> Counter[str]:
+    """Return how many instances that are no targets help each home yet: those of its model may."""
+    models = dict.fromkeys(home.placed.facts.model for home in homes)
     return Counter(
-        facts.helps
-        for name, node in members(view).items()
-        for facts in node.instances.values()
-        if facts.helps
-        and facts.state is InstanceState.LOADING
-        and f"{name}/{facts.device}" not in targets
+        placed.facts.helps
+        for model in models
+        for placed in instances_of(model, view)
+        if placed.facts.helps
+        and placed.facts.state is InstanceState.LOADING
+        and placed.worker not in targets
     )
 
 
