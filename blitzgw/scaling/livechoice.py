@@ -19,7 +19,7 @@ from blitzgw.scaling.homes import Home, homes_of
 from blitzgw.scaling.planner.live import Backlog, mean, stop, zigzag
 from blitzgw.scaling.planner.pipelines import Pipeline, alone_s
 from blitzgw.scaling.planner.rates import usable_tx
-from blitzgw.scaling.survey import ModelDefinition, PlacedInstance
+from blitzgw.scaling.survey import ModelDefinition
 
 AUTO = "auto"
 """The policy that leaves the choice to the prediction."""
@@ -87,7 +87,7 @@ def decide(
     busiest = sorted(homes.values(), key=lambda home: (-home.queued_tokens, home.id))
     found: list[tuple[int, float, float]] = []
     for home in busiest[:MAX_HOMES]:
-        case = _case(definition, home.placed, helpers[home.id], prediction, links)
+        case = _case(definition, home, helpers[home.id], prediction, links)
         if case is not None:
             found.append((home.queued_tokens or 1, mean(zigzag(*case)), mean(stop(*case))))
     if not found:
@@ -143,13 +143,13 @@ def objection(policy: str, definition: ModelDefinition, view: ClusterView) -> tu
 
 def _case(
     definition: ModelDefinition,
-    home: PlacedInstance,
+    home: Home,
     helpers: Sequence[str],
     prediction: Prediction,
     links: Links,
 ) -> tuple[list[list[float]], Backlog] | None:
     """Return when layers arrive at a home's helpers, and what waits there; None: not known."""
-    load, n_layers = home.load, len(definition.blob_bytes) - 2
+    load, n_layers = home.placed.load, len(definition.blob_bytes) - 2
     rate = load.prefill_tokens_per_s if load is not None else None
     if load is None or rate is None or n_layers < 1:
         return None
@@ -165,7 +165,7 @@ def _case(
     if not arrivals:
         return None
     requests, tokens = _waiting(load.waiting, load.queued_tokens, rate * prediction.complete_s)
-    link = min(_link(worker, home.worker, links) for worker in helpers[:MAX_HELPERS])
+    link = min(_link(worker, home, links) for worker in helpers[:MAX_HELPERS])
     return arrivals, Backlog(
         requests,
         layer_s=tokens / rate / len(ends),
@@ -187,14 +187,15 @@ def _waiting(requests: int, tokens: int, full: float) -> tuple[int, float]:
     return counted, tokens / counted
 
 
-def _link(source: str, target: str, links: Links) -> float:
-    """Return the best rate from a worker to another, in bytes per second."""
-    ends = node_of(source), node_of(target)
+def _link(source: str, home: Home, links: Links) -> float:
+    """Return the best rate from a worker to a home, in bytes per second."""
+    ends = node_of(source), node_of(home.placed.worker)
     if ends[0] == ends[1]:
         return links.local_bytes_per_s
     rates = [
-        min(usable_tx(port), links.ports[ends[1], network].rx_bytes_per_s)
-        for (node, network), port in links.ports.items()
-        if node == ends[0] and (ends[1], network) in links.ports
+        min(usable_tx(tx), rx.rx_bytes_per_s)
+        for network in home.networks
+        if (tx := links.ports.get((ends[0], network))) is not None
+        and (rx := links.ports.get((ends[1], network))) is not None
     ]
     return max(1.0, max(rates, default=1.0))
