@@ -109,6 +109,11 @@ class Links:
     """From a piece's last byte at a relay to its first byte on the next edge, besides the piece's
     own time on the wire."""
     piece_bytes: int = 1 << 20
+    networks: tuple[str, ...] = field(init=False, compare=False)
+    """The names of all networks, sorted."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "networks", tuple(sorted({name for _, name in self.ports})))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import product
 from typing import NamedTuple
 
 from blitzgw.core.plan import Holder, Links, Task, Tier, node_of
-from blitzgw.scaling.planner.rates import BUSY_SHARE, host_rate, read_rate, usable_tx
+from blitzgw.scaling.planner.rates import host_rate, is_busy, read_rate, usable_tx
 
 WORTH_WAITING = 0.5
 """A busy source is avoided while a free one gives at least this part of its rate: half as fast is
@@ -55,14 +56,13 @@ class Ground:
         self._tx: dict[str, dict[str, float]] = {}
         self._rx: dict[str, dict[str, float]] = {}
         self._serving: set[tuple[str, str]] = set()
-        parties = {self._nodes[worker] for worker in self.targets}
-        parties |= {self._nodes[holder.worker] for holder in task.holders}
-        ports = [(place, port) for place, port in links.ports.items() if place[0] in parties]
-        for (node, network), port in sorted(ports, key=lambda item: item[0]):
-            self._tx.setdefault(node, {})[network] = usable_tx(port)
-            self._rx.setdefault(node, {})[network] = port.rx_bytes_per_s
-            if port.serving_tx_bytes_per_s > BUSY_SHARE * port.tx_bytes_per_s:
-                self._serving.add((node, network))
+        workers = (*self.targets, *(holder.worker for holder in task.holders))
+        for place in product(sorted({self._nodes[w] for w in workers}), links.networks):
+            if (port := links.ports.get(place)) is not None:
+                self._tx.setdefault(place[0], {})[place[1]] = usable_tx(port)
+                self._rx.setdefault(place[0], {})[place[1]] = port.rx_bytes_per_s
+                if is_busy(port):
+                    self._serving.add(place)
         self._paths: dict[tuple[str, str], Path | None] = {}
         self._lacks: dict[str, Sequence[int]] = {}
         self._holdings: dict[str, frozenset[int]] = {}

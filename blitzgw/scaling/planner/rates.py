@@ -21,6 +21,11 @@ def usable_tx(port: Port) -> float:
     return max(port.tx_bytes_per_s - port.serving_tx_bytes_per_s, LEAST_SHARE * port.tx_bytes_per_s)
 
 
+def is_busy(port: Port) -> bool:
+    """Return whether a port has requests to serve, so that it had better send nothing else."""
+    return port.serving_tx_bytes_per_s > BUSY_SHARE * port.tx_bytes_per_s
+
+
 def disk_rate(links: Links, node: str) -> float:
     """Return the rate of a node's disk in bytes per second, assumed where it is not known."""
     return links.disks.get(node, 0.0) or DISK_BYTES_PER_S
