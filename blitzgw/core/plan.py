@@ -132,12 +132,14 @@ class Holder:
 class Task:
     """What a plan is for: `targets` get all blobs of `blob_bytes` that they lack.
 
-    `holders` may include targets, with what they have already.
+    `holders` may include targets, with what they have already. There are `others` besides, each of
+    which is like one of them but for its name.
     """
 
     blob_bytes: tuple[int, ...]
     targets: tuple[str, ...]
     holders: tuple[Holder, ...]
+    others: int = 0
 
 
 def node_of(worker: str) -> str:

@@ -124,7 +124,8 @@ class Execution:
     ) -> tuple[Task, Links]:
         view = self._around.view()
         own = promised(book.order for book in self.open_edges())
-        return self.sourcing.task(view, lacking, held, given_up), links_of(view, own)
+        also = {node for node, _ in own}
+        return self.sourcing.task(view, lacking, held, given_up, also), links_of(view, own)
 
     def _choose(self, task: Task, links: Links, targets: Collection[str]) -> Choice:
         """Keep to the strategy that was asked for while it applies to what is left.

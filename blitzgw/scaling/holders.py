@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 
-from blitzgw.core.instance import DeviceKind
-from blitzgw.core.picture import MEMBERS, PLACES, Derived, Picture
 from blitzgw.core.plan import Holder, Tier, node_of
 from blitzgw.core.view import ClusterView, NodeView, blobs_in
 from blitzgw.scaling.possession import checkpoints, in_memory_of
-from blitzgw.scaling.survey import GIVING, ModelDefinition, has_copy, members, speaks
+from blitzgw.scaling.readers import reader_on, readers_of
+from blitzgw.scaling.survey import GIVING, ModelDefinition, has_copy, is_member, members, speaks
 
 MAX_READERS = 1 << 14
 """Whose reading of a checkpoint is remembered: of 4,000 nodes, models of four depths."""
 
 
 def holders_of(
-    definition: ModelDefinition, view: ClusterView, targets: Iterable[str] = ()
-) -> list[Holder]:
+    definition: ModelDefinition,
+    view: ClusterView,
+    targets: Iterable[str] = (),
+    *,
+    most: int | None = None,
+    also: Collection[str] = (),
+) -> tuple[list[Holder], int]:
     """Return who can give blobs of a model. What `targets` have got by themselves is left out.
 
     A target whose machine has a complete host copy or the checkpoint reads from there. A checkpoint
-    is also read by one worker of its node that is no target, so that it can be sent.
+    is also read by one worker of its node that is no target, so that it can be sent: of those that
+    differ in their names alone the first `most` are returned (None: all), and how many more there
+    are. What the nodes `also` named have is returned in any case.
     """
     wanted, weights = frozenset(targets), definition.weights
-    places, having = {node_of(worker) for worker in wanted}, in_memory_of(weights, view)
-    on_disk, readers = checkpoints(view), view.picture.recall(_READERS)
-    n_blobs = len(definition.blob_bytes)
+    nodes, on_disk = members(view), checkpoints(view)
+    special = {node_of(worker) for worker in wanted}.union(also).intersection(nodes)
+    having = (view.nodes[boot] for boot in in_memory_of(weights, view))
+    special.update(node.name for node in having if is_member(node, nodes))
     found: list[Holder] = []
-    for name, node in members(view).items():
-        if node.boot in having or name in places:
-            reads = weights in on_disk.get(node.boot, ())
-            found += _on(node, definition, wanted, reads=reads)
-        elif weights in on_disk.get(node.boot, ()) and (reader := readers.get(node.boot)):
-            found.append(_checkpoint(reader, n_blobs))
-    return found
+    for name in sorted(special):
+        reads = weights in on_disk.get(nodes[name].boot, ())
+        found += _on(nodes[name], definition, wanted, reads=reads)
+    n_blobs = len(definition.blob_bytes)
+    readers, left_out = readers_of(weights, view, special, most)
+    return found + [_checkpoint(worker, n_blobs) for worker in readers], left_out
 
 
 def _on(
@@ -51,7 +57,7 @@ def _on(
     if has_copy(node, definition.weights):
         yield from (Holder(worker, everything, Tier.HOST) for worker in here)
     if reads:
-        reader = "" if any(resident.values()) else _reader(node)
+        reader = "" if any(resident.values()) else reader_on(node)
         here += [reader] if reader and reader not in wanted else []
         yield from (_checkpoint(worker, len(everything)) for worker in here)
 
@@ -85,28 +91,3 @@ def _resident(
             blobs = blobs_in(mask) & everything
             found[worker] = found.get(worker, frozenset()) | blobs
     return found
-
-
-def _reader(node: NodeView) -> str:
-    """Return the worker that reads a checkpoint in order to send it: one without a model first.
-
-    Where a worker of the node has all or some of it already, that one sends.
-    """
-    used = {facts.device for facts in node.instances.values()}
-    able = [device for device in node.devices.values() if speaks(device)]
-    able.sort(key=lambda device: (device.kind is not DeviceKind.HOST, device.id in used, device.id))
-    return f"{node.name}/{able[0].id}" if able else ""
-
-
-def _readers(
-    picture: Picture, former: Mapping[str, str] | None, stale: frozenset[str]
-) -> Mapping[str, str]:
-    made = {**former} if former is not None else {}
-    for boot in stale if former is not None else picture.nodes:
-        node = picture.nodes.get(boot)
-        made[boot] = _reader(node) if node is not None else ""
-    return made
-
-
-_READERS: Derived[Mapping[str, str]] = Derived(MEMBERS | PLACES, _readers)
-"""Who reads for others, by boot id."""

@@ -66,18 +66,18 @@ class Sourcing:
         lacking: Collection[str],
         held: Mapping[str, Collection[int]],
         given_up: Collection[str] = (),
+        also: Iterable[str] = (),
     ) -> Task:
         """Return what is to be planned.
 
         `held` is what each living target of the operation has, by its own words, which prevail over
-        the view; `lacking` are those that lack something; `given_up` are targets no more.
+        the view; `lacking` are those that lack something; `given_up` are targets no more. What is
+        known of the nodes `also` named the view does not tell.
         """
-        idle = {*held, *given_up}.difference(lacking)
-        found = [
-            holder
-            for holder in holders_of(self._definition, view, [*held, *given_up])
-            if holder.worker not in idle and self._good(holder)
-        ]
+        idle, most = {*held, *given_up}.difference(lacking), max(1, len(lacking))
+        also, targets = self._nodes().union(also), [*held, *given_up]
+        there, others = holders_of(self._definition, view, targets, most=most, also=also)
+        found = [each for each in there if each.worker not in idle and self._good(each)]
         kept = found
         if self._losses or self.suspects:
             kept = [
@@ -90,7 +90,12 @@ class Sourcing:
         everything = frozenset(range(len(self._definition.blob_bytes)))
         if kept is not found and known_blobs(kept + own) != everything:
             kept = found
-        return Task(self._definition.blob_bytes, tuple(lacking), tuple(kept + own))
+        return Task(self._definition.blob_bytes, tuple(lacking), tuple(kept + own), others)
+
+    def _nodes(self) -> set[str]:
+        """Return the nodes of which anything has been learned."""
+        workers = (*self._gone, *self._spoilt, *self._losses)
+        return {*self._dead, *self.suspects, *map(node_of, workers)}
 
     def _good(self, holder: Holder) -> bool:
         if holder.worker in self._gone:

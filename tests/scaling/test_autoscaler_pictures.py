@@ -47,7 +47,10 @@ def changed(rng, of):
     if pick == 3:
         defined = rng.sample(MODELS, rng.randrange(4))
         terms = ScaleTerms(priority=rng.randrange(5))
-        told = {m: replace(model_facts(m, terms), since_s=rng.randrange(3)) for m in defined}
+        told = {
+            m: replace(model_facts(m, terms), since_s=rng.randrange(3), disk=rng.random() < 0.8)
+            for m in defined
+        }
         return replace(of, models=told)
     if pick == 4:
         wished = rng.sample(MODELS, rng.randrange(3))
@@ -98,7 +101,10 @@ def says(picture, local):
             [*free_devices(definition(m, size), view)] for m in MODELS for size in (1, 10**12)
         ],
         "holders": [
-            holders_of(definition(m), view, targets) for m in MODELS for targets in ((), ["a/g0"])
+            holders_of(definition(m), view, targets, most=most, also="b")
+            for m in MODELS
+            for targets in ((), ["a/g0"])
+            for most in (None, 1)
         ],
         "links": [links_of(view), links_of(view, {("a", "net"): (1e6, 0.0)})],
         "kinds": [census.next_kind(definition(m)) for m in MODELS],

@@ -14,11 +14,11 @@ from blitzgw.scaling.copies import (
 )
 from blitzgw.scaling.effects import ObtainCopy
 from blitzgw.scaling.events import TimePassed
-from blitzgw.scaling.holders import holders_of
 from blitzgw.scaling.keepers import CopyNeed, complete_copy, copy_needs, keepers
 from blitzgw.scaling.links import HOST_BYTES_PER_S, links_of
 from blitzgw.scaling.sourcing import Sourcing
 from tests.scaling.test_copies_keeper import MODEL, Copies, W, node
+from tests.scaling.view_kit import holders
 
 NEED = CopyNeed(W, "m", MODEL.digest, 1)
 CACHED = {"c": CopyFacts(W, "m", "g0", 40, "7", complete=True, cached=True)}
@@ -88,7 +88,7 @@ def test_each_node_can_have_one():
 
 def test_plans_read_it_at_the_rate_of_its_machine():
     nodes = view(replace(node("a"), copies=CACHED), node("b"))
-    found = holders_of(MODEL, nodes, ["a/g0"])
+    found = holders(MODEL, nodes, ["a/g0"])
     assert [(holder.worker, holder.tier) for holder in found] == [("a/g0", Tier.HOST)]
     for told, counts in ((5e6, 5e6), (2.5e10, HOST_BYTES_PER_S)):
         facts = replace(node("a").host_facts, host_bytes_per_s=told)

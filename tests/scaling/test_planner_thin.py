@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -67,3 +68,14 @@ def test_of_thousands_of_checkpoints_one_is_left_for_a_target():
     links = Links({(name, "net"): Port(RATE, RATE) for name in ("t", *nodes)})
     left = thinned(Task((50,) * BLOBS, ("t/0",), holders), links)
     assert [holder.worker for holder in left.holders] == ["n0/0"]
+
+
+def test_holders_that_are_not_named_count_where_they_are_very_many():
+    nodes = [f"n{i}" for i in range(1200)]
+    holders = tuple(Holder(f"{name}/0", EVERYTHING, Tier.DISK) for name in nodes)
+    links = Links({(name, "net"): Port(RATE, RATE) for name in ("t", "p", *nodes)})
+    part = Holder("p/0", frozenset({0}))
+    whole = Task((50,) * BLOBS, ("t/0",), (*holders, part))
+    few = Task((50,) * BLOBS, ("t/0",), (holders[0], part), others=1199)
+    assert thinned(whole, links).holders == thinned(few, links).holders == holders[:1]
+    assert thinned(replace(few, others=3), links).holders == few.holders

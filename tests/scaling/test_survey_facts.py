@@ -25,7 +25,7 @@ from blitzgw.scaling.operation import Surroundings
 from blitzgw.scaling.operations import Operations
 from blitzgw.scaling.planner.choose import choose
 from blitzgw.scaling.survey import ModelDefinition, instances_of
-from tests.scaling.view_kit import MODEL, W, device, instance, node, view
+from tests.scaling.view_kit import MODEL, W, device, holders, instance, node, view
 
 ALL = frozenset(range(4))
 
@@ -45,16 +45,16 @@ ALL = frozenset(range(4))
 )
 def test_instances_give_what_they_say(state, mask, expected):
     mask = {"ff1": "f01"}.get(mask, mask)
-    found = holders_of(MODEL, view(node("a", instances=[instance("g0", mask, state)])))
+    found = holders(MODEL, view(node("a", instances=[instance("g0", mask, state)])))
     assert found == ([Holder("a/g0", frozenset(expected))] if expected else [])
 
 
 def test_other_weights_other_layouts_and_the_dead_give_nothing():
     serving = [instance("g0")]
-    assert holders_of(MODEL, view(node("a", instances=[instance("g0", weights="x")]))) == []
+    assert holders(MODEL, view(node("a", instances=[instance("g0", weights="x")]))) == []
     old = {"g0": device("g0", software={"layout": "0"})}
     assert (
-        holders_of(
+        holders(
             MODEL,
             view(
                 node("a", instances=serving, devices=1)
@@ -64,32 +64,48 @@ def test_other_weights_other_layouts_and_the_dead_give_nothing():
         )
         == []
     )
-    assert holders_of(MODEL, view(node("a", instances=serving, status=Status.DEAD))) == []
+    assert holders(MODEL, view(node("a", instances=serving, status=Status.DEAD))) == []
     twin = replace(node("a", instances=serving), boot="other", port=2)
-    assert holders_of(MODEL, view(node("a", instances=serving), twin)) == []
+    assert holders(MODEL, view(node("a", instances=serving), twin)) == []
 
 
 def test_a_host_copy_is_sent_by_its_worker_and_read_by_targets_of_its_machine():
     copy = CopyFacts(W, "m", "g0", 60, "f", complete=True)
     there = view(node("a", devices=2, copies=[copy]), node("b"))
-    assert holders_of(MODEL, there, ["b/g0"]) == [Holder("a/g0", ALL)]
-    found = holders_of(MODEL, there, ["a/g1"])
+    assert holders(MODEL, there, ["b/g0"]) == [Holder("a/g0", ALL)]
+    found = holders(MODEL, there, ["a/g1"])
     assert found == [Holder("a/g0", ALL), Holder("a/g1", ALL, Tier.HOST)]
     partly = replace(copy, blobs="1", complete=False)
     there = view(node("a", devices=2, copies=[partly]))
-    assert holders_of(MODEL, there, ["a/g1"]) == [Holder("a/g0", frozenset({0}))]
+    assert holders(MODEL, there, ["a/g1"]) == [Holder("a/g0", frozenset({0}))]
 
 
 def test_a_checkpoint_is_read_by_targets_and_by_one_worker_that_sends():
     there = view(node("a", devices=2, disk=True), node("b"))
-    assert holders_of(MODEL, there, ["b/g0"]) == [Holder("a/g0", ALL, Tier.DISK)]
-    assert holders_of(MODEL, there, ["a/g0"]) == [Holder("a/g0", ALL, Tier.DISK)]
+    assert holders(MODEL, there, ["b/g0"]) == [Holder("a/g0", ALL, Tier.DISK)]
+    assert holders(MODEL, there, ["a/g0"]) == [Holder("a/g0", ALL, Tier.DISK)]
     resident = view(node("a", devices=2, disk=True, instances=[instance("g1")]))
-    assert holders_of(MODEL, resident) == [Holder("a/g1", ALL)]
+    assert holders(MODEL, resident) == [Holder("a/g1", ALL)]
     with_host = node("a", devices=1, disk=True)
     host = device("host", kind=DeviceKind.HOST)
     with_host = replace(with_host, devices={**with_host.devices, "host": host})
-    assert holders_of(MODEL, view(with_host)) == [Holder("a/host", ALL, Tier.DISK)]
+    assert holders(MODEL, view(with_host)) == [Holder("a/host", ALL, Tier.DISK)]
+
+
+def test_of_checkpoints_on_nodes_that_are_alike_as_many_are_told_as_are_asked_for():
+    alike = [node(f"n{i}", disk=True) for i in (3, 1, 2)]
+    slow = [node("s0", disk=True, net=NetworkFacts("net", "h", 10.0)), node("z0", zone="r1")]
+    busy = node("n0", disk=True, instances=[instance("g0", weights="x", model="x")])
+    there = view(*alike, *slow, busy)
+
+    def found(most, also=()):
+        there_are, others = holders_of(MODEL, there, most=most, also=also)
+        assert len(there_are) + others == 5
+        return [holder.worker for holder in there_are]
+
+    assert found(None) == ["n0/g0", "n1/g0", "n2/g0", "n3/g0", "s0/g0"]
+    assert found(2) == ["n0/g0", "n1/g0", "s0/g0"]
+    assert found(1, also=["n0", "n2", "gone"]) == ["n0/g0", "n2/g0", "n1/g0", "s0/g0"]
 
 
 def test_free_devices_the_best_first():

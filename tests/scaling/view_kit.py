@@ -16,6 +16,7 @@ from blitzgw.core.view import (
     NodeFacts,
     NodeView,
 )
+from blitzgw.scaling.holders import holders_of
 from blitzgw.scaling.survey import ModelDefinition
 
 W = "w" * 64
@@ -57,3 +58,8 @@ def node(name, *, devices=1, instances=(), copies=(), disk=False, net=None, zone
 
 def view(*nodes):
     return ClusterView(nodes[0].boot if nodes else "", {n.boot: n for n in nodes})
+
+
+def holders(definition, view, targets=()):
+    """Return all who can give blobs of a model."""
+    return holders_of(definition, view, targets)[0]

@@ -21,7 +21,7 @@ def thinned(task: Task, links: Links) -> Task:
     Targets, what is on their machines, and as many whole copies elsewhere as `PAIRS` allows stay:
     those first whose ports are free of requests, resident before read, then the fastest.
     """
-    room, total = max(1, PAIRS // max(1, len(task.targets))), len(task.holders)
+    room, total = max(1, PAIRS // max(1, len(task.targets))), len(task.holders) + task.others
     task = _unlike(task, links)
     if total <= room:
         return task
