@@ -73,6 +73,8 @@ class Operations:
         self._hindsight, self._now = Hindsight(), 0.0
         self._running: dict[str, Operation] = {}
         self._past: dict[str, Operation] = {}
+        self._owing: list[Operation] = []
+        """Of these the ones that have something to say again: what time is told."""
         self._rehearsals: list[_Rehearsal] = []
         self._ended: dict[str, int] = {}
         self._handlers: dict[type, Callable[[Any, float], list[OperationEffect]]] = {
@@ -94,16 +96,22 @@ class Operations:
 
     def _sort_out(self, now: float) -> None:
         """Put away what has ended; what has become of instances by it counts from now on."""
-        for name in [name for name, operation in self._running.items() if operation.ended]:
+        ended = [name for name, operation in self._running.items() if operation.ended]
+        for name in ended:
             operation = self._past[name] = self._running.pop(name)
             self._ended[operation.state] = self._ended.get(operation.state, 0) + 1
             self._hindsight.note(operation.outcomes(), now)
         while len(self._past) > MAX_ENDED:
             del self._past[next(iter(self._past))]
+        if ended:
+            self._find_owing()
+
+    def _find_owing(self) -> None:
+        self._owing = [each for each in self._past.values() if each.deadline() is not None]
 
     def deadline(self) -> float | None:
         """Return when `TimePassed` is due; None: never."""
-        times = [operation.deadline() for operation in self._all()]
+        times = [operation.deadline() for operation in (*self._owing, *self._running.values())]
         times += [rehearsal.operation.deadline() for rehearsal in self._rehearsals]
         return min((time for time in times if time is not None), default=None)
 
@@ -158,6 +166,8 @@ class Operations:
         for operation in self._all():
             operation.check_integrity()
             assert operation.ended == (operation.id in self._past)
+        for operation in self._past.values():
+            assert operation.deadline() is None or operation in self._owing
 
     def _all(self) -> list[Operation]:
         return [*self._past.values(), *self._running.values()]
@@ -297,11 +307,16 @@ class Operations:
     def _on_time(self, _event: TimePassed, now: float) -> list[OperationEffect]:
         for rehearsal in self._rehearsals:
             rehearsal.operation.on_time(now)
-        effects = [effect for operation in self._all() for effect in operation.on_time(now)]
+        awake = (*self._owing, *self._running.values())
+        effects = [effect for operation in awake for effect in operation.on_time(now)]
+        if self._owing:
+            self._find_owing()
         return effects + self._answer_rehearsals(now)
 
     def _on_link_lost(self, event: LinkLost, now: float) -> list[OperationEffect]:
-        return [e for operation in self._all() for e in operation.on_link_lost(event.boot, now)]
+        found = [e for operation in self._all() for e in operation.on_link_lost(event.boot, now)]
+        self._find_owing()
+        return found
 
     def _on_node_died(self, event: NodeDied, now: float) -> list[OperationEffect]:
         return [e for operation in self._all() for e in operation.on_node_died(event.boot, now)]
