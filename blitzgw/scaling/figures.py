@@ -6,7 +6,7 @@ of the time of a look. They are left alone all the same once they are made.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(slots=True)
@@ -42,12 +42,10 @@ class Figures:
     """How many requests that figure rests on."""
     prefill_tokens_per_s: float | None = None
     kv_tokens: int = 0
-    decode_step_s: float | None = None
-    """Of the instances that decode, the median."""
     batch_within: int = 0
     """Sequences that an instance can decode with steps within the target of TPOT; 0: not known."""
-    quantiles: dict[str, float] = field(default_factory=dict)
-    """Of the last window, as `core.scale.WhyFacts` names them; those without a value are absent."""
+    tpot_s: float = 0.0
+    """The P90 of what clients had of late for an output token, while something runs; 0: unknown."""
     idle_s: float = 0.0
     """Since the last request arrived or was under way."""
     predicted_ttft_s: float = 0.0

@@ -107,7 +107,7 @@ def foresee(figures: Figures, terms: ScaleTerms, serving: int, joins_s: Sequence
     predicted_s = min(UNBOUNDED_S, predicted_s)
     ratios = [_ratio(predicted_s, terms.ttft_s)]
     if figures.running:
-        ratios.append(_ratio(figures.quantiles.get("tpot_p90_s", 0.0), terms.tpot_s))
+        ratios.append(_ratio(figures.tpot_s, terms.tpot_s))
     if serving and figures.kv_tokens:
         ratios.append(figures.committed_tokens / (serving * figures.kv_tokens))
     figures.predicted_ttft_s, figures.pressure = predicted_s, max(ratios)

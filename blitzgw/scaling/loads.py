@@ -67,14 +67,6 @@ def kv_tokens(loads: Iterable[LoadFacts]) -> int:
     return int(robust_mean([float(load.kv_tokens) for load in loads if load.kv_tokens > 0]) or 0)
 
 
-def decode_step_s(loads: Iterable[LoadFacts]) -> float | None:
-    """Return the median decode step of those that run requests, else of all that have decoded."""
-    known = [(load.running > 0, load.decode_step_s) for load in loads]
-    steps = [(runs, step) for runs, step in known if step is not None and _positive(step)]
-    running = [step for runs, step in steps if runs]
-    return median(running or [step for _, step in steps]) if steps else None
-
-
 @dataclass(slots=True)
 class Together:
     """Loads added up. `promised_tokens` is KV.

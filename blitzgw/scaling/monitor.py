@@ -14,7 +14,6 @@ from blitzgw.scaling.figures import Figures, prompt_s
 from blitzgw.scaling.forecast import foresee, joins_s
 from blitzgw.scaling.loads import (
     busy,
-    decode_step_s,
     kv_tokens,
     more_to_do,
     newest,
@@ -194,9 +193,8 @@ class Monitor:
             steady_requests=self._arrivals.within(now - STEADY_S, now)[0],
             prefill_tokens_per_s=pace.prefill_tokens_per_s,
             kv_tokens=pace.kv_tokens,
-            decode_step_s=decode_step_s(loads),
             batch_within=self._steps.batch_within(terms.tpot_s),
-            quantiles=self.quantiles(now),
+            tpot_s=self._tpot.quantile(0.9, now, WINDOW_S) or 0.0 if sums.running else 0.0,
             idle_s=max(0.0, now - self._active_s),
         )
         return foresee(figures, terms, serving, joins_s(serving, coming, load_s))

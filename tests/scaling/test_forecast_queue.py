@@ -78,9 +78,9 @@ def test_pressure_is_of_the_target_that_is_missed_most():
     figures = Figures("m", backlog_tokens=1000, prefill_tokens_per_s=1000.0, running=1)
     assert foresee(figures, terms, 1, [0.0]).predicted_ttft_s == pytest.approx(0.9)
     assert foresee(figures, terms, 1, [0.0]).pressure == pytest.approx(1.8)
-    slow = Figures("m", running=1, quantiles={"tpot_p90_s": 0.3})
+    slow = Figures("m", running=1, tpot_s=0.3)
     assert foresee(slow, terms, 1, [0.0]).pressure == pytest.approx(3.0)
-    assert foresee(Figures("m", quantiles={"tpot_p90_s": 0.3}), terms, 1, [0.0]).pressure == 0.0
+    assert foresee(Figures("m", tpot_s=0.3), terms, 1, [0.0]).pressure == 0.0
     full = Figures("m", committed_tokens=3000, kv_tokens=1000)
     assert foresee(full, terms, 2, [0.0, 0.0]).pressure == pytest.approx(1.5)
 

@@ -116,7 +116,6 @@ def test_a_rate_that_is_none_is_not_taken(bad):
     monitor.take("a", demand(1, told), 0.0)
     figures = monitor.figures(TERMS, 1, (), 0.0)
     assert figures.prefill_tokens_per_s is None
-    assert figures.decode_step_s is None
     assert figures.committed_tokens == 0
 
 
@@ -151,10 +150,12 @@ def test_quantiles_and_pressure_come_from_what_clients_have_seen():
     told = demand(1, load(running=1), ttft={bucket_of(0.3): 10}, tpot={bucket_of(0.2): 10})
     monitor.take("a", told, 0.0)
     figures = monitor.figures(TERMS, 1, (), 0.0)
-    assert figures.quantiles["ttft_p50_s"] == upper_s(bucket_of(0.3))
+    quantiles = monitor.quantiles(0.0)
+    assert quantiles["ttft_p50_s"] == upper_s(bucket_of(0.3))
+    assert quantiles["tpot_p90_s"] == figures.tpot_s == upper_s(bucket_of(0.2))
     assert figures.pressure == pytest.approx(2.0, rel=0.06)
-    assert "queue_p50_s" not in figures.quantiles
-    assert monitor.figures(TERMS, 1, (), 60.0).quantiles == {}
+    assert "queue_p50_s" not in quantiles
+    assert monitor.quantiles(60.0) == {}
 
 
 def test_what_is_coming_shortens_the_prediction():
