@@ -7,7 +7,7 @@ once for all who see the same picture, and holds until something else has change
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 
 from blitzgw.core.membership import DEFINITIONS, MEMBERSHIP, Definitions
 from blitzgw.core.picture import MEMBERS, MODELS, WISHES, Derived, Picture
@@ -77,10 +77,12 @@ class Census:
         facts = node.scaling.get(model) if node is not None and node.living else None
         return (boot, facts) if facts is not None else None
 
-    def strangers(self, boots: Set[str]) -> Set[str]:
-        """Return which of these nodes are not believed to run."""
-        living = self.view.picture.recall(MEMBERSHIP).living
-        return {boot for boot in boots if boot not in living}
+    def living(self) -> Mapping[str, str]:
+        """Return the names of the nodes that are believed to run, by boot id.
+
+        They are the same object for as long as nobody comes or goes.
+        """
+        return self.view.picture.recall(MEMBERSHIP).living
 
     # Instances and devices.
 

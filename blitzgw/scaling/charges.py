@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from blitzgw.core.scale import Demand
 from blitzgw.scaling.census import MAX_MODELS, Census
@@ -33,6 +33,9 @@ class Charges:
         self._models: Sequence[str] = ()
         self._overheard: dict[str, tuple[Monitor, float]] = {}
         self._senders: set[str] = set()
+        self._living: Mapping[str, str] = {}
+        self._unchecked: set[str] = set()
+        """Senders since it was looked which of them live, by that book."""
         self._again_at: float | None = None
 
     def __iter__(self) -> Iterator[Charge]:
@@ -82,12 +85,13 @@ class Charges:
             return None
         if demand.digest and demand.digest != charge.definition.digest:
             return None
-        self._senders.add(boot)
+        self._sent(boot)
         return charge if charge.monitor.take(boot, demand, now) else None
 
     def forget(self, boot: str, now: float) -> None:
         """Forget what a node has told."""
         self._senders.discard(boot)
+        self._unchecked.discard(boot)
         for charge in self._ours.values():
             charge.monitor.forget(boot, now)
         for monitor, _ in self._overheard.values():
@@ -120,7 +124,7 @@ class Charges:
         if known is None and (demand.model not in self._models or self._crowded()):
             return
         monitor = known[0] if known is not None else Monitor(demand.model, now)
-        self._senders.add(boot)
+        self._sent(boot)
         monitor.take(boot, demand, now)
         self._overheard[demand.model] = monitor, now
         if self._again_at is None:
@@ -134,6 +138,14 @@ class Charges:
             if now >= heard_s + STALE_S:
                 del self._overheard[model]
 
+    def _sent(self, boot: str) -> None:
+        if boot not in self._senders:
+            self._senders.add(boot)
+            self._unchecked.add(boot)
+
     def _forget_dead(self, now: float) -> None:
-        for boot in self._census.strangers(self._senders):
+        living = self._census.living()
+        doubtful = self._unchecked if living is self._living else self._senders
+        for boot in [boot for boot in doubtful if boot not in living]:
             self.forget(boot, now)
+        self._living, self._unchecked = living, set()
