@@ -94,6 +94,9 @@ class Monitor:
     def __init__(self, model: str, now: float) -> None:
         self.model = model
         self._told: dict[str, Told] = {}
+        self._silent: dict[str, Told] = {}
+        """What nodes have told that have said nothing for longer than it holds."""
+        self._sorted_s = now
         self._devices: dict[str, str] = {}
         self._viewed: dict[str, LoadFacts] = {}
         self._paces: dict[str, Pace] = {}
@@ -107,9 +110,10 @@ class Monitor:
 
     def take(self, boot: str, demand: Demand, now: float) -> bool:
         """Take a node's demand in place of its former one; False for one that is older."""
-        former = self._told.get(boot)
+        former = self._told.get(boot) or self._silent.get(boot)
         if former is not None and demand.number <= former.demand.number:
             return False
+        self._silent.pop(boot, None)
         self._told[boot] = Told(demand, now)
         self.rises = former is None or more_to_do(former.demand, demand)
         arrived = self._count_arrivals(former, demand, now)
@@ -130,7 +134,7 @@ class Monitor:
     def forget(self, boot: str, now: float) -> None:
         """Forget what a node has told that has died: its held requests and the loads."""
         self._learn_paces(self._loads(now))
-        gone = self._told.pop(boot, None)
+        gone = self._told.pop(boot, None) or self._silent.pop(boot, None)
         if gone is not None and gone.busy:
             self._active_s = max(self._active_s, now)
 
@@ -213,6 +217,7 @@ class Monitor:
         for sliding in (self._ttft, self._tpot, self._queue):
             sliding.check_integrity()
         assert len(self._paces) <= KINDS
+        assert not self._told.keys() & self._silent.keys(), "a node is silent and is not"
 
     def _count_arrivals(self, former: Told | None, demand: Demand, now: float) -> bool:
         """Count what has arrived since a node's former demand.
@@ -231,8 +236,16 @@ class Monitor:
 
     def _loads(self, now: float) -> list[LoadFacts]:
         """Return the newest load known of each instance."""
+        self._sort_out(now)
         told = [each.demand.loads for each in self._told.values() if each.current(now)]
         return list(newest(self._viewed.values(), *told).values())
+
+    def _sort_out(self, now: float) -> None:
+        """Put aside what does not hold any more, so that looks do not go through it."""
+        if now >= self._sorted_s + STALE_S:
+            self._sorted_s = now
+            for boot in [boot for boot, told in self._told.items() if not told.current(now)]:
+                self._silent[boot] = self._told.pop(boot)
 
     def _held_s(self, now: float) -> float:
         return max(

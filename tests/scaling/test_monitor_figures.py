@@ -206,3 +206,20 @@ def test_what_batch_a_target_allows(points, target, batch):
     for size, step_s in points:
         steps.observe(size, step_s)
     assert steps.batch_within(target) == batch
+
+
+def test_of_who_has_been_silent_for_long_only_what_is_new_counts():
+    monitor = Monitor("m", 0.0)
+    for boot in "abc":
+        monitor.take(boot, demand(7, arrived=100, arrived_tokens=9000), 0.0)
+    monitor.figures(TERMS, 1, (), 60.0)
+    monitor.check_integrity()
+    assert not monitor._told, "a look goes through those who have told something of late"
+    assert not monitor.take("a", demand(7, held=1), 60.0), "it is no news"
+    assert monitor.take("a", demand(8, arrived=110, arrived_tokens=9500), 60.0)
+    figures = monitor.figures(TERMS, 1, (), 60.0)
+    assert (figures.steady_requests, figures.steady_tokens_per_s) == (10, 50.0)
+    monitor.forget("b", 60.0)
+    assert monitor.take("b", demand(1, arrived=110, arrived_tokens=9500), 60.0)
+    monitor.check_integrity()
+    assert monitor.figures(TERMS, 1, (), 60.0).steady_requests == 10, "of long ago, perhaps"
