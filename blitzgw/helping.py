@@ -15,10 +15,12 @@ from blitzgw.core.instance import InstanceState
 from blitzgw.core.live import LivePolicy, Purpose
 from blitzgw.core.span import Span
 from blitzgw.core.view import ClusterView, InstanceFacts, NodeView
+from blitzgw.core.whereabouts import nodes_with
 from blitzgw.device import DeviceRunner
 from blitzgw.hosting import HOSTS
 from blitzgw.pairings import Pairings
 from blitzgw.scaling import duties
+from blitzgw.scaling.residents import residents
 from blitzgw.scheduler.events import MoveOut, PairingOpened
 
 RETRY_S = 0.5
@@ -220,9 +222,9 @@ class Helping:
 
     def _find(self, instance: str, purpose: Purpose) -> tuple[NodeView, InstanceFacts] | None:
         """Return an instance that can be a host, and its node, as the view knows them."""
-        for node in self._view().living():
-            facts = node.instances.get(instance)
-            if facts is not None and facts.state in HOSTS[purpose]:
+        for node in nodes_with(instance, self._view()):
+            facts = node.instances[instance]
+            if facts.state in HOSTS[purpose]:
                 return node, facts
         return None
 
@@ -231,17 +233,16 @@ class Helping:
 
         Another definition of the model would read its KV wrongly.
         """
-        digests = {
-            facts.id: facts.digest
-            for node in self._view().living()
-            for facts in node.instances.values()
-        }
+        view = self._view()
+        digest = ""
+        for node in nodes_with(instance, view):
+            digest = node.instances[instance].digest
         found = []
-        for node in self._view().living():
-            if node.facts is None or node.facts.draining:
+        for node in (view.nodes[boot] for boot in residents(model, view)):
+            if not node.living or node.facts is None or node.facts.draining:
                 continue
             for facts in node.instances.values():
-                same = facts.model == model and facts.digest == digests.get(instance, "")
+                same = facts.model == model and facts.digest == digest
                 serving = facts.state is InstanceState.SERVING and same
                 if serving and facts.id != instance:
                     load = node.loads.get(facts.id)

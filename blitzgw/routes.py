@@ -14,6 +14,7 @@ from blitzgw.core.clock import Clock
 from blitzgw.core.instance import InstanceState
 from blitzgw.core.ports import InstancePort
 from blitzgw.core.view import ClusterView, InstanceFacts, LoadFacts, NodeView
+from blitzgw.core.whereabouts import nodes_with
 from blitzgw.definitions import Definitions
 from blitzgw.gossip.knobs import Knobs
 from blitzgw.gossip.remote import RemoteInstance
@@ -106,10 +107,10 @@ class Routes:
 
         One that has just told this node of it: gossip takes longer.
         """
-        for node in view.living():
-            facts = node.instances.get(instance)
-            known = facts is None or instance in self._routed or node.boot in self._ejected
-            if known or node.boot == view.local or facts is None:
+        for node in nodes_with(instance, view):
+            facts = node.instances[instance]
+            known = instance in self._routed or node.boot in self._ejected
+            if known or node.boot == view.local:
                 continue
             if facts.state in HOPEFUL and self._definitions.holds(facts.model, facts.digest):
                 self._summoned[instance] = self._clock.now() + SUMMONED_S

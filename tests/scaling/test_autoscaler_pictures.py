@@ -21,6 +21,7 @@ from blitzgw.core.view import (
     ScaleTerms,
     ScaleWish,
 )
+from blitzgw.core.whereabouts import nodes_with
 from blitzgw.scaling.census import Census
 from blitzgw.scaling.freedevices import free_devices
 from blitzgw.scaling.holders import holders_of
@@ -93,6 +94,10 @@ def says(picture, local):
         "wishes": list(census.wishes()),
         "residents": [sorted(residents(m, view)) for m in MODELS],
         "instances": [instances_of(m, view) for m in MODELS],
+        "where": {
+            instance: [each.boot for each in nodes_with(instance, view)]
+            for instance in ("", *(i for each in picture.nodes.values() for i in each.instances))
+        },
         "standings": [census.standing(m) for m in MODELS],
         "loads": [census.standing(m).loads(view) for m in MODELS],
         "loading": [census.standing(m).loading(view) for m in MODELS],

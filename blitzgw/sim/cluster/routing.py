@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from blitzgw.core.instance import InstanceState
 from blitzgw.core.view import ClusterView, InstanceFacts, NodeView
+from blitzgw.core.whereabouts import nodes_with
 from blitzgw.routes import EJECTED_MIN_S, HOPEFUL, ROUTED, SUMMONED_S
 from blitzgw.scheduler.shell import LocalInstance
 from blitzgw.sim.cluster.ports import SeenInstance
@@ -66,11 +67,11 @@ class Routing:
 
     def summon(self, instance: str, view: ClusterView) -> None:
         """Route to an instance that has just told this node that it serves, or is about to."""
-        for node in view.nodes.values():
-            facts = node.instances.get(instance)
-            if facts is None or node.boot == self._boot or node.boot in self._ejected:
+        for node in nodes_with(instance, view):
+            facts = node.instances[instance]
+            if node.boot == self._boot or node.boot in self._ejected:
                 continue
-            if node.living and facts.state in HOPEFUL and not self._has(node.boot, instance):
+            if facts.state in HOPEFUL and not self._has(node.boot, instance):
                 self._summoned[instance] = self._clock.now() + SUMMONED_S
                 self._add(node, facts)
 
