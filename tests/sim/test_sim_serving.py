@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from statistics import fmean
 
@@ -12,6 +13,7 @@ from blitzgw.core.request import SamplingParams
 from blitzgw.core.span import Span
 from blitzgw.engine.base import RowInput, SequenceState
 from blitzgw.engine.paced import PacedEngine
+from blitzgw.sim.cluster import simulate
 from blitzgw.sim.cluster.costs import StepCost
 from blitzgw.sim.cluster.profiles import named
 from blitzgw.sim.cluster.setup import ClusterSetup, Latencies
@@ -143,6 +145,19 @@ def test_every_request_is_answered_once(knobs: dict[str, object]) -> None:
 def test_the_same_seed_gives_the_same_run() -> None:
     setup = cluster(poisson(15.0, 4.0), 3, ingresses=3)
     assert figures(run(setup)) == figures(run(setup))
+
+
+def test_what_leaves_objects_behind_is_collected_where_the_collector_is_kept_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(simulate, "MANY_OBJECTS", 1000)
+    gc.disable()
+    try:
+        before = gc.get_stats()[2]["collections"]
+        simulate_cluster(cluster(poisson(20.0, 10.0)))
+        assert gc.get_stats()[2]["collections"] > before + 2
+    finally:
+        gc.enable()
 
 
 def test_longer_answers_than_allowed_are_cut() -> None:

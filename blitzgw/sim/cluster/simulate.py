@@ -24,6 +24,11 @@ LONGEST_S = 600.0
 YOUNG_OBJECTS = 50_000
 """Between two collections of cycles: deciders make many objects and few cycles."""
 
+MANY_OBJECTS = 2_000_000
+"""More than before, after which cycles are collected even where the collector is kept out: an
+instance that has gone leaves hundreds of objects, and in an hour a large cluster has had as many
+instances as would fill the memory."""
+
 Progress = Callable[[float, str], None]
 """(share of the work, in words)."""
 
@@ -53,6 +58,8 @@ def _run(world: ClusterWorld, progress: Progress) -> None:
             share = min(world.heap.now / until_s, 1.0)
             progress(0.99 * share, f"{world.now_s():.1f} s, {world.done}/{world.offered} answered")
         world.heap.run_until(next_s)
+        if gc.get_count()[0] > MANY_OBJECTS:
+            gc.collect()
 
 
 def _record(world: ClusterWorld, wall_s: float) -> Record:
