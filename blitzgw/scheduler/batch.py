@@ -171,10 +171,11 @@ class Batch:
 
     def _introduce(self, seq: Sequence) -> None:
         request: GenerationRequest = seq.request
+        as_asked = len(seq.tokens) == len(request.tokens)  # a copy has an object for each token
         self._new.append(
             NewSequence(
                 seq.number,
-                tuple(seq.tokens),
+                request.tokens if as_asked else tuple(seq.tokens),
                 request.prompt_length,
                 request.choice,
                 request.sampling,
