@@ -1,8 +1,9 @@
 """Roads: parcels of hidden states and KV on their way from one simulated worker to another.
 
 As on a real road one `Send` goes after the other, hidden states before KV; here the KV of all
-layers of a `Send` is one flow of the network, and arrives as one parcel. Bytes of requests go
-before weights.
+layers of a `Send` is one flow of the network, and arrives as one parcel. Where hidden states come
+while it flows, the rest of it goes after them: a real road has a parcel for each layer, between
+which they fit. Bytes of requests go before weights.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from blitzgw.core.parcels import Parcel, ParcelArrived, ParcelsSent
 from blitzgw.core.span import Span
 from blitzgw.core.step import Send
 from blitzgw.core.transfer import TrafficClass
+from blitzgw.sim.cluster.flows import Parcel as Flow
 
 if TYPE_CHECKING:
     from blitzgw.sim.cluster.world import ClusterWorld
@@ -36,6 +38,8 @@ class _Parcel:
     parcel: Parcel
     begun_s: float
     last: bool
+    size: float = 0.0
+    sent: float = 0.0
 
 
 @dataclass(slots=True)
@@ -44,7 +48,8 @@ class _Road:
     target: RoadEnd | None = None
     hidden: deque[_Parcel] = field(default_factory=deque)
     kv: deque[_Parcel] = field(default_factory=deque)
-    busy: bool = False
+    present: _Parcel | None = None
+    flow: Flow | None = None
     closed: bool = False
 
 
@@ -95,33 +100,46 @@ class Roads:
 
     def _go_on(self, name: str, road: _Road) -> None:
         source, target = road.source, road.target
-        if road.busy or source is None or target is None:
+        if source is None or target is None:
             return
-        if not road.hidden and not road.kv:
+        self._make_way(road)
+        if road.present is not None or not (road.hidden or road.kv):
             return
-        road.busy = True
-        next_ = road.hidden.popleft() if road.hidden else road.kv.popleft()
+        next_ = road.present = road.hidden.popleft() if road.hidden else road.kv.popleft()
         parcel = next_.parcel
         positions = parcel.stop - parcel.start
         if parcel.is_hidden:
-            size, lane = float(positions * source.hidden_bytes), TrafficClass.ACTIVATIONS
+            next_.size, lane = float(positions * source.hidden_bytes), TrafficClass.ACTIVATIONS
         else:
-            size = positions * len(parcel.span) * source.kv_layer_bytes
+            next_.size = positions * len(parcel.span) * source.kv_layer_bytes
             lane = TrafficClass.KV
-        self.sent_bytes += size
-        done = _Arrival(self, name, road, next_, size)
-        self._network.send(source.node, target.node, size, lane, done)
+        if not next_.sent:
+            self.sent_bytes += next_.size
+        done = _Arrival(self, name, road, next_)
+        left = next_.size - next_.sent
+        road.flow = self._network.send(source.node, target.node, left, lane, done)
 
-    def arrived(self, name: str, road: _Road, sent: _Parcel, size: float) -> None:
+    @staticmethod
+    def _make_way(road: _Road) -> None:
+        """Have KV that flows wait for hidden states that have come."""
+        present, flow = road.present, road.flow
+        if present is None or flow is None or present.parcel.is_hidden or not road.hidden:
+            return
+        flow.cancel()
+        present.sent += flow.position
+        road.kv.appendleft(present)
+        road.present = road.flow = None
+
+    def arrived(self, name: str, road: _Road, sent: _Parcel) -> None:
         """Tell both ends of a parcel that is there."""
         if road.closed or road.source is None or road.target is None:
             return
-        road.busy = False
+        road.present = road.flow = None
         parcel = sent.parcel
         road.target.told(ParcelArrived(name, parcel))
         if sent.last and not road.closed:
             seconds = self._heap.now - sent.begun_s
-            road.source.told(ParcelsSent(name, parcel.ticket, int(size), seconds))
+            road.source.told(ParcelsSent(name, parcel.ticket, int(sent.size), seconds))
         if not road.closed:
             self._go_on(name, road)
 
@@ -132,7 +150,6 @@ class _Arrival:
     name: str
     road: _Road
     sent: _Parcel
-    size: float
 
     def __call__(self) -> None:
-        self.roads.arrived(self.name, self.road, self.sent, self.size)
+        self.roads.arrived(self.name, self.road, self.sent)
