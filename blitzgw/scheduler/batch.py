@@ -121,6 +121,8 @@ class Batch:
         course.stop = self.span.stop
         if complete:
             course.layer, course.at = self.span.stop, course.start
+        elif last:
+            course.start = course.at  # what is through the last layer is done with
         if sample:
             course.done = True
             seq.scheduled = n_tokens

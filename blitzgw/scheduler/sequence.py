@@ -48,6 +48,10 @@ NOTHING: frozenset[int] = frozenset()
 """One for all: an empty set of its own takes 216 bytes."""
 
 
+Turn = tuple[int, float, int]
+"""Whose prompt is computed next: the smaller one's."""
+
+
 class Role:
     """What a sequence is between two instances (live/records.py)."""
 
@@ -136,7 +140,7 @@ class Sequence:
         self.stays = False
 
     @property
-    def turn(self) -> tuple[int, float, int]:
+    def turn(self) -> Turn:
         """Whose prompt is computed next: the smaller one's (fairness.py)."""
         return self.priority, self.due_s, self.arrival
 

@@ -68,6 +68,9 @@ def alone(
             return outputs, FinishReason.LENGTH
 
 
+LAYER_S, TOKEN_S = 0.0001, 0.0001
+"""What a layer takes, and a token in it."""
+
 CUT = 1 << 20
 """Positions in a parcel: workers cut them anywhere, and tests may set it."""
 
@@ -145,9 +148,11 @@ class LayerToy:
         tokens = [t for row in step.rows if (t := self._compute(step.span, row)) is not None]
         for send in step.sends:
             self._send(step.instance, send)
-        assert sum(row.count for row in step.rows) <= self.served.max_batched_tokens
+        n_tokens = sum(row.count for row in step.rows)
+        assert n_tokens <= self.served.max_batched_tokens
         assert len(step.rows) <= self.served.max_num_seqs
-        return StepResult(step.id, step.instance, tuple(tokens), 0.001)
+        duration_s = len(step.span) * (LAYER_S + TOKEN_S * n_tokens)
+        return StepResult(step.id, step.instance, tuple(tokens), duration_s)
 
     def _fail(self, step: Step, users: list[int]) -> StepFailed:
         for one in step.imports:

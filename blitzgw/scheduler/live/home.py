@@ -54,8 +54,8 @@ class Home:
         if not 0 <= handoff.layer <= lane.instance.n_layers:
             self.start_over(loan)
             return
-        if not handoff.layer:
-            self._restart(loan)
+        if not self._lending.is_worth(lane, loan.seq, handoff.layer):
+            self._restart(loan, withdraw=handoff.layer > 0)
             return
         seq = loan.seq
         loan.state, loan.layer = LoanState.HANDED, handoff.layer
@@ -190,11 +190,11 @@ class Home:
             self.evicted(loan)
             self._books.planner.evict(seq)
 
-    def _restart(self, loan: Loan) -> None:
+    def _restart(self, loan: Loan, *, withdraw: bool = False) -> None:
         """Go on with a recalled request at its first layer."""
         seq, lane = loan.seq, self._books.lane(loan.side)
         lane.allocator.withhold(seq.number, withheld=False)
-        self._books.close_loan(loan)
+        self._books.close_loan(loan, withdraw=withdraw)
         course = lane.courses[seq.number]
         course.loan, course.layer, course.ready = None, 0, True
         seq.route = ()

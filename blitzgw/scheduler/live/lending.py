@@ -1,8 +1,10 @@
 """What a home takes next, what it lends, and what it gives away when a helper is complete.
 
 When the instance is about to run out of prefill it takes the earliest request that a helper has,
-wherever that is; nobody having one, the head of its own queue. What then waits is lent. A request
-that begins like something in the home's KV stays, and so does one that has come back.
+wherever that is; nobody having one, or only later ones, the head of its own queue. Who is due
+before what it has begun goes first, as without helpers. What then waits is lent. A request that
+begins like something in the home's KV stays, and so does one that has come back, and one with
+which a helper could save nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from blitzgw.core.step import BLOCK_TOKENS
 from blitzgw.scheduler.lane import Lane
 from blitzgw.scheduler.live.books import LiveBooks
 from blitzgw.scheduler.live.records import Course, HomeSide, Loan, LoanState
-from blitzgw.scheduler.sequence import Phase, Sequence
+from blitzgw.scheduler.sequence import Phase, Sequence, Turn
 
 SLOW_S = 1.0
 """Without news of a recalled request for so long its home goes on with another one: a helper
@@ -36,28 +38,51 @@ class Lending:
         """Begin the next prefill if none is left to post: several, if they fit into one step.
 
         A request is recalled while the last layers of the present prefill are left, as many as are
-        posted ahead: its helper answers behind the steps that it has posted itself.
+        posted ahead: its helper answers behind the steps that it has posted itself. What is due
+        before all that goes on is begun at once.
         """
         self._books.planner.is_content(lane)
-        present = [course for course in lane.courses.values() if not course.done]
-        if lane.prefilling or any(not self._is_nearly_done(lane, course) for course in present):
+        before, room = self._present(lane)
+        layered = any(not one.done and not one.is_whole for one in lane.courses.values())
+        if before is None and layered and self._earliest(lane) is None:
             return
-        if present and self._earliest(lane) is None:
-            return
-        room = lane.instance.max_batched_tokens
         first = True
-        while lane.n_running < lane.max_running:
+        while lane.n_running < lane.max_running and room > 0:
             loan, head = self._earliest(lane), lane.queue.peek()
             if head is not None and not self._goes_first(lane, head, loan):
                 head = None
             seq = head or (loan.seq if loan is not None else None)
-            if seq is None or (len(seq.tokens) > room and not first):
+            if seq is None or (len(seq.tokens) > room and not first and not lane.decoding):
+                return
+            if before is not None and seq.turn > before:
                 return
             taken = self._admit(lane, seq) if loan is None or head else self._recall(lane, loan)
             if not taken:
                 return
             room -= len(seq.tokens)
             first = False
+
+    def _present(self, lane: Lane) -> tuple[Turn | None, int]:
+        """Return the turn of the earliest prefill that the next step does not end, if there is one.
+
+        With it the tokens that this step has left beside those that it ends.
+        """
+        room = lane.instance.max_batched_tokens
+        before: list[Turn] = []
+        whole = {seq.turn: len(seq.tokens) - seq.scheduled for seq in lane.prefilling.values()}
+        for course in lane.courses.values():
+            if course.done:
+                continue
+            if course.is_whole and course.ready and lane.decoding:
+                whole[course.seq.turn] = course.tokens
+            elif not self._is_nearly_done(lane, course):
+                before.append(course.seq.turn)
+        for turn, tokens in sorted(whole.items()):
+            if tokens > room:
+                before.append(turn)
+                break
+            room -= tokens
+        return min(before, default=None), room
 
     def _is_nearly_done(self, lane: Lane, course: Course) -> bool:
         if course.loan is not None and not course.ready:
@@ -84,11 +109,11 @@ class Lending:
     def _goes_first(self, lane: Lane, head: Sequence, loan: Loan | None) -> bool:
         """Tell whether the head of the queue goes before what is lent.
 
-        It does if it stays here and is earlier; with nothing to recall, unless it is a helper's.
+        It does if it is due earlier; with nothing to recall, unless it is a helper's.
         """
         if loan is None:
             return not self._is_left(lane, head)
-        return head.turn < loan.seq.turn and _stays(lane, head)
+        return head.turn < loan.seq.turn
 
     def _is_left(self, lane: Lane, head: Sequence) -> bool:
         """Tell whether a request is left to a helper that begins all of them, and passes them on.
@@ -138,6 +163,19 @@ class Lending:
         self._books.say(Recall(loan.side.id, seq.id, seq.attempt))
         return True
 
+    def is_worth(self, lane: Lane, seq: Sequence, layer: int) -> bool:
+        """Tell whether a request is complete sooner from a layer on than from the first one.
+
+        What has all layers before it goes into the steps of those who decode; for what has not
+        these take a step of their own, each time.
+        """
+        pace, n_layers = lane.pace, lane.instance.n_layers
+        if not lane.decoding or pace.decode_step_s is None or pace.prefill_tokens_per_s is None:
+            return layer > 0
+        tokens = min(len(seq.tokens), lane.instance.max_batched_tokens)
+        saved_s = tokens / pace.prefill_tokens_per_s * layer / n_layers
+        return saved_s > pace.decode_step_s
+
     def lend(self, lane: Lane) -> None:
         """Lend what waits in order, to the helper that has least, as long as they have room."""
         head = lane.queue.peek()
@@ -164,16 +202,24 @@ class Lending:
 
     def _first_to_go(self, lane: Lane) -> Sequence | None:
         waiting = islice(lane.queue.in_order(), LOOK_AHEAD)
-        return next((seq for seq in waiting if _may_go(lane, seq)), None)
+        n_layers = lane.instance.n_layers
+        return next(
+            (s for s in waiting if _may_go(lane, s) and self.is_worth(lane, s, n_layers)), None
+        )
 
     def _will_take(self, lane: Lane, head: Sequence) -> bool:
         """Tell whether the instance itself is about to take the head of its queue."""
-        if lane.prefilling or lane.posted_prefill_tokens or lane.n_running >= lane.max_running:
+        if lane.n_running >= lane.max_running:
             return False
-        if any(not course.done for course in lane.courses.values()):
+        if self._books.planner.is_starved(lane) or self._is_left(lane, head):
             return False
-        blocked = self._books.planner.is_starved(lane) or self._is_left(lane, head)
-        return not blocked and self._earliest(lane) is None
+        loan, before = self._earliest(lane), self._present(lane)[0]
+        if loan is not None and loan.seq.turn < head.turn:
+            return False
+        if before is not None:
+            return head.turn < before
+        busy = lane.posted_prefill_tokens or any(not one.done for one in lane.courses.values())
+        return loan is None and not busy
 
     def _has_room(self, side: HomeSide, seq: Sequence) -> bool:
         loans = side.in_flight()

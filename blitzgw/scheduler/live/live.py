@@ -142,7 +142,7 @@ class Live:
             return batch
         if lane.loading:
             return self.helper.compose(lane)
-        if lane.hosting:
+        if lane.hosting or any(not course.done for course in lane.courses.values()):
             self._lending.take(lane)
         return compose(lane, self._home_layers, self._patience)
 

@@ -58,9 +58,19 @@ class Course:
     """On its way to or from another instance: not computed until it has landed."""
 
     @property
+    def tokens(self) -> int:
+        """How many positions it has."""
+        return len(self.seq.tokens) - self.start
+
+    @property
     def is_begun(self) -> bool:
         """Whether some of its positions are further than others."""
         return self.at > self.start
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its positions have all layers before them."""
+        return not self.layer and not self.is_begun
 
     def work_left(self, n_layers: int) -> int:
         """Return what is not posted of it, in tokens × layers."""

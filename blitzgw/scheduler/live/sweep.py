@@ -1,14 +1,17 @@
 """The steps of an instance whose prefills go through the layers in groups.
 
-Why in groups: between two of them a decode step fits in, and a request that is recalled from a
-helper comes soon after it has been asked for. Why not one layer at a time: every step costs its
-overhead.
+What begins at the first layer goes into the steps of those who decode, where there are any, as on
+an instance without helpers: they read the weights anyway. What has been recalled at a later layer
+has none of theirs to share; it goes in groups of layers, with decode steps in between. With nobody
+who decodes, all goes in groups: a request that is recalled from a helper comes soon after it has
+been asked for. Why not one layer at a time: every step costs its overhead.
 
 Bound on starvation: decode steps cost prefill as much time as prefill costs those who decode. So
 between two decode steps goes at least one group, and then no more prefill than takes `patience`
-decode steps' time at the measured rates; never more than one whole step has without groups, which
-is `max_batched_tokens` through all layers. With `patience` 0 every second step decodes: a decoding
-sequence waits for `max_batched_tokens` through `home_layers` layers.
+decode steps' time at the measured rates; and together with the decode step no more than one whole
+step has without groups, which is `max_batched_tokens` through all layers. With `patience` 0 every
+second step decodes: a decoding sequence waits for `max_batched_tokens` through the layers that are
+left.
 """
 
 from __future__ import annotations
@@ -17,49 +20,93 @@ from blitzgw.core.span import Span
 from blitzgw.scheduler.batch import Batch
 from blitzgw.scheduler.lane import Lane
 from blitzgw.scheduler.live.records import Course
+from blitzgw.scheduler.sequence import Sequence, Turn
 
 
 def compose(lane: Lane, home_layers: int, patience: float) -> Batch:
     """Put the next step of a complete instance together; an empty one if there is nothing to do.
 
-    Decode rows and groups of layers take turns; plain prefill goes with the former.
+    Of all prefill the earliest in turn goes: with decode rows if it has all layers before it, else
+    in groups that take turns with them.
     """
     ready = [course for course in lane.courses.values() if course.ready and not course.done]
-    group = next_group(ready, catch_up=lane.hosting)
-    waits = not _is_due(lane, patience) or not _decodes(lane)
-    span = group_span(lane, group, home_layers) if group and waits else None
-    batch = Batch(lane, span)
+    group = next_group(ready, lane.instance.max_batched_tokens, catch_up=lane.hosting)
+    decodes = _decodes(lane)
+    whole = _is_whole(lane, group, decodes=decodes)
+    if group and not whole:
+        batch = Batch(lane, group_span(lane, group, home_layers, decodes=decodes))
+        if not decodes or not _is_due(lane, patience, _work(group, batch)):
+            _take_in(lane, batch)
+            _promote(lane)
+            fill(batch, group)
+            lane.since_decode += batch.work
+            return batch
+    batch = Batch(lane)
     _take_in(lane, batch)
     _promote(lane)
-    if span is not None:
-        fill(batch, group)
-        lane.since_decode += batch.work
-    else:
-        batch.decode()
-        _land(lane, batch)
-        batch.prefill()
-        lane.since_decode = 0
+    batch.decode()
+    _land(lane, batch)
+    if whole or not group:
+        _prefill(lane, batch, [course for course in ready if course.is_whole])
+    lane.since_decode = 0
+    if group and not batch:  # those who have their last token were all that decoded
+        return compose(lane, home_layers, patience)
     return batch
 
 
-def next_group(ready: list[Course], *, catch_up: bool) -> list[Course]:
+def _is_whole(lane: Lane, group: list[Course], *, decodes: bool) -> bool:
+    """Tell whether what goes next goes through all layers at once."""
+    if group and group[0].is_begun:
+        return False
+    first = min((seq.turn for seq in lane.prefilling.values()), default=None)
+    if first is not None and (not group or first < group[0].seq.turn):
+        return True
+    return decodes and bool(group) and group[0].is_whole
+
+
+def _work(group: list[Course], batch: Batch) -> int:
+    """Return the work of a group's next step, in tokens × layers."""
+    return min(sum(course.tokens for course in group), batch.room) * len(batch.span)
+
+
+def _prefill(lane: Lane, batch: Batch, courses: list[Course]) -> None:
+    """Fill a step through all layers with what has them all before it, in turn."""
+    waiting: list[tuple[Turn, Sequence | Course]] = [(one.seq.turn, one) for one in courses]
+    waiting += [(seq.turn, seq) for seq in lane.prefilling.values()]
+    for _, one in sorted(waiting, key=lambda each: each[0]):
+        if isinstance(one, Sequence):
+            batch.go_on(one)
+        elif batch.room:
+            batch.advance(one)
+
+
+def next_group(ready: list[Course], most: int, *, catch_up: bool) -> list[Course]:
     """Return the courses that go next, all at the same layer: that of the earliest.
 
-    To `catch_up`, the lowest goes first: it shares steps with the others from where they are on.
+    To `catch_up`, the lowest of those goes first that fit into one step of `most` tokens with the
+    earliest: it shares steps with the others from where they are on.
     One that has been begun goes alone until all of its positions are at the same layer.
     """
     begun = [course for course in ready if course.is_begun]
     if begun or not ready:
         return begun[:1]
     ready.sort(key=lambda course: course.seq.turn)
-    layer = min(course.layer for course in ready) if catch_up else ready[0].layer
-    return [course for course in ready if course.layer == layer]
+    if not catch_up:
+        return [course for course in ready if course.layer == ready[0].layer]
+    together, room = ready[:1], most - ready[0].tokens
+    for course in ready[1:]:
+        if course.tokens <= room:
+            together.append(course)
+            room -= course.tokens
+    layer = min(course.layer for course in together)
+    return [course for course in together if course.layer == layer]
 
 
-def group_span(lane: Lane, group: list[Course], home_layers: int) -> Span:
+def group_span(lane: Lane, group: list[Course], home_layers: int, *, decodes: bool) -> Span:
     """Return the layers of the next step.
 
-    Few tokens go through more layers than many, so that a step is worth its overhead.
+    Few tokens go through more layers than many, so that a step is worth its overhead. Beside those
+    who decode all go to the last one, a chunk at a time: no step costs them more than that.
     """
     n_layers, first = lane.instance.n_layers, group[0]
     if first.is_begun:
@@ -67,9 +114,15 @@ def group_span(lane: Lane, group: list[Course], home_layers: int) -> Span:
     if not lane.hosting:
         return Span(first.layer, n_layers)
     most = lane.instance.max_batched_tokens
-    tokens = sum(len(course.seq.tokens) - course.start for course in group)
+    tokens = sum(course.tokens for course in group)
     stop = first.layer + max(home_layers, home_layers * most // max(tokens, 1))
-    ahead = [c.layer for c in lane.courses.values() if c.ready and first.layer < c.layer < stop]
+    if decodes:
+        stop = n_layers
+    ahead = [
+        course.layer
+        for course in lane.courses.values()
+        if course.ready and first.layer < course.layer < stop and course.tokens + tokens <= most
+    ]
     return Span(first.layer, min([stop, n_layers, *ahead]))
 
 
@@ -80,21 +133,22 @@ def fill(batch: Batch, group: list[Course]) -> None:
     """
     batch.advance(group[0])
     for course in group[1:]:
-        if len(course.seq.tokens) - course.start <= batch.room:
+        if course.tokens <= batch.room:
             batch.advance(course)
 
 
-def _is_due(lane: Lane, patience: float) -> bool:
-    """Tell whether those who decode have waited for long enough."""
+def _is_due(lane: Lane, patience: float, work: int) -> bool:
+    """Tell whether those who decode have waited for long enough, and go before so much work."""
     if not lane.since_decode:
         return False
     served, pace = lane.instance, lane.pace
-    tokens = patience * (pace.decode_step_s or 0.0) * (pace.prefill_tokens_per_s or 0.0)
-    return lane.since_decode >= min(tokens, served.max_batched_tokens) * served.n_layers
+    step = (pace.decode_step_s or 0.0) * (pace.prefill_tokens_per_s or 0.0)
+    tokens = min(patience * step, served.max_batched_tokens - step)
+    return lane.since_decode + work > tokens * served.n_layers
 
 
 def _decodes(lane: Lane) -> bool:
-    if lane.prefilling or any(_may_decode(course) for course in lane.courses.values()):
+    if any(_may_decode(course) for course in lane.courses.values()):
         return True
     return any(seq.scheduled + 1 < seq.limit for seq in lane.decoding.values())
 
