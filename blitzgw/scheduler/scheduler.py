@@ -220,6 +220,7 @@ class Scheduler:
     def _borrowed(self, lane: Lane, request: GenerationRequest, now: float) -> Sequence | None:
         """Make a sequence of a request that a home lends; None where it cannot run here."""
         seq = self._sequence(lane, request, now)
+        seq.due_s = now  # it has waited before
         return seq if len(seq.tokens) < seq.limit else None
 
     def _accept(self, lane: Lane, request: GenerationRequest, now: float) -> list[Effect]:

@@ -11,15 +11,16 @@ from blitzgw.core.live import Handoff, Lend, Recall, Withdraw
 from tests.scheduler.live_kit import LiveWorld
 from tests.scheduler.test_scheduler_live import LONG, finish, prompt, said
 
-LONGER = 70
+LONGER = 66
 """Tokens of two batches."""
 
 
 def home(**options) -> LiveWorld:
-    """Return a home, and a helper with a layer."""
+    """Return a home, and a helper with a layer that takes so many batches `in_flight`."""
     world = LiveWorld()
+    in_flight = options.pop("in_flight", None)
     world.add("home", max_in_flight=1, **{"home_layers": 1} | options)
-    world.add("help", loading=True, max_in_flight=1)
+    world.add("help", loading=True, max_in_flight=1, in_flight=in_flight)
     world.pair("help", "home")
     world.layers("help", 1)
     world.talk()
@@ -67,21 +68,40 @@ def test_what_is_due_first_goes_before_what_the_home_has_begun():
 
 def test_what_is_due_first_is_recalled_while_the_home_is_at_something_else():
     world = home()
+    world.layers("help", 3)
     world.ask(prompt(0, LONGER), priority=1)
     world.run_step("home")
-    world.ask(prompt(1), priority=-1)
+    world.ask(prompt(1), 1, priority=-1)
     world.run_step("home")
     world.run_step("home")
     world.ask(prompt(2))
     world.talk()
     assert [message.request.id for message in said(world, Lend)] == ["r3"]
-    until(world, Recall)
+    for _ in range(3):
+        world.run_step("help")
+    until(world, Handoff)
     assert world.stories["r2"].outputs
-    world.run_step("help")
-    world.talk()
+    world.nodes["home"].worker.ran.clear()
     while not world.stories["r3"].outputs:
         world.run_step("home")
-    assert not world.stories["r1"].outputs
+    assert rows(world)[-2:] == [((3, 4), [40]), ((4, 5), [40])]
+    assert [counts for _, counts in rows(world)[:-2]] == [[40], [26]], "what had been begun"
+    finish(world)
+
+
+def test_what_is_due_first_goes_before_what_is_lent():
+    world = home(in_flight=1)
+    world.ask(prompt(0), priority=-1)
+    world.ask(prompt(1), priority=1)
+    world.talk()
+    assert [message.request.id for message in said(world, Lend)] == ["r2"]
+    world.ask(prompt(2))
+    world.talk()
+    assert world.live("home").lent == 1, "the helper has as much as it takes"
+    while not world.stories["r3"].outputs:
+        world.run_step("home" if world.nodes["home"].worker.posted else "help")
+        world.talk()
+    assert not world.stories["r2"].outputs
     finish(world)
 
 
@@ -117,17 +137,42 @@ def test_a_request_with_all_layers_before_it_shares_the_steps_of_those_who_decod
     world.ask(prompt(1, LONGER))
     for _ in range(3):
         world.run_step("home")
-    assert rows(world) == [((0, 5), [1]), ((0, 5), [1, 39]), ((0, 5), [1, 31])]
+    assert rows(world) == [((0, 5), [1]), ((0, 5), [1, 39]), ((0, 5), [1, 27])]
     finish(world)
 
 
 def test_such_a_step_is_filled():
-    world = decoding()
-    for number, tokens in enumerate((10, 10, LONG), 1):
-        world.ask(prompt(number, tokens), priority=-1)
+    world = decoding(in_flight=1)
+    world.ask(prompt(1, 20))
+    world.run_step("home")
+    for number, tokens in enumerate((LONGER, 10, LONG, LONG + 1), 2):
+        world.ask(prompt(number, tokens))
+        world.talk()
+    assert [message.request.id for message in said(world, Lend)] == ["r3"], "it takes no more"
+    for _ in range(3):
+        world.run_step("home")
+    assert rows(world)[1:] == [
+        ((0, 5), [1, 20]),
+        ((0, 5), [1, 1, 10, 28]),
+        ((0, 5), [1, 1, 1, 12, 25]),
+    ]
+    finish(world)
+
+
+def test_what_was_begun_without_helpers_goes_on_before_what_is_due_later():
+    world = LiveWorld()
+    world.add("home", max_in_flight=1, home_layers=1)
+    world.ask(prompt(0, LONG + 20))
+    world.add("help", loading=True, max_in_flight=1, in_flight=1)
+    world.pair("help", "home")
+    world.layers("help", 1)
+    world.talk()
+    world.ask(prompt(1), priority=2)
+    world.ask(prompt(2, LONGER), priority=1)
+    world.talk()
     for _ in range(2):
         world.run_step("home")
-    assert rows(world)[1] == ((0, 5), [1, 10, 10, 19])
+    assert rows(world) == [((0, 5), [40]), ((0, 5), [20, 20])]
     finish(world)
 
 

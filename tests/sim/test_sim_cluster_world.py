@@ -55,7 +55,7 @@ def make(name="stop+chain", *, models=1, arrivals=None, **terms):
         )
         for i in range(models)
     )
-    terms = {"nodes": NODES, "duration_s": 9.0, "ingresses": NODES, "seed": 1} | terms
+    terms = {"nodes": NODES, "duration_s": 20.0, "ingresses": NODES, "seed": 1} | terms
     return ClusterSetup(
         system=system,
         models=setups,

@@ -49,8 +49,6 @@ def compose(lane: Lane, home_layers: int, patience: float) -> Batch:
     if whole or not group:
         _prefill(lane, batch, [course for course in ready if course.is_whole])
     lane.since_decode = 0
-    if group and not batch:  # those who have their last token were all that decoded
-        return compose(lane, home_layers, patience)
     return batch
 
 
