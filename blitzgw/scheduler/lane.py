@@ -176,6 +176,14 @@ class Lane:
         return self.hosting or self.loading or bool(self.courses or self.relays)
 
     @property
+    def is_shared(self) -> bool:
+        """Whether helpers take from its queue, or there is prefill that goes in groups of layers.
+
+        Then live/lending.py decides what is begun.
+        """
+        return self.hosting or any(not course.done for course in self.courses.values())
+
+    @property
     def has_news(self) -> bool:
         """Whether the worker could free something that it does not know of yet."""
         return bool(self.drops or self.copies or self.sends) or self.allocator.has_releases

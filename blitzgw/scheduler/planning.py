@@ -208,7 +208,7 @@ class Planner:
         waiting = len(lane.queue)
         if lane.is_layered and self.layered is not None:
             batch = self.layered.compose(lane)
-            admits = not (lane.hosting or lane.loading) and batch.span == lane.span
+            admits = not (lane.is_shared or lane.loading) and batch.span == lane.span
         else:
             batch, admits = Batch(lane), True
             batch.decode()

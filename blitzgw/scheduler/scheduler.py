@@ -76,7 +76,7 @@ class Scheduler:
 
     `kv_bytes` is the KV memory of the worker, shared by its instances. A smaller `max_queue` or
     `max_wait_s` (None: no bound) refuses earlier, a larger one lets clients wait longer. A home
-    posts `home_layers` layers at a time: fewer let those who decode and those who are recalled wait
+    where nobody decodes posts `home_layers` layers at a time: fewer let those who are recalled wait
     less, more cost less overhead. Those who decode there let prefill go on for `patience` times
     their own step: more of it makes them slower and the queue shorter (live/sweep.py has the
     bound). A helper asks for `in_flight` batches (None: for all there are): more of them let every

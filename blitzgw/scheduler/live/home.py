@@ -198,6 +198,7 @@ class Home:
         course = lane.courses[seq.number]
         course.loan, course.layer, course.ready = None, 0, True
         seq.route = ()
+        seq.stays = seq.stays or withdraw
 
     def evicted(self, loan: Loan, *, withdraw: bool = False) -> None:
         """Forget what has come of a request: its memory is taken from it."""

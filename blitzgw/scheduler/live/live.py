@@ -43,7 +43,7 @@ from blitzgw.scheduler.planning import Planner
 from blitzgw.scheduler.sequence import Phase, Sequence
 
 HOME_LAYERS = 2
-"""Layers that a home posts at a time: decode steps and recalls wait for so many, and every step
+"""Layers that a home posts at a time where nobody decodes: recalls wait for so many, and every step
 costs its overhead."""
 
 PATIENCE = 4.0
@@ -142,7 +142,7 @@ class Live:
             return batch
         if lane.loading:
             return self.helper.compose(lane)
-        if lane.hosting or any(not course.done for course in lane.courses.values()):
+        if lane.is_shared:
             self._lending.take(lane)
         return compose(lane, self._home_layers, self._patience)
 
