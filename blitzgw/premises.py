@@ -9,6 +9,7 @@ from blitzgw.core.instance import DeviceKind, DeviceSpec, InstanceState
 from blitzgw.core.view import HostFacts
 from blitzgw.definitions import Definitions
 from blitzgw.device import DeviceRunner
+from blitzgw.scaling.events import NOT_YET
 from blitzgw.scaling.lifecycle import REVIVABLE
 from blitzgw.scaling.survey import ModelDefinition
 from blitzgw.scaling.vacancies import FREE
@@ -46,7 +47,7 @@ class Premises:
             return f"{where} has an instance of {there[0].served.model}"
         known = self._definitions.known(digest)
         if known is None or known.card.name != model:
-            return f"{runner.node} does not know this definition of {model} yet"
+            return f"{NOT_YET}: {runner.node} does not know this definition of {model}"
         if self._definitions.pinned_to_others(model, known.card.weights):
             return f"{runner.node} is configured to serve {model} with other weights only (digest)"
         need = sum(blob.size_bytes for blob in known.card.blobs)

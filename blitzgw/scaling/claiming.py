@@ -6,8 +6,9 @@
 
 Devices on which the model drains or is kept come first, and bring their weights along: where no
 target lacks anything there is nothing to plan. Claims go out all at once. A refused one is asked
-again at the claim that the device is at, if it has moved on unseen, or replaced by another free
-device; whoever has not answered in time is left out, and what is granted later is given back.
+again at the claim that the device is at, if it has moved on unseen, a little later where what its
+node lacks is on its way, or replaced by another free device; whoever has not answered in time is
+left out, and what is granted later is given back.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from abc import abstractmethod
 from itertools import islice
 
 from blitzgw.core.operation import Claim, Claimed, Retire
+from blitzgw.scaling.events import NOT_YET
 from blitzgw.scaling.freedevices import FreeDevice, free_devices
 from blitzgw.scaling.reception import Reception
 from blitzgw.scaling.scarcity import shortage
@@ -135,7 +137,7 @@ class Claiming(Reception):
                 target.answered = True  # too late: it is given back
                 self._send(boot, Retire(self.id, message.instance, message.claim))
         elif granted:
-            target.state, target.answered = CLAIMED, True
+            target.state, target.answered, target.reason = CLAIMED, True, ""
             target.instance, target.claim = message.instance, message.claim
             self._note(now, "claimed", target.worker)
             self._take_what_is_there(target, message, now)
@@ -157,6 +159,9 @@ class Claiming(Reception):
         if newer and not self._is_spoken_for(target, message.claim):
             target.claim, target.asked = message.claim, target.asked + 1
             self._send_claim(target)  # it has moved on unseen, and may be free all the same
+            return
+        if message.reason.startswith(NOT_YET) and self._claim_by is not None:
+            target.reason, target.ask_at = message.reason, now + LOOK_S
             return
         target.answered = True
         self._fail(target, message.reason, now)
@@ -201,11 +206,22 @@ class Claiming(Reception):
     def _claims_due(self, now: float) -> None:
         if self._look_at is not None and now >= self._look_at:
             self._look(now)
-        if self._claim_by is not None and now >= self._claim_by:
-            for target in self._targets.values():
-                if target.state == CLAIMING:
-                    self._fail(target, "no answer to the claim", now)
+        if self._claim_by is None:
+            return
+        for target in self._targets.values():
+            if target.state == CLAIMING and now >= self._claim_by:
+                self._fail(target, target.reason or "no answer to the claim", now)
+            elif target.ask_at is not None and now >= target.ask_at:
+                target.ask_at = None
+                self._send_claim(target)
+        if now >= self._claim_by:
             self._check_claims(now)
+
+    def _asking_again(self) -> list[float | None]:
+        """Return when devices are asked again whose nodes lack something for now."""
+        if self._claim_by is None:
+            return []
+        return [target.ask_at for target in self._targets.values() if target.state == CLAIMING]
 
     def _find(self, boot: str, device: str) -> Target | None:
         for target in self._targets.values():

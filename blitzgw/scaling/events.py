@@ -183,5 +183,8 @@ TAKEN = "taken"
 GONE = "gone"
 """Why a node cannot engage: `gone: WORKER`, the weights are not there to be sent."""
 
+NOT_YET = "not yet"
+"""Why a device cannot be claimed: `not yet: NODE …`, what it lacks is on its way."""
+
 UNKNOWN_EPOCH = -1
 """In `Engaged`, with a reason: the node knows nothing of the operation (its lease has run out)."""

@@ -130,6 +130,7 @@ class Growth(Claiming):
 
     def _deadlines(self) -> list[float]:
         times = [self._renew_at, self._look_at, self._claim_by, self._replan_at]
+        times += self._asking_again()
         if self.state == "transferring":
             times.append(self._progress_at + STALL_S)
             times.append(hangs_at(self._targets, self._execution.open_edges(), self._readers()))

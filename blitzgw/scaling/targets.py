@@ -18,7 +18,8 @@ class Target:
     """A device that is to have the model, or a worker that is to have the host copy.
 
     Times are seconds from the operation's start. `claim` is what the claim was asked at, and once
-    it is granted what the device is at; `asked` counts how often. `moved_s` is the decider's moment
+    it is granted what the device is at; `asked` counts how often, and `ask_at` is when to ask
+    again. `moved_s` is the decider's moment
     of its last byte or plan, `starved` whether its sources have been blamed for the lack of bytes.
     """
 
@@ -35,6 +36,7 @@ class Target:
     predicted: tuple[float, ...] = ()
     ready_s: float = -1.0
     asked: int = 1
+    ask_at: float | None = None
     moved_s: float = 0.0
     starved: bool = False
     revived: bool = False

@@ -54,6 +54,7 @@ from blitzgw.scaling.effects import (
     ToWorker,
 )
 from blitzgw.scaling.events import (
+    NOT_YET,
     CancelAsked,
     CopyWanted,
     InstanceDrained,
@@ -154,6 +155,7 @@ class Node:
     def __init__(self, world: World, name: str, devices: int, disk: bool, rate: float) -> None:
         self.world, self.name, self.boot = world, name, f"boot-{name}"
         self.devices = {f"g{i}": Device(f"g{i}") for i in range(devices)}
+        self.unknown: set[str] = set()
         self.disk, self.rate, self.alive, self.draining = disk, rate, True, False
         self.steward = Steward(name, self.boot, self)
         around = Surroundings(
@@ -177,6 +179,8 @@ class Node:
 
     def objection(self, device: str, model: str, digest: str) -> str:
         found = self.devices[device]
+        if model in self.unknown:
+            return f"{NOT_YET}: it does not know {model}"
         taken = found.instance and found.state is not InstanceState.KEPT
         return "an instance is there" if taken else ""
 

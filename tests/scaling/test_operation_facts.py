@@ -185,6 +185,28 @@ def test_a_claim_that_has_moved_on_unseen_is_asked_again():
     assert len(refused) == 2
 
 
+def test_a_node_that_does_not_know_the_model_yet_is_asked_again():
+    world = World(nodes=3, devices=1)
+    world.put(0)
+    slow = world.nodes[1]
+    slow.unknown.add("m")
+    world.after(0.3, slow.unknown.clear)
+    facts = settled(world, 3)
+    assert (facts.state, facts.reason) == ("done", "")
+    assert sorted(world.serving()) == ["n0/g0", "n1/g0", "n2/g0"]
+
+
+def test_one_that_never_gets_to_know_it_is_left_out_with_the_reason():
+    world = World(nodes=3, devices=1)
+    world.put(0)
+    world.nodes[1].unknown.add("m")
+    facts = settled(world, 3)
+    assert facts.state == "done"
+    assert "it does not know m" in facts.reason
+    assert sorted(world.serving()) == ["n0/g0", "n2/g0"]
+    world.assert_quiet()
+
+
 def test_a_node_that_dies_while_it_is_asked_is_replaced():
     world = World(nodes=4, devices=1)
     world.put(0)
