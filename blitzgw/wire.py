@@ -27,7 +27,8 @@ HEADER = struct.Struct("<IB")
 KIB, MIB = 1 << 10, 1 << 20
 
 # Tag, type, maximum body size. A step carries whole prompts: 64 sequences of 128k tokens at most
-# 5 bytes each, with grammars of 64 KiB; a manifest or a plan has some 50 bytes for each of up to
+# 5 bytes each, with grammars of 64 KiB; its result may have log-probabilities of 21 tokens for each
+# of its own; a manifest or a plan has some 50 bytes for each of up to
 # 4,098 blobs; all others are small.
 MESSAGES: tuple[tuple[int, type[Any], int], ...] = (
     (1, m.Start, 64 * KIB),
@@ -38,7 +39,7 @@ MESSAGES: tuple[tuple[int, type[Any], int], ...] = (
     (6, m.ModelLoaded, 64 * KIB),
     (7, m.LoadFailed, 64 * KIB),
     (8, Step, 64 * MIB),
-    (9, StepResult, 4 * MIB),
+    (9, StepResult, 64 * MIB),
     (10, m.StepFailed, 64 * KIB),
     (11, peer.Submit, 4 * MIB),
     (12, peer.Declined, 64 * KIB),

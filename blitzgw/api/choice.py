@@ -15,11 +15,12 @@ class Choice:
 
     `count` is the number of tokens that count as output: up to the one that completed a stop
     string. `used` is how many of the last event's tokens those were, `shown` how many of them are
-    part of the text: a token that ends it is not.
+    part of the text: a token that ends it is not. A `mute` one has no output at all.
     """
 
     __slots__ = (
-        "_detokenizer", "_enders", "_include", "_matcher", "_min_tokens", "_stop_ids",
+        "_detokenizer", "_enders", "_include", "_matcher", "_min_tokens", "_mute",
+        "_stop_ids",
         "count", "finish", "index", "shown", "stop_reason", "used",
     )  # fmt: skip
 
@@ -32,6 +33,7 @@ class Choice:
         eos_ids: tuple[int, ...] = (),
         stop_token_ids: tuple[int, ...] = (),
         min_tokens: int = 0,
+        mute: bool = False,
     ) -> None:
         self.index = index
         self.count = 0
@@ -48,6 +50,7 @@ class Choice:
         self._stop_ids = stop_token_ids
         self._enders = (*stop_token_ids, *eos_ids)
         self._min_tokens = min_tokens
+        self._mute = mute
 
     @property
     def looks(self) -> bool:
@@ -65,6 +68,9 @@ class Choice:
 
     def take(self, event: TokenEvent) -> str:
         """Return the text that an event adds; sets `finish` once the choice is complete."""
+        if self._mute:
+            self.finish = FinishReason.LENGTH if event.finish is not None else None
+            return ""
         tokens = event.tokens
         if self._matcher is None and event.finish is None:
             self.used = self.shown = len(tokens)

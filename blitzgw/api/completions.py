@@ -141,6 +141,7 @@ class Completions:
             eos_ids=entry.spec.eos_ids,
             stop_token_ids=sampling.stop_token_ids,
             min_tokens=sampling.min_tokens,
+            mute=work.mute,
         )
         leads = index == 0 or work.requests[index - 1][1] is not prompt
         meter = Meter(

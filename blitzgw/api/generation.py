@@ -64,7 +64,7 @@ class Generation:
 
     __slots__ = (
         "_batch", "_last_s", "_line", "_metrics", "_pieces", "_plain", "_tally",
-        "choice", "ended", "formatter", "meter", "prompt", "request",
+        "_unscored", "choice", "ended", "formatter", "meter", "prompt", "request",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +84,7 @@ class Generation:
         self.meter = meter
         self.formatter = formatter
         self.ended = False
+        self._unscored = request.sampling.prompt_logprobs is not None
         self._line: Line | None = None
         self._pieces: Sequence[str | bytes] | None = None  # the text of tokens, where that is all
         self._metrics = meter.metrics
@@ -194,12 +195,18 @@ class Generation:
     def logprobs(self, event: TokenEvent) -> dict[str, Any] | None:
         """Return the formatted log-probabilities of an event's tokens, where they are wanted.
 
-        Those of the tokens of the text: one that ends it is not among them, as OpenAI has it.
+        Those of the tokens of the text: one that ends it is not among them, as OpenAI has it. Those
+        of a prompt that is repeated come before the first of them.
         """
-        shown = self.choice.shown
-        if self.formatter is None or event.logprobs is None or not shown:
+        formatter, shown, parts = self.formatter, self.choice.shown, []
+        if formatter is None:
             return None
-        return self.formatter.format(event.tokens[:shown], event.logprobs[:shown])
+        if self._unscored and isinstance(formatter, CompletionLogprobs):
+            self._unscored = False
+            parts.append(formatter.format_prompt(self.prompt.tokens, event.prompt_logprobs or ()))
+        if event.logprobs is not None and shown:
+            parts.append(formatter.format(event.tokens[:shown], event.logprobs[:shown]))
+        return formatter.join(parts) if parts else None
 
 
 class Batch:

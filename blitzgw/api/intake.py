@@ -39,6 +39,8 @@ class Work:
     tally: Tally
     metrics: ModelMetrics
     tools: ToolUse | None = None
+    mute: bool = False
+    """Only prompts are repeated."""
 
 
 async def understand(
@@ -93,6 +95,7 @@ async def understand(
         tally=Tally(sum(len(prompt.tokens) for prompt in prompts)),
         metrics=services.metrics.model(entry.name, limit),
         tools=tools,
+        mute=reader.mute,
     )
 
 

@@ -65,6 +65,12 @@ class CompletionLogprobs:
             "text_offset": offsets,
         }
 
+    def format_prompt(self, tokens: Sequence[int], logprobs: Sequence[Logprobs]) -> dict[str, Any]:
+        """Return the object for a prompt, before any other; of its first token nothing is known."""
+        known = self.format(tokens, [Logprobs(0.0), *logprobs])
+        known["token_logprobs"][0] = known["top_logprobs"][0] = None
+        return known
+
     def join(self, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return one object for what several calls of `format` gave."""
         keys = ("tokens", "token_logprobs", "top_logprobs", "text_offset")

@@ -25,6 +25,9 @@ MAX_STOP_TOKENS = 1024
 MAX_LOGPROBS = 20
 """Alternatives per token, as OpenAI and vLLM have it."""
 
+MAX_PROMPT_LOGPROBS = 1 << 16
+"""Log-probabilities of one prompt, alternatives included: they come in one message."""
+
 MAX_BIASES = 1024
 """Entries of `logit_bias`: they travel with the request and cost work at each token."""
 
@@ -64,6 +67,8 @@ class SamplingReader:
         """Check all that does not depend on the prompt; raises InvalidRequest."""
         self._chat = isinstance(body, ChatBody)
         self._max_tokens = _max_tokens(body)
+        self.mute = self._max_tokens == 0
+        """Only the prompt is wanted: what is generated with it is not shown."""
         self._min_tokens = int(_within("min_tokens", body.min_tokens, 0, 0, MAX_INT32))
         self._base = _params(body, vocab, draw_seed, grammar)
         self.stopping = _stopping(body)
@@ -97,7 +102,19 @@ class SamplingReader:
                 "generated",
                 param="min_tokens",
             )
-        return replace(self._base, max_tokens=wanted, min_tokens=self._min_tokens)
+        self._check_scores(prompt_length)
+        return replace(self._base, max_tokens=max(1, wanted), min_tokens=self._min_tokens)
+
+    def _check_scores(self, prompt_length: int) -> None:
+        if self._base.prompt_logprobs is None:
+            return
+        most = MAX_PROMPT_LOGPROBS // (1 + self._base.prompt_logprobs)
+        if prompt_length > most:
+            raise InvalidRequest(
+                f"the prompt has {prompt_length} tokens; with logprobs "
+                f"{self._base.prompt_logprobs} and echo at most {most} are allowed",
+                param="logprobs",
+            )
 
     def _prompt_field(self) -> str:
         return "messages" if self._chat else "prompt"
@@ -122,7 +139,8 @@ def _params(
         seed=seed % SEED_MODULUS,
         ignore_eos=bool(body.ignore_eos),
         stop_token_ids=_stop_tokens(body.stop_token_ids, vocab),
-        logprobs=_logprobs(body),
+        logprobs=(logprobs := _logprobs(body)),
+        prompt_logprobs=logprobs if body.echo else None,
         grammar=grammar,
     )
 
@@ -182,11 +200,6 @@ def _logprobs(body: ChatBody | CompletionBody) -> int | None:
         return int(_within("top_logprobs", body.top_logprobs, 0, 0, MAX_LOGPROBS))
     if body.logprobs is None:
         return None
-    if body.echo:
-        raise InvalidRequest(
-            "logprobs together with echo are not supported: those of prompts are not computed",
-            param="logprobs",
-        )
     return int(_within("logprobs", body.logprobs, 0, 0, MAX_LOGPROBS))
 
 
@@ -194,7 +207,7 @@ def _max_tokens(body: GenerationBody) -> int | None:
     for name in ("max_completion_tokens", "max_tokens"):
         value: int | None = getattr(body, name)
         if value is not None:
-            return int(_within(name, value, 1, 1, MAX_INT32))
+            return int(_within(name, value, 1, 0 if body.echo else 1, MAX_INT32))
     return None
 
 

@@ -33,9 +33,10 @@ class SamplingParams:
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch a filter off. `seed` is
     always set (the ingress draws one where the client gave none), so that a resubmission goes on
     with the same noise. `logprobs` is the number of alternatives wanted beside the chosen token's
-    own log-probability; None: none at all. `grammar`, as llguidance's matcher takes it and of
-    MAX_GRAMMAR_BYTES at most, says which tokens may come next, and where the output is complete
-    that only its end may; empty: anything may.
+    own log-probability; None: none at all. `prompt_logprobs` is the same for each token of the
+    prompt but the first, which costs a pass of the head over all of them. `grammar`, as
+    llguidance's matcher takes it and of MAX_GRAMMAR_BYTES at most, says which tokens may come next,
+    and where the output is complete that only its end may; empty: anything may.
     """
 
     max_tokens: int
@@ -52,6 +53,7 @@ class SamplingParams:
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     grammar: str = ""
 
 
@@ -115,6 +117,8 @@ class TokenEvent:
     route: tuple[Stage, ...] = ()
     """Who ran which layers of the prompt, where not one instance ran them all; on the first event.
     """
+    prompt_logprobs: list[Logprobs] | None = None
+    """Of the prompt's tokens from the second on, where they are wanted; on the first event."""
 
 
 PlainToken = tuple[str, int, int]

@@ -113,11 +113,22 @@ NO_TOKEN = (1 << 32) - 1
 
 
 @dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """What a step's row gives prompt tokens of a sequence: those at `start` and following it."""
+
+    seq: int
+    start: int
+    logprobs: tuple[Logprobs, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """The tokens of the rows that sample, in row order, and the seconds that the step took.
 
     One may be NO_TOKEN.
     `logprobs` is aligned with `tokens`, and None where nobody in the step asked for any.
+    `prompt_logprobs` has an entry for each row that ends in the last layer and whose sequence asks
+    for those of its prompt.
     """
 
     step: int
@@ -125,6 +136,7 @@ class StepResult:
     tokens: tuple[int, ...]
     duration_s: float
     logprobs: tuple[Logprobs | None, ...] | None = None
+    prompt_logprobs: tuple[PromptLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,9 @@ class SpanEngine(Protocol[Hidden, Logits]):
     def sample(self, rows: Sequence[RowInput], logits: Logits) -> list[Sampled]:
         """Choose one token for each row that samples, in row order."""
 
+    def score(self, rows: Sequence[RowInput], logits: Logits) -> list[Logprobs]:
+        """Return what logits, a line for each row, give the known token that follows the row."""
+
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy the KV of all layers from block to block, `(source, target)`."""
 

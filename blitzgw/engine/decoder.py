@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from blitzgw.core.instance import DeviceKind, DeviceSpec, ModelSpec
 from blitzgw.core.layout import blob_layouts
+from blitzgw.core.request import Logprobs
 from blitzgw.core.span import Span
 from blitzgw.core.step import BLOCK_TOKENS, KvGeometry, SequenceKv
 from blitzgw.engine.attention import Extent
@@ -24,7 +25,7 @@ from blitzgw.engine.kv import KvArena
 from blitzgw.engine.memory import TORCH_DTYPES, WeightSlab
 from blitzgw.engine.native import build, layer
 from blitzgw.engine.rope import rope_table
-from blitzgw.engine.sampling import sample
+from blitzgw.engine.sampling import sample, score
 from blitzgw.engine.torch_layer import TorchKernels
 from blitzgw.engine.upload import on_device
 
@@ -164,6 +165,11 @@ class TorchEngine:
     def sample(self, rows: Sequence[RowInput], logits: torch.Tensor) -> list[Sampled]:
         """Choose one token for each row that samples."""
         return sample([row for row in rows if row.sample], logits, self._spec.eos_ids)
+
+    @torch.inference_mode()
+    def score(self, rows: Sequence[RowInput], logits: torch.Tensor) -> list[Logprobs]:
+        """Return what logits give the known token that follows each row."""
+        return score(rows, logits)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy the KV of all layers from block to block."""

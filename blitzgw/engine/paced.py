@@ -125,6 +125,13 @@ class PacedEngine:
         sampling = [row for row in rows if row.sample]
         return [self._sampled(row, int(fold)) for row, fold in zip(sampling, logits, strict=True)]
 
+    def score(self, rows: Sequence[RowInput], logits: U64) -> list[Logprobs]:
+        """Return 0.0 for the token after each row, which is the only alternative."""
+        del logits
+        tokens = [row.sequence.tokens[row.start + row.count] for row in rows]
+        wanted = [row.sequence.sampling.prompt_logprobs for row in rows]
+        return [Logprobs(0.0, ((token, 0.0),)[:n]) for token, n in zip(tokens, wanted, strict=True)]
+
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy the KV of all layers from block to block, `(source, target)`, in order."""
         self._kv.copy_blocks(pairs)

@@ -192,6 +192,24 @@ def _nucleus(weights: F64, mass: float) -> int:
     return max(1, int(np.count_nonzero(before < mass)))
 
 
+def score(rows: Sequence[RowInput], logits_RV: torch.Tensor) -> list[Logprobs]:
+    """Return log-softmax at the known token after each row, and the best that the row wants.
+
+    `logits_RV` is fp32, with a line for each row.
+    """
+    tokens = [row.sequence.tokens[row.start + row.count] for row in rows]
+    wanted = [row.sequence.sampling.prompt_logprobs or 0 for row in rows]
+    at = torch.tensor(tokens, device=logits_RV.device)[:, None]
+    normaliser = torch.logsumexp(logits_RV, dim=-1, keepdim=True)
+    chosen = (logits_RV.gather(1, at) - normaliser)[:, 0].tolist()
+    best = torch.topk(logits_RV, min(max(wanted), logits_RV.shape[1]))
+    ids, values = best.indices.tolist(), (best.values - normaliser).tolist()
+    return [
+        Logprobs(own, tuple(zip(ids[i][:n], values[i][:n], strict=True)))
+        for i, (own, n) in enumerate(zip(chosen, wanted, strict=True))
+    ]
+
+
 def logprobs_of(raw: F32, token: int, n_top: int) -> Logprobs:
     """Return log-softmax of the raw logits at the chosen token and the `n_top` best, best first."""
     logits = raw.astype(np.float64)

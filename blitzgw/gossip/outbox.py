@@ -68,8 +68,9 @@ class Outbox:
 def weight(event: TokenEvent) -> int:
     """Return about how many bytes an event takes on the wire."""
     size = EVENT_BYTES + TOKEN_BYTES * len(event.tokens)
-    if event.logprobs:
-        size += sum(LOGPROB_BYTES + ALTERNATIVE_BYTES * len(p.top) for p in event.logprobs)
+    for known in (event.logprobs, event.prompt_logprobs):
+        if known:
+            size += sum(LOGPROB_BYTES + ALTERNATIVE_BYTES * len(p.top) for p in known)
     return size
 
 
@@ -88,7 +89,7 @@ def _merge(pending: TokenEvent, event: TokenEvent) -> None:
     pending.finish = event.finish or pending.finish
     pending.cached_tokens = pending.cached_tokens or event.cached_tokens
     if pending.queued_s is None:
-        pending.queued_s = event.queued_s
+        pending.queued_s, pending.prompt_logprobs = event.queued_s, event.prompt_logprobs
 
 
 def _cut(event: TokenEvent, count: int) -> TokenEvent:
@@ -99,5 +100,5 @@ def _cut(event: TokenEvent, count: int) -> TokenEvent:
         del event.logprobs[:count]
     head = replace(event, tokens=event.tokens[:count], logprobs=logprobs, finish=None)
     del event.tokens[:count]
-    event.cached_tokens, event.queued_s = 0, None
+    event.cached_tokens, event.queued_s, event.prompt_logprobs = 0, None, None
     return head

@@ -219,15 +219,17 @@ class Dispatcher:
         if model in self._releasing or not self.waiting.count(model):
             return
         self._releasing.add(model)
-        full: set[str] = set()  # by definition: each has instances of its own
+        full: set[tuple[str, bool]] = set()
+        # by definition: each has instances of its own; and fewer score prompts
         try:
             for entry in self.waiting.of(model):
-                digest = entry.request.digest
+                request = entry.request
+                kind = request.digest, request.sampling.prompt_logprobs is not None
                 # a failure before it may have ended this one, too
-                if digest in full or entry not in self.waiting:
+                if kind in full or entry not in self.waiting:
                     continue
                 if not self._place_held(entry):
-                    full.add(digest)  # `tick` bounds how long
+                    full.add(kind)  # `tick` bounds how long
         finally:
             self._releasing.discard(model)
 

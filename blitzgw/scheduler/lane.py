@@ -201,7 +201,7 @@ class Lane:
         longer than such a step.
         """
         rate, prompt = self.pace.prefill_tokens_per_s, seq.request.tokens
-        if rate is None or not self.allocator.prefix_caching:
+        if rate is None or not self.allocator.prefix_caching or seq.is_scored:
             return False
         step_tokens = rate * (self.pace.decode_step_s or 0.0)
         shared = (len(prompt) - 1) // BLOCK_TOKENS * BLOCK_TOKENS

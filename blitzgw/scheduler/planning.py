@@ -287,7 +287,7 @@ class Planner:
             return None
         return lane.allocator.begin(
             number,
-            seq.tokens if reuse else (),
+            seq.tokens if reuse and not seq.is_scored else (),
             seq.account.name,
             lane.admission_tokens(seq),
         )

@@ -18,7 +18,6 @@ from blitzgw.core.ports import Outlook
 from blitzgw.core.request import (
     FinishReason,
     GenerationRequest,
-    Logprobs,
     PlainToken,
     StepTokens,
     TokenEvent,
@@ -52,6 +51,7 @@ from blitzgw.scheduler.planning import Planner
 from blitzgw.scheduler.refusals import objection_to
 from blitzgw.scheduler.repeating import repeats, take_repeated
 from blitzgw.scheduler.sequence import Phase, Sequence
+from blitzgw.scheduler.telling import event_of, take_scores
 
 MAX_IN_FLIGHT = 2
 """One step runs, one is ready: more would only make newcomers wait longer for their first step."""
@@ -193,7 +193,7 @@ class Scheduler:
         adopted, events = self._live.adopt(event.instance, request, now)
         if adopted:
             return [EmitTokens(events)] if events else []
-        if lane is None or (lane.loading and not self._live.pipelines.lead.is_open(lane)):
+        if lane is None or (lane.loading and not self._is_open(lane, request)):
             where = "not here" if lane is None else "still loading"
             error = Outdated(f"instance {event.instance} is {where}", retry_after_s=1.0)
             return [Refuse(request.id, error)]
@@ -202,6 +202,11 @@ class Scheduler:
         if objection is not None:
             return [Refuse(request.id, objection)]
         return self._accept(lane, request, now)
+
+    def _is_open(self, lane: Lane, request: GenerationRequest) -> bool:
+        """Tell whether an instance that is loading takes a request; stages score no prompts."""
+        scored = request.sampling.prompt_logprobs is not None
+        return not scored and self._live.pipelines.lead.is_open(lane)
 
     def _sequence(self, lane: Lane, request: GenerationRequest, now: float) -> Sequence:
         self._arrivals += 1
@@ -280,6 +285,8 @@ class Scheduler:
         for seq, number, end in posted.chunks:
             if seq.number == number:
                 lane.allocator.commit(number, seq.tokens, end)
+        if event.result.prompt_logprobs:
+            take_scores(posted, event.result.prompt_logprobs)
         tokens = self._collect(posted, event.result)
         if not tokens:
             return []
@@ -324,7 +331,7 @@ class Scheduler:
             if finish is None and logprobs is None and seq.first_step_s is None:
                 plain.append((seq.id, seq.attempt, token))
             else:
-                events.append(_event(seq, token, logprobs, finish))
+                events.append(event_of(seq, token, logprobs, finish))
                 if finish is not None:
                     posted.lane.outputs.record(seq)
                     self._end(seq)
@@ -381,17 +388,3 @@ class Scheduler:
         lost = self._lose(held, f"instance {event.instance} was removed")
         self._planner.remove(lane)
         return lost
-
-
-def _event(
-    seq: Sequence, token: int, logprobs: Logprobs | None, finish: FinishReason | None
-) -> TokenEvent:
-    """Return what there is to tell of a token that is a first or last one, or has more to it."""
-    event = TokenEvent(seq.id, seq.attempt, [token], finish=finish)
-    if logprobs is not None:
-        event.logprobs = [logprobs]
-    if seq.first_step_s is not None:
-        event.cached_tokens = seq.cached_tokens
-        event.queued_s, seq.first_step_s = seq.first_step_s - seq.arrived_s, None
-        event.route = seq.route
-    return event

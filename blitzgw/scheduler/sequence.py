@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from enum import Enum, auto
 from operator import attrgetter
 
-from blitzgw.core.request import FinishReason, GenerationRequest, Stage
+from blitzgw.core.request import FinishReason, GenerationRequest, Logprobs, Stage
 from blitzgw.core.step import NO_TOKEN
 from blitzgw.scheduler.fairness import Account
 
@@ -65,8 +65,8 @@ class Sequence:
     Of `tokens`, the positions `[0, scheduled)` are computed or posted; `samples_in_flight` more
     tokens will follow from posted rows. KV blocks cover `[0, capacity)`; those in `new_blocks` the
     worker has not been told of. The sequence ends for length at `limit` tokens. `cached_tokens`
-    is what the next event still has to tell, and so is `route`. `role` is None for a sequence that
-    is this instance's alone; one that `stays` is not lent (any more).
+    is what the next event still has to tell, and so are `route` and `prompt_logprobs`. `role` is
+    None for a sequence that is this instance's alone; one that `stays` is not lent (any more).
     """
 
     __slots__ = (
@@ -87,6 +87,7 @@ class Sequence:
         "number",
         "phase",
         "priority",
+        "prompt_logprobs",
         "request",
         "role",
         "route",
@@ -137,7 +138,13 @@ class Sequence:
         self.admitted = False
         self.role: Role | None = None
         self.route: tuple[Stage, ...] = ()
-        self.stays = False
+        self.prompt_logprobs: list[Logprobs] | None = None
+        self.stays = self.is_scored
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether its whole prompt is computed here, for the log-probabilities of its tokens."""
+        return self.request.sampling.prompt_logprobs is not None
 
     @property
     def turn(self) -> Turn:

@@ -73,6 +73,7 @@ class Executor:
             tokens=tuple(one.told for one in sampled),
             duration_s=self._finished - started,
             logprobs=logprobs if any(one is not None for one in logprobs) else None,
+            prompt_logprobs=begun.outcome.prompt_logprobs,
         )
 
     def moment_s(self) -> float | None:

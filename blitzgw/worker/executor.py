@@ -7,9 +7,9 @@ from itertools import chain
 from typing import Any, Protocol
 
 from blitzgw.core.parcels import Parcel
-from blitzgw.core.request import SamplingParams
+from blitzgw.core.request import Logprobs, SamplingParams
 from blitzgw.core.span import Span
-from blitzgw.core.step import Import, NewSequence, Row, Send, SequenceKv, Step
+from blitzgw.core.step import Import, NewSequence, PromptLogprobs, Row, Send, SequenceKv, Step
 from blitzgw.engine.base import (
     PENDING,
     LaunchingEngine,
@@ -25,6 +25,9 @@ from blitzgw.worker.outcome import Awaited, Known, Outcome
 from blitzgw.worker.outgoing import parcels_of
 
 Engine = SpanEngine[Any, Any]
+
+SCORED_AT_ONCE = 64
+"""Positions of a prompt of which logits are computed together: 33 MB of a vocabulary of 128k."""
 
 WARM_UP_SAMPLING = SamplingParams(max_tokens=2, temperature=0.0)
 
@@ -192,6 +195,8 @@ class InstanceExecutor:
         hidden = self.engine.forward(inputs, span, self._frontier_of(rows, span))
         self._leave(rows, span, hidden)
         self._latest = self._sample(inputs, hidden)
+        if span.stop == self._n_layers:
+            self._latest.prompt_logprobs = tuple(self._score(rows, inputs, hidden))
         for row in rows:
             if row.sample and row.seq in self.frontiers:
                 self.frontiers[row.seq].forget_top()
@@ -211,6 +216,26 @@ class InstanceExecutor:
         for sequence, one in zip(sequences, sampled, strict=True):
             sequence.tokens.append(one.token)
         return Known(sampled)
+
+    def _score(
+        self, rows: Sequence[Row], inputs: Sequence[RowInput], hidden: Any
+    ) -> Iterator[PromptLogprobs]:
+        """Yield the log-probabilities of prompts for those rows that want them."""
+        offset = 0
+        for row, wish in zip(rows, inputs, strict=True):
+            offset += wish.count
+            sequence, start = wish.sequence, wish.start
+            stop = min(start + wish.count, sequence.prompt_length - 1)
+            if sequence.sampling.prompt_logprobs is None or stop <= start:
+                continue
+            at = offset - wish.count - start
+            found: list[Logprobs] = []
+            for first in range(start, stop, SCORED_AT_ONCE):
+                last = min(first + SCORED_AT_ONCE, stop)
+                each = [RowInput(sequence, p, 1, sample=True) for p in range(first, last)]
+                logits = self.engine.logits(each, hidden[at + first : at + last])
+                found += self.engine.score(each, logits)
+            yield PromptLogprobs(row.seq, start + 1, tuple(found))
 
     def _check(self, rows: Sequence[Row], span: Span) -> None:
         n_layers = self._n_layers

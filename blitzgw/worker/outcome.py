@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from blitzgw.core.step import PromptLogprobs
 from blitzgw.engine.base import Sampled, Sampling, SequenceState
 
 
@@ -14,6 +15,7 @@ class Awaited:
         self._sampling: Sampling | None = sampling
         self._places = [(sequence, len(sequence.tokens)) for sequence in sequences]
         self._sampled: list[Sampled] | Exception = []
+        self.prompt_logprobs: tuple[PromptLogprobs, ...] = ()
 
     def is_ready(self) -> bool:
         """Say whether `settle` would return, or raise, at once."""
@@ -46,6 +48,7 @@ class Known:
 
     def __init__(self, sampled: list[Sampled]) -> None:
         self._sampled = sampled
+        self.prompt_logprobs: tuple[PromptLogprobs, ...] = ()
 
     def is_ready(self) -> bool:
         """Say yes."""

@@ -173,7 +173,7 @@ TEXT = COMMON | {
     "best_of": [Case(2, n_choices(2), {"n": 2}), either(3)],
     "echo": [Case(True, lambda a: need(text(a).startswith(PROMPT), text(a)))],
     "logit_bias": [Case({"1000": 100}, same_tokens, {"logprobs": 0})],
-    "logprobs": [Case(2, text_logprobs), either(2, text_logprobs, echo=True)],
+    "logprobs": [Case(2, text_logprobs), Case(2, text_logprobs, {"echo": True})],
     "prompt": [
         Case(["Once upon", "One, two,"], n_choices(2)),
         Case([1, 2, 3]),

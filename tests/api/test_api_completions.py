@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from itertools import chain
 
 import openai
@@ -203,6 +204,48 @@ async def test_token_id_prompts_and_echo(world, tools, kind):
     assert answer["choices"][0]["text"] == "Hello fox" + text
     chunks = await stream(world, tools, "/v1/completions", body)
     assert "".join(c["choices"][0]["text"] for c in chunks[:-1]) == "Hello fox" + text
+
+
+@pytest.mark.parametrize("max_tokens", [0, 5])
+async def test_echo_with_logprobs_tells_those_of_the_prompt_first(world, tools, max_tokens):
+    text, ids = "Hello fox", world.ids("Hello fox")
+    output = world.ids("Hi Hi")[:5]
+    logprobs = [Logprobs(-0.25, ((7, -0.25),))] * len(output)
+    scores = [Logprobs(-float(n), ((8, -0.5),)) for n in range(1, len(ids))]
+    events = [
+        TokenEvent("", 0, output[:1], logprobs[:1], queued_s=0.1, prompt_logprobs=scores),
+        TokenEvent("", 0, output[1:], logprobs[1:], FinishReason.LENGTH),
+    ]
+
+    def script(request):
+        told = events if max_tokens else [replace(events[0], finish=FinishReason.STOP)]
+        return [replace(event, request_id=request.id) for event in told]
+
+    world.generator.script = script
+    body = {"model": "m", "prompt": text, "echo": True, "logprobs": 1, "max_tokens": max_tokens}
+    _, _, answer = await world.post("/v1/completions", body)
+    request, _ = world.generator.last
+    assert (request.sampling.prompt_logprobs, request.sampling.max_tokens) == (
+        1,
+        max(1, max_tokens),
+    )
+    (choice,) = answer["choices"]
+    shown = world.text.decode(output, skip_special_tokens=True) if max_tokens else ""
+    assert choice["text"] == text + shown
+    assert choice["finish_reason"] == "length"
+    assert answer["usage"]["completion_tokens"] == (len(output) if max_tokens else 0)
+    told = choice["logprobs"]
+    assert told["token_logprobs"] == [None, *(-float(n) for n in range(1, len(ids)))] + (
+        [-0.25] * len(output) if max_tokens else []
+    )
+    assert told["top_logprobs"][0] is None
+    assert len(told["top_logprobs"][1]) == 2
+    assert told["text_offset"][0] == 0
+    assert "".join(told["tokens"]) == text + shown
+    chunks = await stream(world, tools, "/v1/completions", body)
+    parts = [c["choices"][0]["logprobs"] for c in chunks[:-1] if c["choices"][0]["logprobs"]]
+    for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        assert [item for part in parts for item in part[key]] == told[key]
 
 
 async def test_end_of_sequence_ends_the_text_but_counts(world, tools):

@@ -123,7 +123,9 @@ BAD_TEXT = [
     ({"prompt": "a" * 1_000_000}, "prompt"),
     ({"logprobs": 21}, "logprobs"),
     ({"logprobs": True}, "logprobs"),
-    ({"logprobs": 1, "echo": True}, "logprobs"),
+    ({"prompt": [1] * 4000, "logprobs": 20, "echo": True}, "logprobs"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": -1, "echo": True}, "max_tokens"),
 ]
 
 

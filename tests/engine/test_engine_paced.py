@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blitzgw.core.instance import PacedCost
-from blitzgw.core.request import SamplingParams
+from blitzgw.core.request import Logprobs, SamplingParams
 from blitzgw.core.span import Span
 from blitzgw.engine.base import RowInput
 from blitzgw.engine.noise import mix, noise_key
@@ -224,3 +224,12 @@ def test_a_sequence_ends_at_the_position_that_its_seed_names():
     tokens = generate(made, sequence(sampling=asked), 4)
     assert tokens == [*plain[:3], EOS[0]]
     assert not set(plain) & set(EOS)
+
+
+def test_scores_are_certain():
+    made = engine()
+    state = sequence(sampling=SamplingParams(8, prompt_logprobs=1))
+    rows = [RowInput(state, p, 1, sample=True) for p in range(2)]
+    assert made.score(rows, made.logits(rows, made.forward(rows, Span(0, 0), None))) == [
+        Logprobs(0.0, ((token, 0.0),)) for token in state.tokens[1:3]
+    ]

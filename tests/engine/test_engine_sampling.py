@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from blitzgw.core.request import SamplingParams
 from blitzgw.engine.base import RowInput, SequenceState
 from blitzgw.engine.noise import MAX_NOISE, MIN_NOISE, gumbel, mix, mix_array, noise_key
-from blitzgw.engine.sampling import adjust, draw, logprobs_of, sample
+from blitzgw.engine.sampling import adjust, draw, logprobs_of, sample, score
 
 BASE = SamplingParams(max_tokens=16, temperature=1.0)
 EOS = (2,)
@@ -152,6 +152,18 @@ def test_min_tokens_bans_ends_until_they_are_due():
     greedy = replace(BASE, temperature=0.0, min_tokens=4)
     r = RowInput(SequenceState([5, 6], 2, 0, greedy), 1, 1, True)
     assert sample([r], torch.from_numpy(raw)[None], EOS)[0].token == 3
+
+
+def test_scores_are_the_log_probabilities_of_the_tokens_that_follow():
+    logits = torch.randn(7, 50, generator=torch.Generator().manual_seed(4)) * 6
+    tokens = [3, 9, 9, 0, 49, 21, 7, 30]
+    state = SequenceState(tokens, 8, 0, SamplingParams(1, prompt_logprobs=3))
+    rows = [RowInput(state, p, 1, sample=True) for p in range(7)]
+    for p, one in enumerate(score(rows, logits)):
+        expected = logprobs_of(logits[p].numpy(), tokens[p + 1], 3)
+        assert one.chosen == pytest.approx(expected.chosen, abs=1e-5)
+        assert [token for token, _ in one.top] == [token for token, _ in expected.top]
+        assert [v for _, v in one.top] == pytest.approx([v for _, v in expected.top], abs=1e-5)
 
 
 def test_logprobs_are_of_the_raw_logits_and_sorted():

@@ -1,10 +1,13 @@
 """The official client against a real node with a real model."""
 
 import asyncio
+import random
 from pathlib import Path
 
 import openai
 import pytest
+import torch
+import transformers
 
 from tests.support.nodes import MODEL, cpu, running
 
@@ -164,6 +167,28 @@ def test_log_probabilities(api):
     content = chat.choices[0].logprobs.content
     assert "".join(entry.token for entry in content) == chat.choices[0].message.content
     assert all(entry.top_logprobs[0].token == entry.token for entry in content)
+
+
+def test_log_probabilities_of_a_prompt_are_those_of_transformers(api, smollm2):
+    """As harnesses of benchmarks ask for them: to compare continuations, none is generated."""
+    reference = transformers.AutoModelForCausalLM.from_pretrained(
+        smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32
+    ).eval()
+    tokens = [random.Random(1).randrange(49152) for _ in range(300)]
+    asked = {"model": MODEL, "prompt": tokens, "echo": True, "logprobs": 2, "temperature": 0}
+    answer = api.completions.create(max_tokens=0, **asked)
+    with torch.inference_mode():
+        logits = reference(torch.tensor([tokens])).logits[0, :-1]
+    expected = logits.log_softmax(-1).gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
+    told = answer.choices[0].logprobs.token_logprobs
+    assert told[0] is None
+    assert told[1:] == pytest.approx(expected.tolist(), abs=2e-3)
+    assert answer.usage.completion_tokens == 0
+    (other,) = api.completions.create(max_tokens=3, **asked).choices
+    assert other.logprobs.token_logprobs[:300] == told
+    assert len(other.logprobs.tokens) == 303
+    best = {max(top, key=top.get) for top in other.logprobs.top_logprobs[-3:]}
+    assert best == set(other.logprobs.tokens[-3:])
 
 
 @pytest.mark.parametrize(

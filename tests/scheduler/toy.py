@@ -10,12 +10,21 @@ against the budget.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from blitzgw.core.messages import StepFailed
-from blitzgw.core.request import FinishReason, GenerationRequest, SamplingParams
-from blitzgw.core.step import BLOCK_TOKENS, NO_TOKEN, NewSequence, Row, Step, StepResult
+from blitzgw.core.request import FinishReason, GenerationRequest, Logprobs, SamplingParams
+from blitzgw.core.step import (
+    BLOCK_TOKENS,
+    NO_TOKEN,
+    NewSequence,
+    PromptLogprobs,
+    Row,
+    Step,
+    StepResult,
+)
 from blitzgw.scheduler.events import ServedInstance
 
 VOCAB = 97
@@ -35,6 +44,13 @@ def next_token(last: int, n_outputs: int, sampling: SamplingParams) -> int:
     if token == EOS and n_outputs < sampling.min_tokens:
         token = 1
     return token
+
+
+def scores(tokens: list[int]) -> tuple[Logprobs, ...]:
+    """Return what the toy model gives the tokens of a prompt from the second on."""
+    chain: list[int] = []
+    extend_chain(chain, tokens)
+    return tuple(Logprobs(-float(link % 1009)) for link in chain[1:])
 
 
 def alone(request: GenerationRequest, context: int) -> tuple[list[int], FinishReason]:
@@ -110,6 +126,14 @@ class ToyInstance:
             return None
         n_outputs = len(sequence.tokens) - sequence.prompt_length
         return next_token(sequence.chain[stop - 1], n_outputs, sequence.sampling)
+
+    def score(self, row: Row) -> Iterator[PromptLogprobs]:
+        sequence = self.sequences[row.seq]
+        stop = min(row.start + row.count, sequence.prompt_length - 1)
+        if sequence.sampling.prompt_logprobs is not None and row.start < stop:
+            yield PromptLogprobs(
+                row.seq, row.start + 1, scores(sequence.tokens[: stop + 1])[row.start :]
+            )
 
     def fail(self, step: Step) -> None:
         """Leave rubbish wherever the step would have written, and forget its sequences."""
@@ -208,7 +232,9 @@ class ToyWorker:
                 instance.sequences[row.seq].tokens.append(token)
                 tokens.append(token)
         self._check_budget()
-        return StepResult(step.id, step.instance, tuple(tokens), 0.001 * (1 + len(step.rows)))
+        scores = tuple(scored for row in step.rows for scored in instance.score(row))
+        duration_s = 0.001 * (1 + len(step.rows))
+        return StepResult(step.id, step.instance, tuple(tokens), duration_s, prompt_logprobs=scores)
 
     def _check_budget(self) -> None:
         touched = sum(instance.touched_bytes() for instance in self.instances.values())

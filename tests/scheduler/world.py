@@ -22,7 +22,7 @@ from blitzgw.scheduler.events import (
     StepCompleted,
 )
 from blitzgw.scheduler.scheduler import Scheduler
-from tests.scheduler.toy import EOS, ToyWorker, alone
+from tests.scheduler.toy import EOS, ToyWorker, alone, scores
 
 
 def served(name: str = "a", **changes: object) -> ServedInstance:
@@ -173,6 +173,9 @@ class World:
         if event.cached_tokens:
             assert not story.outputs or story.request.attempt
             story.cached_tokens = event.cached_tokens
+        if story.request.sampling.prompt_logprobs is not None and not story.outputs:
+            assert (event.prompt_logprobs or []) == [*scores([*story.request.tokens])]
+            assert not event.cached_tokens
         story.outputs += event.tokens
         if event.finish is not None:
             story.finish, story.over = event.finish, True

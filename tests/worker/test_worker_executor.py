@@ -11,6 +11,16 @@ from blitzgw.worker.executor import InstanceExecutor
 from tests.worker.worker_kit import GREEDY, WHOLE
 
 
+class Hidden:
+    """All of a step's hidden states, or a part of them."""
+
+    def __init__(self, part=None):
+        self.part = part
+
+    def __getitem__(self, part):
+        return Hidden(part)
+
+
 class LoggingEngine:
     """Notes what it is asked for; samples 100, 101, …"""
 
@@ -22,11 +32,17 @@ class LoggingEngine:
         self.log.append(("forward", span, tokens, [list(r.sequence.table) for r in rows]))
         if self.fail:
             raise RuntimeError("the device is on fire")
-        return "hidden"
+        return Hidden()
 
     def logits(self, rows, hidden):
-        assert hidden == "hidden"
+        assert isinstance(hidden, Hidden)
+        if hidden.part is not None:
+            self.log.append(("score", hidden.part))
         return "logits"
+
+    def score(self, rows, logits):
+        assert logits == "logits"
+        return [Logprobs(-float(r.sequence.tokens[r.start + r.count])) for r in rows]
 
     def sample(self, rows, logits):
         assert logits == "logits"
@@ -96,6 +112,28 @@ def test_logprobs_are_aligned_with_tokens_where_anyone_asked():
     result = executor.execute(Step(1, "i0", WHOLE, rows, new=news))
     assert result.tokens == (100, 101)
     assert result.logprobs == (None, Logprobs(-0.5, ((101, -0.5),)))
+
+
+def test_prompts_are_scored_where_a_sequence_asks_for_it():
+    executor, engine = build()
+    asking = SamplingParams(max_tokens=4, prompt_logprobs=1)
+    prompt = tuple(range(5, 205))
+    news = (new(1), new(2, prompt, asking), new(3, (7, 8), asking))
+    rows = (Row(1, 0, 3, True), Row(2, 0, 150, False), Row(3, 0, 2, True))
+    engine.log.clear()
+    result = executor.execute(Step(1, "i0", WHOLE, rows, new=news))
+    one, other = result.prompt_logprobs
+    assert (one.seq, one.start, other.seq, other.start) == (2, 1, 3, 1)
+    assert one.logprobs == tuple(Logprobs(-float(token), ()) for token in prompt[1:151])
+    assert other.logprobs == (Logprobs(-8.0, ()),)
+    assert [entry for entry in engine.log if entry[0] == "score"] == [
+        ("score", slice(3, 67)), ("score", slice(67, 131)), ("score", slice(131, 153)),
+        ("score", slice(153, 154)),
+    ]  # fmt: skip
+    rest = (Row(2, 150, 50, True), Row(3, 2, 1, True))
+    result = executor.execute(Step(2, "i0", WHOLE, rest))
+    assert [(one.start, len(one.logprobs)) for one in result.prompt_logprobs] == [(151, 49)]
+    assert not executor.execute(Step(3, "i0", WHOLE, (Row(2, 200, 1, True),))).prompt_logprobs
 
 
 def test_a_step_without_rows_does_the_rest():
