@@ -132,7 +132,7 @@ def _bounds(terms: Mapping[str, Any]) -> str:
     most = terms["max_instances"]
     least = terms["min_instances"]
     text = f"{least} to {most} instances" if most else f"{_instances(least)} or more"
-    text += f"; one fewer after {duration(terms['patience_s'])} in which they suffice"
+    text += f"; fewer after {duration(terms['patience_s'])} in which they suffice"
     if terms["idle_to_zero_s"]:
         text += f"; none after {duration(terms['idle_to_zero_s'])} without requests"
     return text

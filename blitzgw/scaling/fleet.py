@@ -45,13 +45,15 @@ class Fleet:
 class PolicyState:
     """What the policy remembers of its last verdicts; begin with `PolicyState()`.
 
-    `fewer_since`: since when fewer instances would do, all the time; None: they would not.
+    `fewer_since`: since when fewer instances would do, all the time; None: they would not. `fewest`
+    is how many would have done, all of that time.
     `ordered` instances are to show until `ordered_until_s`. `answering`: a queue has been answered
     and is not worked off yet. The last step down was from `shrunk_from` instances at a steady rate
     of `shrunk_rate` tokens per second; `doubt` counts those that proved wrong.
     """
 
     fewer_since: float | None = None
+    fewest: int = 0
     ordered: int = 0
     ordered_until_s: float = -math.inf
     grown_s: float = -math.inf

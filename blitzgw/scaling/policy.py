@@ -1,11 +1,12 @@
 """How many instances a model should have, and why. Pure: the same arguments, the same verdict.
 
 The bands are in bands.py. Below one: jump to its aim at once. Above all of them for `patience_s`:
-one fewer, and again after as long. In between: nothing. What has been answered is not answered
-again: instances that load count, the more the sooner they are there, and while the queue is being
-worked off that had been the reason, only work counts that they will not be able to do in time.
+one fewer, of 16 and more up to an eighth, and again after as long. In between: nothing. What has
+been answered is not answered again: instances that load count, the more the sooner they are there,
+and while the queue is being worked off that had been the reason, only work counts that they will
+not be able to do in time.
 
-      fewer ◄─ one, after patience_s │  as it is  │ jump to aim, at once ─► more
+      fewer ◄─ some, after patience_s│  as it is  │ jump to aim, at once ─► more
     ─────────────────────────────── high ─────── low ───────────────────────────
                                      (bounds on the number of instances fall as load rises)
 
@@ -28,6 +29,10 @@ __all__ = ["Fleet", "PolicyState", "Verdict", "decide"]
 ORDER_S = 1.0
 """For how long an order counts that has not shown yet: devices are claimed within that, or the
 order has failed and what is lacking is ordered again."""
+
+LEAVING = 8
+"""Of so many instances one may go at once: a fleet halves in six patiences, whatever its size, and
+what has been a mistake is small."""
 
 FLAP_S = 60.0
 """Within which an instance that is needed again should not have gone."""
@@ -79,7 +84,7 @@ def _grow(case: Case) -> Verdict:
     target = case.level + max(0, math.ceil(needed - case.worth - 1e-9))
     needed = max(needed, target)
     wanted = min(target, case.cap)
-    case.state = replace(case.state, fewer_since=None)
+    case.state = replace(case.state, fewer_since=None, fewest=0)
     if wanted <= case.level:
         return _verdict(
             case, wanted, needed, f"{needed} are needed, {case.cap} is all there can be"
@@ -97,16 +102,19 @@ def _shrink(case: Case) -> Verdict:
         high = max(high, case.level)
     needed = min(case.level, high)
     if high >= case.level:
-        case.state = replace(case.state, fewer_since=None)
+        case.state = replace(case.state, fewer_since=None, fewest=0)
         return _verdict(case, case.level, needed, "the load is within what they are for")
     since = case.state.fewer_since
     since = case.now if since is None else min(since, case.now)
-    case.state = replace(case.state, fewer_since=since)
+    fewest = max(high, case.state.fewest)
+    case.state = replace(case.state, fewer_since=since, fewest=fewest)
+    going = min(case.level - fewest, max(1, case.level // LEAVING))
     if case.now - since < case.patience_s:
         left_s = since + case.patience_s - case.now
-        return _verdict(case, case.level, needed, f"{high} would do; one goes in {left_s:.2g} s")
-    reason = f"{high} would do, for {case.now - since:.3g} s now"
-    return _verdict(case, case.level - 1, needed, reason)
+        go = "one goes" if going == 1 else f"{going} go"
+        return _verdict(case, case.level, needed, f"{fewest} would do; {go} in {left_s:.2g} s")
+    reason = f"{fewest} would do, for {case.now - since:.3g} s now"
+    return _verdict(case, case.level - going, needed, reason)
 
 
 def _fixed(case: Case, fixed: int) -> Verdict:
@@ -149,6 +157,7 @@ def _after(case: Case, wanted: int) -> PolicyState:
         return replace(
             state,
             fewer_since=None,
+            fewest=0,
             ordered=wanted,
             ordered_until_s=now + ORDER_S,
             grown_s=now,
@@ -159,6 +168,7 @@ def _after(case: Case, wanted: int) -> PolicyState:
         return replace(
             state,
             fewer_since=None,
+            fewest=0,
             ordered=0,
             ordered_until_s=-math.inf,
             shrunk_from=case.level,

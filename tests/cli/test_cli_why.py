@@ -35,8 +35,8 @@ m: 1 instance, 3 wanted
 
 mode      auto: node-2, its owner, decides and acts
 wish      auto: as many as the figures ask for
-bounds    1 to 8 instances; one fewer after 2 s in which they suffice; none
-          after 10 min without requests
+bounds    1 to 8 instances; fewer after 2 s in which they suffice; none after 10
+          min without requests
 priority  3; what ends can be revived for 30 s
 
 MEASURED     P50     P90    P99  TARGET OF P90
@@ -81,7 +81,7 @@ def test_a_wide_screen_has_the_operations():
         ({"mode": "dreamt"}, "mode      dreamt\n"),
         ({"wish": 4}, "4 instances, until `blitzgw scale m auto`"),
         ({"wish": 1}, "1 instance, until"),
-        ({"terms": ScaleTerms("auto", max_instances=0)}, "1 instance or more; one fewer"),
+        ({"terms": ScaleTerms("auto", max_instances=0)}, "1 instance or more; fewer"),
         ({"terms": ScaleTerms("auto", min_instances=0, max_instances=1)}, "0 to 1 instances"),
         ({"now": decision(action="hold", present=2, wanted=2, reason="")}, "now: stays at 2\n"),
         (

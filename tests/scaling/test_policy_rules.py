@@ -196,6 +196,29 @@ def test_steps_down_are_one_by_one_each_after_patience():
     assert all(b - a >= 2.0 for (a, _), (b, _) in pairwise(steps))
 
 
+@pytest.mark.parametrize(
+    ("serving", "expected"), [(15, [14, 13, 12]), (16, [14, 13, 12]), (80, [70, 62, 55])]
+)
+def test_a_large_fleet_shrinks_by_a_part_of_it(serving, expected):
+    state, level, steps = PolicyState(), serving, []
+    for tick in range(64):
+        verdict = decide(figures(), TERMS, fleet(level), state, tick * 0.1)
+        state = verdict.state
+        if verdict.wanted < level:
+            steps.append(verdict.wanted)
+            level = verdict.wanted
+    assert steps == expected
+
+
+def test_a_large_fleet_keeps_as_many_as_were_needed_meanwhile():
+    state = PolicyState()
+    for tick in range(21):
+        told = figures(steady_tokens_per_s=53_000 if tick == 9 else 0)  # 0.7 of each of 76
+        verdict = decide(told, TERMS, fleet(80), state, tick * 0.1)
+        state = verdict.state
+        assert verdict.wanted == (80 if tick < 20 else 76)
+
+
 def test_patience_begins_anew_when_they_were_needed():
     state = PolicyState()
     for tick in range(100):
