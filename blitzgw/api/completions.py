@@ -13,6 +13,7 @@ from blitzgw.api.choice import Choice
 from blitzgw.api.chunks import ChunkFormat
 from blitzgw.api.collect import Collector
 from blitzgw.api.decode import decode
+from blitzgw.api.eventresponse import EventResponse
 from blitzgw.api.exchange import Exchange, read_body
 from blitzgw.api.generation import Batch, Generation, Output
 from blitzgw.api.intake import Work, understand
@@ -21,7 +22,7 @@ from blitzgw.api.metrics import Meter
 from blitzgw.api.prompts import Prompt
 from blitzgw.api.respond import json_response
 from blitzgw.api.services import Services
-from blitzgw.api.sse import EventResponse, EventStream
+from blitzgw.api.sse import EventStream
 from blitzgw.api.tooloutput import ToolCollector, ToolStream
 from blitzgw.core.request import GenerationRequest
 from blitzgw.errors import Overloaded, RequestError, Unavailable
@@ -93,16 +94,32 @@ class Completions:
         try:
             stream.on_gone = batch.abort
             batch.start()
-            await stream.first  # bounded by the generator: each generation ends or fails
+            response = self._open(work, batch, stream)
+            await stream.done  # bounded by the generator: each generation ends or fails
             if stream.error is not None and not stream.opened:
                 raise stream.error
-            response = EventResponse(headers=self._headers(work, batch) | STREAM_HEADERS)
-            if work.exchange.closing:
-                response.force_close()
-            await stream.run(work.exchange.request, response)
+            await response.drained()
             return response
         finally:
             self._finish(work, batch)
+
+    def _open(self, work: Work, batch: Batch, stream: EventStream) -> EventResponse:
+        """Make ready what goes out with the first text, while the device computes it."""
+        request = work.exchange.request
+        if request.transport is None:
+            raise ConnectionResetError("the client has left")
+        response = EventResponse(request, closing=work.exchange.closing)
+
+        def make() -> bytes:
+            return response.head(self._headers(work, batch) | STREAM_HEADERS, work.created)
+
+        served, made = batch.served(), make()
+        stream.go_through(
+            request.transport,
+            lambda: made if batch.served() == served else make(),
+            framed=response.framed,
+        )
+        return response
 
     async def _collect(self, work: Work) -> web.StreamResponse:
         make = Collector if work.tools is None else partial(ToolCollector, work.tools)

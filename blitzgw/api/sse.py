@@ -1,10 +1,8 @@
 """Server-sent events, pushed: one call per step writes a formatted chunk to the transport.
 
-The first write goes through aiohttp, which sends the headers with it; from then on chunks go to the
-transport directly, in HTTP/1.1's chunked framing. HTTP/1.0 knows no chunks: there the end of the
-connection is the end of the stream. The last write is aiohttp's again.
+The first write takes the answer's head along, and the last one the end of HTTP/1.1's chunks.
 
-    waiting ──first text──► opening ──headers sent──► live ──last text──► ended
+    waiting ──first text, with the head──► live ──last text──► ended
        └───────error───────► ended: answered with a status, as nothing has been sent
 """
 
@@ -13,20 +11,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from aiohttp import HttpVersion11, web
 from orjson import dumps
 
 from blitzgw.api.chunks import DONE, ChoiceFormat, ChunkFormat, Extras, Tally
 from blitzgw.api.generation import Generation, Options
-from blitzgw.api.respond import error_object, send_rest
+from blitzgw.api.respond import error_object
 from blitzgw.core.request import TokenEvent
 from blitzgw.errors import RequestError
 
-
-class EventResponse(web.StreamResponse):
-    """A response whose headers wait for its first text: one write, and one wake of the client."""
-
-    _send_headers_immediately = False
+LAST_CHUNK = b"0\r\n\r\n"
 
 
 class ChoiceLine:
@@ -60,8 +53,8 @@ class EventStream:
     """The stream of one response, all choices interleaved; an `Output` of its batch."""
 
     __slots__ = (
-        "_chunks", "_framed", "_lines", "_max_unsent", "_open_choices", "_options", "_pending",
-        "_plain", "_tally", "_transport", "done", "error", "first", "on_gone", "opened",
+        "_chunks", "_framed", "_head", "_lines", "_max_unsent", "_open_choices", "_options",
+        "_pending", "_plain", "_tally", "_transport", "done", "error", "on_gone", "opened",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +74,7 @@ class EventStream:
         self._lines: dict[int, ChoiceLine] = {}
         self._pending: list[bytes] = []
         self._transport: asyncio.Transport | None = None
+        self._head: Callable[[], bytes] | None = None
         self._framed = True
         self._max_unsent = max_unsent
         self._plain = options.plain
@@ -88,9 +82,7 @@ class EventStream:
         self.opened = False
         """Text has come: an error is an event of the stream from here on."""
         self.error: RequestError | None = None
-        loop = asyncio.get_running_loop()
-        self.first: asyncio.Future[None] = loop.create_future()
-        self.done: asyncio.Future[None] = loop.create_future()
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def deliver(self, generation: Generation, text: str, event: TokenEvent) -> None:
         """Write what one step added to one choice."""
@@ -120,8 +112,8 @@ class EventStream:
         return line
 
     def _connect(self, line: ChoiceLine) -> None:
-        """Give a choice the way that there is now."""
-        line.transport = self._transport if self._framed else None
+        """Give a choice the way that there is now; none before the head has been sent."""
+        line.transport = self._transport if self._framed and self._head is None else None
         line.max_unsent = self._max_unsent
 
     def fail(self, error: RequestError) -> None:
@@ -131,26 +123,18 @@ class EventStream:
         self.error = error
         self._end(b"data: " + error_object(error) + b"\n\n")
 
-    async def run(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
-        """Send headers and the first text, wait for the end, send it. `first` has come."""
-        if request.version < HttpVersion11:
-            self._framed = False
-            response.force_close()
-        await response.prepare(request)
-        if not self.done.done():
-            opening = b"".join(self._pending)
-            self._pending.clear()
-            self._max_unsent += len(opening)
-            self._go_through(request.transport)
-            await response.write(opening)  # bounded by the sends that follow it: see `send`
-            await self.done  # bounded by the generator: each generation ends or fails
-        self._go_through(None)
-        await send_rest(response, request.transport, b"".join(self._pending))
+    def go_through(
+        self, transport: asyncio.Transport, head: Callable[[], bytes], *, framed: bool
+    ) -> None:
+        """Send all text there from now on, the first of it after what `head` returns by then.
 
-    def _go_through(self, transport: asyncio.Transport | None) -> None:
-        self._transport = transport
-        for line in self._lines.values():
-            self._connect(line)
+        `framed`: in chunks.
+        """
+        self._transport, self._head, self._framed = transport, head, framed
+        if self.opened and self._pending:
+            events = b"".join(self._pending)
+            self._pending.clear()
+            self._write(events, last=self.done.done())
 
     def _step(
         self, known: ChoiceFormat, generation: Generation, text: str, event: TokenEvent
@@ -187,18 +171,28 @@ class EventStream:
         return usage + DONE
 
     def send(self, payload: bytes) -> None:
-        """Send events, or keep them until the headers have been sent."""
-        transport = self._transport
-        if transport is None:
+        """Send events, or keep them until there is a way."""
+        if self._transport is None:
             self._pending.append(payload)
-            if not self.first.done():
-                self.first.set_result(None)
-            return
-        if transport.is_closing():
+        else:
+            self._write(payload)
+
+    def _write(self, payload: bytes, *, last: bool = False) -> None:
+        """Write events, after the head if that is still to go, and before the end."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
             self._gone()
             return
-        transport.write(b"%x\r\n%b\r\n" % (len(payload), payload) if self._framed else payload)
-        if transport.get_write_buffer_size() > self._max_unsent:
+        if self._framed:
+            payload = b"%x\r\n%b\r\n%b" % (len(payload), payload, LAST_CHUNK if last else b"")
+        if self._head is not None:
+            payload = self._head() + payload
+            self._head = None
+            self._max_unsent += len(payload)
+            for line in self._lines.values():
+                self._connect(line)
+        transport.write(payload)
+        if transport.get_write_buffer_size() > self._max_unsent and not last:
             self.cut_off(transport)
 
     def cut_off(self, transport: asyncio.Transport) -> None:
@@ -208,11 +202,14 @@ class EventStream:
 
     def _gone(self) -> None:
         self.on_gone()
-        self._end(b"")
+        if not self.done.done():
+            self.done.set_result(None)
 
     def _end(self, payload: bytes) -> None:
-        self._pending.append(payload)
-        if not self.first.done():
-            self.first.set_result(None)
+        """Send the last events; without any text before, an error is left to be answered."""
+        if self._transport is None or not self.opened:
+            self._pending.append(payload)
+        else:
+            self._write(payload, last=True)
         if not self.done.done():
             self.done.set_result(None)
