@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 
-class StreamOptions(msgspec.Struct):
+class StreamOptions(msgspec.Struct, frozen=True):
     """`stream_options`."""
 
     include_usage: bool | None = None

@@ -46,6 +46,9 @@ ADAPTERS = frozenset({"adapter_id", "lora_path", "lora_request"})
 """The unsupported fields by which clients of other servers ask for LoRA adapters."""
 
 _UNSUPPORTED = tuple(Unsupported.__struct_fields__)
+"""The first fields of each body that has them."""
+
+_NONE = (None,) * len(_UNSUPPORTED)
 _DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(kind)
     for kind in (
@@ -93,18 +96,24 @@ def _invalid(message: str) -> InvalidRequest:
 
 
 def _refuse_unsupported(body: GenerationBody) -> None:
-    for name in _UNSUPPORTED:
-        value = getattr(body, name)
-        if value is not None and value not in HARMLESS.get(name, ()):
-            if name in ADAPTERS:
-                raise InvalidRequest(f"{name}: {NO_ADAPTERS}", param=name)
-            raise InvalidRequest(f"{name} is not supported with this value", param=name)
+    # one look at all of them: nearly always there is none
+    if msgspec.structs.astuple(body)[: len(_UNSUPPORTED)] != _NONE:
+        _refuse_values(body)
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise InvalidRequest("best_of is not supported unless it equals n", param="best_of")
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream: true", param="stream_options")
     if isinstance(body, ChatBody):
         _refuse_in_chat(body)
+
+
+def _refuse_values(body: GenerationBody) -> None:
+    for name in _UNSUPPORTED:
+        value = getattr(body, name)
+        if value is not None and value not in HARMLESS.get(name, ()):
+            if name in ADAPTERS:
+                raise InvalidRequest(f"{name}: {NO_ADAPTERS}", param=name)
+            raise InvalidRequest(f"{name} is not supported with this value", param=name)
 
 
 def _refuse_in_chat(body: ChatBody) -> None:

@@ -12,14 +12,12 @@ from blitzgw.api.grammars import read_grammar
 from blitzgw.api.metrics import ModelMetrics
 from blitzgw.api.models import ModelEntry
 from blitzgw.api.prompts import Prompt, chat_prompt, completion_prompts
-from blitzgw.api.sampling import MAX_INT32, SamplingReader, Stopping
+from blitzgw.api.sampling import Lengths, Stopping, check_scores, read_seed
 from blitzgw.api.services import Services
 from blitzgw.api.tools import ToolUse, read_tools
+from blitzgw.api.wishes import read_wishes
 from blitzgw.core.request import GenerationRequest
 from blitzgw.errors import InvalidRequest
-
-MAX_N = 128
-"""Choices of one prompt."""
 
 MAX_CHOICES = 1024
 """Choices of one request, all prompts together: each is a generation of its own."""
@@ -48,9 +46,10 @@ async def understand(
 ) -> Work:
     """Check a body against its model and tokenise it; raises InvalidRequest."""
     grammar = await read_grammar(body, entry.spec.eos_ids)
-    reader = SamplingReader(body, entry.spec.shape.vocab, services.draw_seed, grammar)
-    copies, priority, options = _copies(body), _priority(body), _options(body)
-    tools, stopping = None, reader.stopping
+    lengths, wishes = Lengths(body), read_wishes(body, entry.spec.shape.vocab)
+    seed = read_seed(body, services.draw_seed)
+    copies, options = wishes.copies, wishes.options
+    tools, stopping = None, wishes.stopping
     if isinstance(body, ChatBody):
         prompts = [await chat_prompt(body, entry)]
         tools = await read_tools(body, entry, grammar)
@@ -61,10 +60,14 @@ async def understand(
     if options.echo:
         prompts = [_with_text(prompt, entry, stopping) for prompt in prompts]
     limit = entry.spec.max_model_len
-    samplings = [reader.at(len(prompt.tokens), limit) for prompt in prompts]
     if tools is not None:
-        stopping = replace(stopping, shown=tools.shown)
-        samplings = [replace(sampling, grammar=tools.grammar) for sampling in samplings]
+        stopping, grammar = replace(stopping, shown=tools.shown), tools.grammar
+    for prompt in prompts:
+        check_scores(wishes.params, len(prompt.tokens))
+    samplings = [
+        wishes.params.begin(*lengths.at(len(prompt.tokens), limit), seed, grammar)
+        for prompt in prompts
+    ]
     kind = "chatcmpl" if options.chat else "cmpl"
     # with the tenant in it: nobody's requests follow a stranger's session
     session = f"{exchange.tenant}/{exchange.session}" if exchange.session else ""
@@ -76,7 +79,7 @@ async def understand(
             prompt_length=len(prompt.tokens),
             sampling=sampling,
             choice=position * copies + copy,
-            priority=priority,
+            priority=wishes.priority,
             tenant=exchange.tenant,
             session=session,
             digest=entry.digest,
@@ -95,34 +98,7 @@ async def understand(
         tally=Tally(sum(len(prompt.tokens) for prompt in prompts)),
         metrics=services.metrics.model(entry.name, limit),
         tools=tools,
-        mute=reader.mute,
-    )
-
-
-def _copies(body: ChatBody | CompletionBody) -> int:
-    copies = 1 if body.n is None else body.n
-    if not 1 <= copies <= MAX_N:
-        raise InvalidRequest(f"n must be within [1, {MAX_N}]", param="n")
-    return copies
-
-
-def _priority(body: ChatBody | CompletionBody) -> int:
-    priority = body.priority or 0
-    if abs(priority) > MAX_INT32:
-        raise InvalidRequest("priority must fit into 32 bits", param="priority")
-    return priority
-
-
-def _options(body: ChatBody | CompletionBody) -> Options:
-    usage = body.stream_options
-    return Options(
-        chat=isinstance(body, ChatBody),
-        stream=bool(body.stream),
-        include_usage=usage is not None and bool(usage.include_usage),
-        continuous_usage=usage is not None and bool(usage.continuous_usage_stats),
-        echo=bool(body.echo),
-        token_ids=bool(body.return_token_ids),
-        logprobs=body.logprobs is not None and body.logprobs is not False,
+        mute=lengths.mute,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from blitzgw.api.bodies import ChatBody, CompletionBody, GenerationBody
 from blitzgw.core.request import SamplingParams
@@ -54,32 +54,29 @@ class Stopping:
     shown: tuple[int, ...] = ()
 
 
-class SamplingReader:
-    """Reads the sampling fields of one body; `at` gives them for a prompt of a certain length."""
+class Lengths:
+    """The lengths that one body asks for; `at` gives them for a prompt of a certain length."""
 
-    def __init__(
-        self,
-        body: ChatBody | CompletionBody,
-        vocab: int,
-        draw_seed: Callable[[], int],
-        grammar: str = "",
-    ) -> None:
+    __slots__ = ("_chat", "_max_tokens", "_min_tokens", "mute")
+
+    def __init__(self, body: ChatBody | CompletionBody) -> None:
         """Check all that does not depend on the prompt; raises InvalidRequest."""
         self._chat = isinstance(body, ChatBody)
         self._max_tokens = _max_tokens(body)
         self.mute = self._max_tokens == 0
         """Only the prompt is wanted: what is generated with it is not shown."""
         self._min_tokens = int(_within("min_tokens", body.min_tokens, 0, 0, MAX_INT32))
-        self._base = _params(body, vocab, draw_seed, grammar)
-        self.stopping = _stopping(body)
         if self._max_tokens is not None and self._min_tokens > self._max_tokens:
             raise InvalidRequest(
                 f"min_tokens ({self._min_tokens}) is above max_tokens ({self._max_tokens})",
                 param="min_tokens",
             )
 
-    def at(self, prompt_length: int, max_model_len: int) -> SamplingParams:
-        """Return the parameters for a prompt; raises InvalidRequest where the context is short."""
+    def at(self, prompt_length: int, max_model_len: int) -> tuple[int, int]:
+        """Return the most and the fewest tokens after a prompt.
+
+        Raises InvalidRequest where the context is short.
+        """
         left = max_model_len - prompt_length
         if left < 1:
             raise InvalidRequest(
@@ -102,32 +99,37 @@ class SamplingReader:
                 "generated",
                 param="min_tokens",
             )
-        self._check_scores(prompt_length)
-        return replace(self._base, max_tokens=max(1, wanted), min_tokens=self._min_tokens)
-
-    def _check_scores(self, prompt_length: int) -> None:
-        if self._base.prompt_logprobs is None:
-            return
-        most = MAX_PROMPT_LOGPROBS // (1 + self._base.prompt_logprobs)
-        if prompt_length > most:
-            raise InvalidRequest(
-                f"the prompt has {prompt_length} tokens; with logprobs "
-                f"{self._base.prompt_logprobs} and echo at most {most} are allowed",
-                param="logprobs",
-            )
+        return max(1, wanted), self._min_tokens
 
     def _prompt_field(self) -> str:
         return "messages" if self._chat else "prompt"
 
 
-def _params(
-    body: ChatBody | CompletionBody, vocab: int, draw_seed: Callable[[], int], grammar: str
-) -> SamplingParams:
+def read_seed(body: GenerationBody, draw_seed: Callable[[], int]) -> int:
+    """Return the seed that a body gives, or one that is drawn; raises InvalidRequest."""
     seed = draw_seed() if body.seed is None else body.seed
     if not -SEED_MODULUS <= seed < 2 * SEED_MODULUS:
         raise InvalidRequest("seed must fit into 64 bits", param="seed")
+    return seed % SEED_MODULUS
+
+
+def check_scores(params: SamplingParams, prompt_length: int) -> None:
+    """Raise InvalidRequest where a prompt is too long for its log-probabilities to be told."""
+    if params.prompt_logprobs is None:
+        return
+    most = MAX_PROMPT_LOGPROBS // (1 + params.prompt_logprobs)
+    if prompt_length > most:
+        raise InvalidRequest(
+            f"the prompt has {prompt_length} tokens; with logprobs {params.prompt_logprobs} and "
+            f"echo at most {most} are allowed",
+            param="logprobs",
+        )
+
+
+def read_params(body: ChatBody | CompletionBody, vocab: int) -> SamplingParams:
+    """Return the parameters but for lengths, seed and grammar; raises InvalidRequest."""
     return SamplingParams(
-        max_tokens=1,  # `at` sets it
+        max_tokens=1,  # `begin` sets it
         temperature=_within("temperature", body.temperature, 1.0, 0.0),
         top_p=_positive("top_p", body.top_p, 1.0),
         top_k=int(max(0, _within("top_k", body.top_k, 0, -1, MAX_INT32))),
@@ -136,16 +138,15 @@ def _params(
         frequency_penalty=_within("frequency_penalty", body.frequency_penalty, 0.0, -2.0, 2.0),
         repetition_penalty=_positive("repetition_penalty", body.repetition_penalty, math.inf),
         logit_bias=_logit_bias(body.logit_bias, vocab),
-        seed=seed % SEED_MODULUS,
         ignore_eos=bool(body.ignore_eos),
         stop_token_ids=_stop_tokens(body.stop_token_ids, vocab),
         logprobs=(logprobs := _logprobs(body)),
         prompt_logprobs=logprobs if body.echo else None,
-        grammar=grammar,
     )
 
 
-def _stopping(body: GenerationBody) -> Stopping:
+def read_stopping(body: GenerationBody) -> Stopping:
+    """Return how a text ends; raises InvalidRequest."""
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(stops) > MAX_STOPS:
         raise InvalidRequest(

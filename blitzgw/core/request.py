@@ -56,6 +56,27 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     grammar: str = ""
 
+    def begin(self, max_tokens: int, min_tokens: int, seed: int, grammar: str) -> SamplingParams:
+        """Return the same for one request: `dataclasses.replace` takes four times as long."""
+        return SamplingParams(
+            max_tokens,
+            self.temperature,
+            self.top_p,
+            self.top_k,
+            self.min_p,
+            self.presence_penalty,
+            self.frequency_penalty,
+            self.repetition_penalty,
+            self.logit_bias,
+            seed,
+            min_tokens,
+            self.ignore_eos,
+            self.stop_token_ids,
+            self.logprobs,
+            self.prompt_logprobs,
+            grammar,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
