@@ -26,6 +26,11 @@ MAX_REPEATED = 1 << 20
 the context of a model takes no more."""
 
 
+MAX_JUDGED = 1024
+"""Attributes of types whose safety is remembered: a template names some tens, but a client's words
+may become names, too."""
+
+
 class _LazyCodeGenerator(CodeGenerator):
     """Leaves all computing to the rendering, also that of constants.
 
@@ -61,6 +66,20 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=extensions, optimized=False
         )
+        self._judged: dict[tuple[type, str], bool] = {}
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Tell whether a template may see an attribute: jinja2's judgement, one for each type.
+
+        It goes by the name and by what the object is an instance of.
+        """
+        key = type(obj), attr
+        safe = self._judged.get(key)
+        if safe is None:
+            safe = super().is_safe_attribute(obj, attr, value)
+            if len(self._judged) < MAX_JUDGED:
+                self._judged[key] = safe
+        return safe
 
     def call_binop(
         self,

@@ -35,9 +35,13 @@ class Placing:
 
         Either those that take requests gladly, or the `reluctant` ones.
         """
+        if len(seats) == 1:  # there is nothing to compare
+            outlook = seats[0].port.outlook()
+            if outlook.open and outlook.reluctant == reluctant:
+                yield seats[0]
+            return
         n_tokens = len(entry.request.tokens) + len(entry.tokens)
-        cached = self._cached(entry) if len(seats) > 1 else {}
-        prospects = assess(seats, n_tokens, cached, reluctant=reluctant)
+        prospects = assess(seats, n_tokens, self._cached(entry), reluctant=reluctant)
         while prospects:
             chosen = choose(prospects, entry.request.session, self._dice)
             yield chosen.seat
