@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from blitzgw.core.live import LivePolicy, Pair, StagePlan
 from blitzgw.core.plan import Tier
+from blitzgw.core.record import record
 from blitzgw.core.transfer import TrafficClass
 
 LEASE_S = 5.0
@@ -123,7 +124,7 @@ class Engaged:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class BlobNews:
     """Blobs that are complete and checked at a target since the last time."""
 

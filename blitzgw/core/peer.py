@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from blitzgw.core.record import record
 from blitzgw.core.request import GenerationRequest, PlainToken, TokenEvent
 from blitzgw.core.view import LoadFacts
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Submit:
     """Queue a request at an instance; `claim` is its device's as the ingress knows it."""
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from blitzgw.core.parcels import DropParcels
 from blitzgw.core.peer import Loss
+from blitzgw.core.record import record
 from blitzgw.core.request import GenerationRequest, TokenEvent
 from blitzgw.core.step import Step
 from blitzgw.errors import RequestError
@@ -49,7 +49,7 @@ class Ingress(Protocol):
         """Take back a request that an instance does not want after all: try the next one."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Outlook:
     """What a router wants to know of an instance before it sends something there.
 

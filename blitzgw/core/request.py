@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import overload
 
+from blitzgw.core.record import record
 from blitzgw.core.span import Span
 
 MAX_GRAMMAR_BYTES = 64 << 10
@@ -26,7 +27,7 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class SamplingParams:
     """How the next token is chosen, and when to stop.
 
@@ -78,7 +79,7 @@ class SamplingParams:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class GenerationRequest:
     """One choice of one client request, or what is left of it after a failed attempt.
 

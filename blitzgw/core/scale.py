@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from blitzgw.core.record import record
 from blitzgw.core.view import LoadFacts, ScaleTerms
 
 AUTOMATIC = -1
@@ -53,7 +54,7 @@ def upper_s(bucket: int) -> float:
     return SHORTEST_S * GROWTH**bucket
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Demand:
     """What one node knows of a model; replaces what it has said of it before.
 

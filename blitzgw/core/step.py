@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from blitzgw.core.record import record
 from blitzgw.core.request import Logprobs, SamplingParams
 from blitzgw.core.span import Span
 
@@ -17,7 +18,7 @@ BLOCK_TOKENS = 16
 """Tokens in a KV block: small enough to share short prefixes, large enough to keep tables short."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class NewSequence:
     """A sequence that the worker has not seen, with all tokens known so far.
 
@@ -49,7 +50,7 @@ class Row(NamedTuple):
     blocks: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Import:
     """Take in, for a sequence, all parcels that have arrived by a ticket of a road.
 
@@ -62,7 +63,7 @@ class Import:
     blocks: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Send:
     """Send parcels of a sequence's positions `[start, stop)` on a road, by a ticket of its far end.
 
@@ -80,7 +81,7 @@ class Send:
     hidden: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Step:
     """One call of a worker, for one instance and one span of its layers.
 
@@ -112,7 +113,7 @@ NO_TOKEN = (1 << 32) - 1
 """Instead of a sampled token: the sequence's grammar could not be followed. Ends the sequence."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class PromptLogprobs:
     """What a step's row gives prompt tokens of a sequence: those at `start` and following it."""
 
@@ -121,7 +122,7 @@ class PromptLogprobs:
     logprobs: tuple[Logprobs, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class StepResult:
     """The tokens of the rows that sample, in row order, and the seconds that the step took.
 

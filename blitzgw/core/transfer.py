@@ -14,6 +14,7 @@ from typing import Protocol
 
 from blitzgw.core.instance import ModelSpec
 from blitzgw.core.manifest import BlobDigest
+from blitzgw.core.record import record
 
 PIECE_BYTES = 1 << 20
 """The unit of cut-through forwarding. Smaller: less delay per hop; larger: less work per byte."""
@@ -177,7 +178,7 @@ class EdgeClosed:
     delayed_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class BlobChecked:
     """Blob `index` of the store of `weights` is complete and has the digest of the manifest.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from blitzgw.core.instance import DeviceKind, InstanceState, Role
 from blitzgw.core.membership import DEFINITIONS, LIVING, MEMBERSHIP
 from blitzgw.core.picture import Picture
+from blitzgw.core.record import record
 from blitzgw.core.rumours import Status
 from blitzgw.core.span import Span
 
@@ -150,7 +151,7 @@ class ModelFacts:
     """When it gets more instances or fewer."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class InstanceFacts:
     """An instance: a model on a device, at a claim of that device. `digest` is its model's."""
 
@@ -181,7 +182,7 @@ class InstanceFacts:
         return self.stage is not None and self.stage.start == 0
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class LoadFacts:
     """The load of an instance. `queued_tokens` wait or are not yet computed; rates are measured.
 
@@ -220,7 +221,7 @@ class ScaleWish:
     writer: str
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class ScaleFacts:
     """What a model's owner tells of its scaling: how many it has and wants, and how hard pressed.
 
@@ -270,7 +271,7 @@ MASK_DIGITS = 1056
 """Of a mask: 4096 layers and both ends, rounded up."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class NodeView:
     """One member, as another node sees it. `heard_s` is when its state last changed here.
 
@@ -302,7 +303,7 @@ class NodeView:
         return self.status in (Status.ALIVE, Status.SUSPECT)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class ClusterView:
     """The cluster at one moment, by boot id; `local` is the node that holds this view.
 

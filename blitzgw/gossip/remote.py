@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from blitzgw.core.clock import Clock
 from blitzgw.core.instance import InstanceState
 from blitzgw.core.peer import Abort, Declined, Loss, Lost, PlainTokens, Submit, Tokens
 from blitzgw.core.ports import Ingress, Outlook
+from blitzgw.core.record import record
 from blitzgw.core.request import GenerationRequest, PlainToken, StepTokens
 from blitzgw.core.view import InstanceFacts, LoadFacts, NodeView
 from blitzgw.errors import (
@@ -68,7 +68,7 @@ class TooLong(Unavailable):
     status, kind, code = TooLarge.status, TooLarge.kind, TooLarge.code
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class _Whereabouts:
     """Where a request is: at this instance of that process, with this attempt."""
 
@@ -186,7 +186,8 @@ class RemoteInstance:
         load: LoadFacts | None = None,
     ) -> None:
         self._ingress, self._links, self._clock = ingress, links, clock
-        self._node, self._facts = node, facts
+        self._open = self._reluctant = False
+        self.update(node, facts)
         self._load = load or LoadFacts(facts.id)
         self._heard_s = node.heard_s
         self._sent: deque[tuple[float, int]] = deque()
@@ -216,9 +217,10 @@ class RemoteInstance:
 
         Returns whether it has begun to take requests.
         """
-        before = self._is_open()
+        before = self._open
         self._node, self._facts = node, facts
-        return self._is_open() and not before
+        self._open, self._reluctant = _is_open(node, facts), facts.state is InstanceState.LOADING
+        return self._open and not before
 
     def update_load(self, load: LoadFacts) -> None:
         """Take the instance's load, which has just arrived: by gossip or in a report."""
@@ -235,8 +237,8 @@ class RemoteInstance:
             prefill_tokens_per_s=self._load.prefill_tokens_per_s,
             distance_s=UNKNOWN_DISTANCE_S if rtt_s is None else rtt_s,
             age_s=max(0.0, now - self._heard_s),
-            open=self._is_open(),
-            reluctant=self._facts.state is InstanceState.LOADING,
+            open=self._open,
+            reluctant=self._reluctant,
         )
 
     def submit(self, request: GenerationRequest) -> None:
@@ -248,18 +250,18 @@ class RemoteInstance:
         """Stop a request and free what it holds; unknown ones are ignored."""
         self._ingress.abort(self._node.boot, request_id, attempt)
 
-    def _is_open(self) -> bool:
-        node = self._node
-        facts = self._facts
-        leads = facts.state is InstanceState.LOADING and facts.leads and facts.open
-        serves = facts.state is InstanceState.SERVING or leads
-        draining = node.facts is not None and node.facts.draining
-        return serves and node.living and not draining
-
     def _settle(self, limit_s: float) -> None:
         """Forget submissions from before a moment."""
         while self._sent and self._sent[0][0] <= limit_s:
             self._sent.popleft()
+
+
+def _is_open(node: NodeView, facts: InstanceFacts) -> bool:
+    """Tell whether an instance takes requests, by what the directory says of it and its node."""
+    leads = facts.state is InstanceState.LOADING and facts.leads and facts.open
+    serves = facts.state is InstanceState.SERVING or leads
+    draining = node.facts is not None and node.facts.draining
+    return serves and node.living and not draining
 
 
 def rebuilt(declined: Declined) -> RequestError:

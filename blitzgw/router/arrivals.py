@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from blitzgw.core.record import record
 from blitzgw.core.request import GenerationRequest
 
 
@@ -19,7 +20,7 @@ class Arrived:
     refused: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Held:
     """Requests that wait for an instance of one model.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Protocol
 
 import xxhash
@@ -164,5 +165,4 @@ def _better_of_two(pool: Sequence[Prospect], dice: Dice) -> Prospect:
     return winner
 
 
-def _merit(prospect: Prospect) -> tuple[float, float]:
-    return prospect.predicted_s, prospect.age_s
+_merit = attrgetter("predicted_s", "age_s")

@@ -110,9 +110,11 @@ class Dispatcher:
             willing = [s for s in some if s.cooling_until <= now and s.port.instance not in failed]
             yield from self.placing.options(entry, willing)
         seats = self._able(self.fleet.of(entry.request.model), entry)
-        rested = [seat for seat in seats if seat.cooling_until <= now]
-        first = [seat for seat in rested if seat.port.instance not in failed]
-        last = [seat for seat in rested if seat.port.instance in failed]
+        first = rested = [seat for seat in seats if seat.cooling_until <= now]
+        last: list[Seat] = []
+        if failed:
+            first = [seat for seat in rested if seat.port.instance not in failed]
+            last = [seat for seat in rested if seat.port.instance in failed]
         if not patient:
             last += [seat for seat in seats if seat.cooling_until > now]
         if entry.round.declines < MAX_DECLINES:
@@ -136,7 +138,8 @@ class Dispatcher:
     def _able(self, seats: Iterable[Seat], entry: Entry) -> list[Seat]:
         """Return the seats that serve what a request is for and have not refused in this round."""
         digest, tried = entry.request.digest, entry.round.tried
-        return [s for s in seats if s.serves(digest) and s.port.instance not in tried]
+        able = [s for s in seats if s.digest == digest or s.serves(digest)]
+        return [s for s in able if s.port.instance not in tried] if tried else able
 
     def _submit(self, entry: Entry, request: GenerationRequest, seat: Seat) -> bool:
         """Hand a request over; False where it is refused. Raises what is the request's fault."""

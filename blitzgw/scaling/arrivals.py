@@ -55,9 +55,12 @@ class Arrivals:
 
     def within(self, start: float, stop: float) -> tuple[int, int]:
         """Return (requests, tokens) that came within (start, stop]."""
-        a = max(0, bisect_right(self._times, start) - 1)
-        b = max(0, bisect_right(self._times, stop) - 1)
+        a, b = self._until(start), self._until(stop)
         return self._requests[b] - self._requests[a], self._tokens[b] - self._tokens[a]
+
+    def _until(self, moment: float) -> int:
+        """Return the last entry that is not after a moment."""
+        return max(0, bisect_right(self._times, moment) - 1)
 
     def rate(self, now: float, window_s: float) -> tuple[float, float]:
         """Return (requests, tokens) per second over the last `window_s`, or since it was begun.
@@ -75,15 +78,17 @@ class Arrivals:
         been seen in a slice, n − √n / 2 are taken for certain: half a standard deviation less.
         """
         seen, certain = 0.0, 0.0
-        if self.within(now - 2 * SLICES_S[-1], now)[0] < 2 * ENOUGH:
+        requests, tokens, last = self._requests, self._tokens, self._until(now)
+        if requests[last] - requests[self._until(now - 2 * SLICES_S[-1])] < 2 * ENOUGH:
             return seen, certain
         for d in SLICES_S:
             if 2 * d < prompt_s:
                 continue
-            newer, older = self.within(now - d, now), self.within(now - 2 * d, now - d)
-            fewest = min(newer[0], older[0])
+            middle, first = self._until(now - d), self._until(now - 2 * d)
+            fewest = min(requests[last] - requests[middle], requests[middle] - requests[first])
             if fewest >= ENOUGH:
-                rate = max(0.0, min(newer[1], older[1]) / d)
+                fewer = min(tokens[last] - tokens[middle], tokens[middle] - tokens[first])
+                rate = max(0.0, fewer / d)
                 seen = max(seen, rate)
                 certain = max(certain, rate * (1.0 - fewest**-0.5 / 2))
         return seen, certain

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from blitzgw.core.record import record
 from blitzgw.core.scale import Cede, DecisionFacts, Demand
 from blitzgw.core.view import ScaleFacts, ScaleWish
 from blitzgw.scaling.events import NodeDied, TimePassed
@@ -15,7 +16,7 @@ from blitzgw.scaling.events import NodeDied, TimePassed
 # Events.
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class DemandCame:
     """A node, perhaps this one, tells what it knows of a model."""
 

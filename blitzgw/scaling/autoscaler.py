@@ -105,10 +105,12 @@ class Autoscaler:
 
     def deadline(self) -> float | None:
         """Return when `TimePassed` is due; None: never."""
-        times = [charge.look_at for charge in self._charges]
-        times += [charge.bulletin.deadline() for charge in self._charges]
-        times.append(self._charges.deadline())
-        return min((time for time in times if time is not None), default=None)
+        due = self._charges.deadline()
+        for charge in self._charges:
+            for at in (charge.look_at, charge.bulletin.deadline()):
+                if at is not None and (due is None or at < due):
+                    due = at
+        return due
 
     def why(self, model: str, now: float) -> WhyFacts | None:
         """Return why a model has as many instances as it has; None: it is not ours."""
@@ -293,5 +295,8 @@ class Autoscaler:
         charge.bulletin.note(scale_facts(charge, judged, now, unix_s), unix_s)
 
     def _tell(self, now: float) -> list[AutoEffect]:
-        found = ((charge.model, charge.bulletin.tell(now)) for charge in self._charges)
-        return [PublishScale(model, facts) for model, facts in found if facts is not None]
+        return [
+            PublishScale(charge.model, facts)
+            for charge in self._charges
+            if (facts := charge.bulletin.tell(now)) is not None
+        ]

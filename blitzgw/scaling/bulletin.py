@@ -75,8 +75,7 @@ class Bulletin:
 
     def tell(self, now: float) -> ScaleFacts | None:
         """Return what is to be told now, if anything is."""
-        at = self.deadline()
-        if at is None or now < at:
+        if self.due is None or now < self.told_s + self.pause_s:
             return None
         self.told, self.told_s, self.due = self.due, now, None
         return self.told

@@ -39,7 +39,7 @@ class Charges:
         self._again_at: float | None = None
 
     def __iter__(self) -> Iterator[Charge]:
-        return iter([*self._ours.values()])
+        return iter(self._ours.values())  # `follow` makes another book
 
     def get(self, model: str) -> Charge | None:
         """Return the charge of a model, None where it is not ours."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blitzgw.core.operation import OperationMessage, ScaleOrder
+from blitzgw.core.record import record
 from blitzgw.core.transfer import (
     BlobChecked,
     BlobDamaged,
@@ -26,7 +27,7 @@ class TimePassed:
     """The moment that `deadline()` named has come, or a later one."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class MessageCame:
     """A node, perhaps this one, has sent a message of an operation. `boot` is the sender's."""
 
@@ -84,7 +85,7 @@ WorkerMessage = BlobChecked | BlobDamaged | EdgeProgress | EdgeClosed | CopyHeld
 host copy, or read, counts as checked too: the shell says so in the words of `BlobChecked`."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class WorkerSaid:
     """A worker of this node has told something of weights."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from blitzgw.core.record import record
 from blitzgw.scaling.autoevents import Coming
 
 
@@ -41,7 +42,7 @@ class Fleet:
         return 0.0 if self.kept or self.draining else max(0.0, self.load_s)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class PolicyState:
     """What the policy remembers of its last verdicts; begin with `PolicyState()`.
 

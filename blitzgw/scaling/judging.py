@@ -158,9 +158,12 @@ def _left(room: frozenset[str], outlook: Outlook) -> int:
     return max(0, len(room) - len(taken & room) - outlook.unclaimed)
 
 
+_MODES: dict[str, ScaleMode] = {mode.value: mode for mode in ScaleMode}
+
+
 def _mode(told: str) -> ScaleMode:
     """Return a mode as nodes tell it; of one that does not exist, that in which nothing is done."""
-    return ScaleMode(told) if told in set(ScaleMode) else ScaleMode.MANUAL
+    return _MODES.get(told, ScaleMode.MANUAL)
 
 
 def _verdict(

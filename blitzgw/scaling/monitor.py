@@ -170,9 +170,7 @@ class Monitor:
         """
         loads = self._loads(now)
         self._learn_paces(loads)
-        demands = [told.demand for told in self._told.values() if told.current(now)]
-        held_tokens = sum(each.held_tokens for each in demands)
-        held = sum(each.held for each in demands)
+        held, held_tokens = self._held(now)
         sums = together(loads)
         if held or sums.busy:
             self._active_s = max(self._active_s, now)
@@ -237,7 +235,11 @@ class Monitor:
     def _loads(self, now: float) -> list[LoadFacts]:
         """Return the newest load known of each instance."""
         self._sort_out(now)
-        told = [each.demand.loads for each in self._told.values() if each.current(now)]
+        told = [
+            each.demand.loads  # most nodes have no instance of the model
+            for each in self._told.values()
+            if each.demand.loads and now - each.at_s <= STALE_S
+        ]
         return list(newest(self._viewed.values(), *told).values())
 
     def _sort_out(self, now: float) -> None:
@@ -246,6 +248,16 @@ class Monitor:
             self._sorted_s = now
             for boot in [boot for boot, told in self._told.items() if not told.current(now)]:
                 self._silent[boot] = self._told.pop(boot)
+
+    def _held(self, now: float) -> tuple[int, int]:
+        """Return how many requests are held, and their tokens."""
+        requests = tokens = 0
+        for told in self._told.values():
+            demand = told.demand
+            if (demand.held or demand.held_tokens) and told.current(now):
+                requests += demand.held
+                tokens += demand.held_tokens
+        return requests, tokens
 
     def _held_s(self, now: float) -> float:
         return max(
@@ -265,7 +277,7 @@ class Monitor:
             if kind is not None:
                 kinds.setdefault(kind, []).append(load)
         for kind, own in kinds.items():
-            known = self._paces.pop(kind, Pace())
+            known = self._paces.pop(kind, None) or Pace()
             measured = [(load.prefill_tokens_per_s, load.kv_tokens) for load in own]
             if measured != known.measured:
                 rate, tokens = prefill_rate(own), kv_tokens(own)

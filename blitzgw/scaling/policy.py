@@ -84,7 +84,7 @@ def _grow(case: Case) -> Verdict:
     target = case.level + max(0, math.ceil(needed - case.worth - 1e-9))
     needed = max(needed, target)
     wanted = min(target, case.cap)
-    case.state = replace(case.state, fewer_since=None, fewest=0)
+    case.state = _since(case.state, None, 0)
     if wanted <= case.level:
         return _verdict(
             case, wanted, needed, f"{needed} are needed, {case.cap} is all there can be"
@@ -102,12 +102,12 @@ def _shrink(case: Case) -> Verdict:
         high = max(high, case.level)
     needed = min(case.level, high)
     if high >= case.level:
-        case.state = replace(case.state, fewer_since=None, fewest=0)
+        case.state = _since(case.state, None, 0)
         return _verdict(case, case.level, needed, "the load is within what they are for")
     since = case.state.fewer_since
     since = case.now if since is None else min(since, case.now)
     fewest = max(high, case.state.fewest)
-    case.state = replace(case.state, fewer_since=since, fewest=fewest)
+    case.state = _since(case.state, since, fewest)
     going = min(case.level - fewest, max(1, case.level // LEAVING))
     if case.now - since < case.patience_s:
         left_s = since + case.patience_s - case.now
@@ -115,6 +115,13 @@ def _shrink(case: Case) -> Verdict:
         return _verdict(case, case.level, needed, f"{fewest} would do; {go} in {left_s:.2g} s")
     reason = f"{fewest} would do, for {case.now - since:.3g} s now"
     return _verdict(case, case.level - going, needed, reason)
+
+
+def _since(state: PolicyState, fewer_since: float | None, fewest: int) -> PolicyState:
+    """Return a state with the moment since when fewer would do: mostly the one that it has."""
+    if state.fewer_since == fewer_since and state.fewest == fewest:
+        return state
+    return replace(state, fewer_since=fewer_since, fewest=fewest)
 
 
 def _fixed(case: Case, fixed: int) -> Verdict:

@@ -253,15 +253,12 @@ class Reckoning:
 
 def _coming(operations: Sequence[Underway], standing: Standing, view: ClusterView) -> list[Coming]:
     """Return what is on its way: as operations of this node say, and others that views show."""
-    counted = standing.counted
-    serving = {here.facts.id for here in counted if here.facts.state is InstanceState.SERVING}
-    found = {
-        coming.instance: coming
-        for each in operations
-        if each.grows
-        for coming in each.coming
-        if coming.instance not in serving
-    }
+    told = [coming for each in operations if each.grows for coming in each.coming]
+    found: dict[str, Coming] = {}
+    if told:
+        counted = [here.facts for here in standing.counted]
+        serving = {each.id for each in counted if each.state is InstanceState.SERVING}
+        found = {coming.instance: coming for coming in told if coming.instance not in serving}
     for facts in standing.loading(view):
         found.setdefault(facts.id, _loading(facts))
     return list(found.values())

@@ -164,7 +164,7 @@ class Places:
     def room(self, definition: ModelDefinition) -> Room:
         """Return where an instance could be: on free devices, and on those to be revived."""
         known = self._rooms.get(definition.name)
-        if known is None or known[0] != definition:
+        if known is None or (known[0] is not definition and known[0] != definition):
             known = definition, self._room(definition)
             self._rooms[definition.name] = known
         return known[1]

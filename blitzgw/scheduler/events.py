@@ -9,6 +9,7 @@ from blitzgw.core.live import LivePolicy, Purpose, Said
 from blitzgw.core.messages import StepFailed
 from blitzgw.core.parcels import DropParcels, ParcelArrived, ParcelsSent
 from blitzgw.core.peer import Loss
+from blitzgw.core.record import record
 from blitzgw.core.request import GenerationRequest, TokenEvent
 from blitzgw.core.span import Span
 from blitzgw.core.step import KvGeometry, Step, StepResult
@@ -59,7 +60,7 @@ class InstanceOpened:
     instance: ServedInstance
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class LayersResident:
     """The first `layers` layers of an instance that is loading, and the embedding, may run."""
 
@@ -129,7 +130,7 @@ class Ticked:
     """Time has passed: told once a second while `Scheduler.expects_ticks`."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class RequestArrived:
     """A request for one instance."""
 
@@ -145,14 +146,14 @@ class RequestAborted:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class StepCompleted:
     """The worker has carried out a step."""
 
     result: StepResult
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class StepsRepeated:
     """The worker has carried out several steps, each of which only repeated the one before it.
 
@@ -167,7 +168,7 @@ class StepsRepeated:
     durations_s: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class RunStep:
     """Post a step to the worker, in the order in which these effects stand."""
 

@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from blitzgw.core.record import record
 from blitzgw.core.step import BLOCK_TOKENS, KvGeometry
 from blitzgw.scheduler.budget import KvBudget
 from blitzgw.scheduler.prefix import PrefixIndex, block_name, root
 from blitzgw.scheduler.ranking import Rank, Ranking
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Allocation:
     """A sequence's block table, what to copy into it first, and the tokens that need no compute."""
 

@@ -43,6 +43,8 @@ class _Told:
     quiet: bool = True
     news_s: float = inf
     """When the oldest change came about that has not been told yet."""
+    looked_after: bool = False
+    """Whether it is looked at again when it is to be repeated."""
 
 
 class Demands:
@@ -84,11 +86,21 @@ class Demands:
         told.quiet, told.news_s = _is_quiet(demand), inf
         told.at_s, told.to = self._heap.now, node.world.owner_of(model)
         node.world.deliver(node, told.to, demand, node.world.latencies.demand_s)
-        if not told.quiet:
-            self._heap.after(REPEAT_S, self._again, model, told, told.at_s)
+        if not told.quiet and not told.looked_after:
+            told.looked_after = True
+            self._heap.after(REPEAT_S, self._again, model, told)
 
-    def _again(self, model: str, told: _Told, at_s: float) -> None:
-        if self._node.running and told.at_s == at_s:
+    def _again(self, model: str, told: _Told) -> None:
+        """Repeat what nobody has told anew meanwhile, or look again when that would be due.
+
+        One event for each model of a node: else there is one for each message of two seconds.
+        """
+        if told.quiet or not self._node.running:
+            told.looked_after = False
+        elif self._heap.now < told.at_s + REPEAT_S:
+            self._heap.at(told.at_s + REPEAT_S, self._again, model, told)
+        else:
+            told.looked_after = False
             self.touched(model)
 
     def _demand(self, model: str, told: _Told) -> Demand:
@@ -105,5 +117,6 @@ class Demands:
 
 
 def _is_quiet(demand: Demand) -> bool:
-    busy = any(load.running or load.waiting for load in demand.loads)
-    return not (demand.held or busy or demand.ttft)
+    if demand.held or demand.ttft:
+        return False
+    return not any(load.running or load.waiting for load in demand.loads)

@@ -157,7 +157,9 @@ class SimNode:
         """Return how busy the instances here are, of a model or of all."""
         if self._serving is None:
             return ()
-        models = [model] if model else [i.model.name for i in self.premises.instances()]
+        if model:
+            return self._serving.loads(model)
+        models = [there.model.name for there in self.premises.instances()]
         return tuple(load for name in models for load in self._serving.loads(name))
 
     # The steward.

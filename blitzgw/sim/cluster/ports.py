@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from zlib import crc32
 
-from blitzgw.core.instance import InstanceState
 from blitzgw.core.ports import Outlook
 from blitzgw.core.view import InstanceFacts, NodeView
 from blitzgw.gossip.remote import REPORT_LAG_S, RemoteIngress, RemoteInstance
@@ -37,9 +36,11 @@ class SeenInstance(RemoteInstance):
 
     def outlook(self) -> Outlook:
         """Return how busy it was at the last report, and what has been sent there since."""
-        now = self._clock.now()
+        now = self._world.heap.now
         period_s, way_s, phase = self._period_s, self._way_s, self._phase
-        runner = self._current()
+        runner = self._runner
+        if runner is None or not runner.up:
+            runner = self._runner = self._find()
         if runner is None or not runner.serving.gate.users.has(self._asker, now):
             period_s, way_s = GOSSIP_LOAD_S, self._gossip_s
         told_s = now - way_s
@@ -55,14 +56,9 @@ class SeenInstance(RemoteInstance):
             rate,
             self._rtt_s,
             max(0.0, now - heard_s),
-            open=self._is_open(),
-            reluctant=self._facts.state is InstanceState.LOADING,
+            self._open,
+            self._reluctant,
         )
-
-    def _current(self) -> Runner | None:
-        if self._runner is None or not self._runner.up:
-            self._runner = self._find()
-        return self._runner
 
     def _find(self) -> Runner | None:
         node = self._world.process(self._node.boot)

@@ -7,7 +7,6 @@ It stands where `device.py`'s DeviceRunner stands on a node: pairings and what w
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from blitzgw.core.instance import InstanceState
@@ -217,12 +216,17 @@ class Runner:
         load = self.scheduler.load(self.there.id)
         if load is None:
             return None
-        return replace(
-            load,
-            kv_usage=round(load.kv_usage, 3),
-            prefill_tokens_per_s=_rounded(load.prefill_tokens_per_s),
-            decode_step_s=_rounded(load.decode_step_s),
+        return LoadFacts(  # `replace` takes five times as long
+            load.instance,
+            load.running,
+            load.waiting,
+            load.queued_tokens,
+            round(load.kv_usage, 3),
+            _rounded(load.prefill_tokens_per_s),
+            _rounded(load.decode_step_s),
             number=number,
+            kv_tokens=load.kv_tokens,
+            kv_committed_tokens=load.kv_committed_tokens,
         )
 
     def note(self) -> None:

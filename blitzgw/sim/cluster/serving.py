@@ -211,9 +211,12 @@ class Serving:
     def loads(self, model: str) -> tuple[LoadFacts, ...]:
         """Return how busy this node's instances of a model are."""
         self._numbers += 1
-        runners = [r for r in self.runners.values() if r.there.model.name == model]
-        loads = (runner.load(self._numbers) for runner in runners)
-        return tuple(load for load in loads if load is not None)
+        loads = [
+            runner.load(self._numbers)
+            for runner in self.runners.values()
+            if runner.there.model.name == model
+        ]
+        return tuple([load for load in loads if load is not None])
 
     def close(self) -> None:
         """End with the process: nothing more is computed or told."""

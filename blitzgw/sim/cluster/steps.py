@@ -54,11 +54,9 @@ class Posted:
     tokens: int
     context: int
     samplers: list[tuple[int, int]]
-
-    @property
-    def costs(self) -> bool:
-        """Whether it computes anything; else it only tells the worker something."""
-        return self.tokens > 0
+    layers: int
+    costs: bool
+    """Whether it computes anything; else it only tells the worker something."""
 
     def shift(self, count: int) -> None:
         """Become the step that comes `count` later in a series of equal ones."""
@@ -75,7 +73,8 @@ def _posted(step: Step) -> Posted:
         context += stop
         if sample:
             samplers.append((seq, stop))
-    return Posted(step, step.id, tokens, context, samplers)
+    span = step.span
+    return Posted(step, step.id, tokens, context, samplers, span.stop - span.start, tokens > 0)
 
 
 @dataclass(slots=True)
@@ -166,19 +165,19 @@ class StepWorker:
         self._begun_s, self._others = now, self._company.computing
         self._company.computing += 1
         besides_s = cost.besides_s(self._others, prompt=first.tokens > len(first.samplers))
-        span = len(first.step.span)
-        self._due = [now + (besides_s + cost.step_s(span, first.tokens, first.context))]
+        self._due = [now + (besides_s + cost.step_s(first.layers, first.tokens, first.context))]
 
     def _foresee(self) -> None:
         """Put the next event to the end of the step that runs, or of the last one like it."""
-        most = min(self._reader.repeats, MAX_REPEATS)
+        first, most = self._queue[0], 0
+        rows = len(first.samplers)
+        if first.tokens == rows:  # else there is a prompt in it, and the next one is another
+            most = min(self._reader.repeats, MAX_REPEATS)
         if most:
-            first = self._queue[0]
             ends = self._ends
-            most = min(most, *(ends[seq] - at for seq, at in first.samplers))
+            most = min(most, *[ends[seq] - at for seq, at in first.samplers])
         if most > 0:
-            context = first.context + len(first.samplers)
-            rows = len(first.samplers)
+            context = first.context + rows
             besides_s = self._cost.besides_s(self._others, prompt=False)
             more = self._cost.decoding_s(self._layers, rows, context, most)
             self._due += ends_of(self._due[0], [besides_s + step_s for step_s in more])
@@ -228,13 +227,14 @@ class StepWorker:
 
     def _tell_asides(self) -> None:
         """Carry out what costs nothing and is next."""
-        while self._queue and not self._queue[0].costs:
-            self._told(self._queue.popleft(), 0.0)
+        queue = self._queue
+        while queue and not queue[0].costs:
+            self._told(queue.popleft(), 0.0)
 
     def _told(self, over: Posted, duration_s: float) -> None:
-        ends = self._ends
-        tokens = tuple(EOS if at >= ends.get(seq, at) else WORD for seq, at in over.samplers)
-        for send in over.step.sends:
+        ends, step = self._ends, over.step
+        tokens = [EOS if at >= ends.get(seq, at) else WORD for seq, at in over.samplers]
+        for send in step.sends:
             self._send(send)
-        if over.costs or over.step.sends or over.step.imports:
-            self._reader.completed(StepResult(over.id, over.step.instance, tokens, duration_s))
+        if over.costs or step.sends or step.imports:
+            self._reader.completed(StepResult(over.id, step.instance, tuple(tokens), duration_s))
