@@ -2,8 +2,7 @@
 //
 // TDPBF16PS adds A · B to a 16 × 16 fp32 tile C, where A is 16 rows × 32 values of k, and B holds 16
 // *pairs* of k as rows: (b[2i][n], b[2i+1][n]) for 16 n. Weights and keys are used as A straight
-// from their rows in memory; what is small (activations, queries) is packed in B's order. A kv
-// head's packed queries are zero in the columns of other heads, so one tile holds them all.
+// from their rows in memory; what is small (activations, queries) is packed in B's order.
 #pragma once
 
 #include <sys/syscall.h>
@@ -39,9 +38,6 @@ inline void pack_tile(const bf16* const rows[16], uint32_t* group, int step, int
     transpose(r);
     for (int i = 0; i < 16; i++) _mm512_store_si512(out + 16 * i, r[i]);
 }
-
-// The place of other heads' queries is zero.
-inline int query_row(int i, int) { return i; }
 
 // Two rows of sums are one row of pairs.
 inline void store_packed(const __m512 y[TILE], uint32_t* group, int step, int, int half) {
@@ -98,72 +94,4 @@ inline void multiply(const bf16* w0, const bf16* w1, int k, int from, int to,
         _tile_stored(2, sums[0][1], 64);
         _tile_stored(3, sums[1][1], 64);
     }
-}
-
-// Scores of `tiles` × 16 positions from `pos` on: as many sums under way, none waits for another.
-template <int tiles>
-inline void score_tiles(const Heads& heads, int pos, int dim, Stream& ahead, float (*scores)[TILE],
-                        const AttentionScratch& s) {
-    const int steps = dim / TILE_K;
-    const size_t row_bytes = size_t(dim) * sizeof(bf16);
-    _tile_zero(0);
-    if (tiles > 1) _tile_zero(1);
-    if (tiles > 2) _tile_zero(2);
-    if (tiles > 3) _tile_zero(3);
-    for (int h = 0; h < heads.count; h++)
-        for (int step = 0; step < steps; step++) {
-            const bf16* rows = heads.k + h * heads.stride + size_t(pos) * dim + step * TILE_K;
-            _tile_loadd(7, s.queries[h * steps + step], 64);
-            _tile_loadd(4, rows, row_bytes);
-            _tile_dpbf16ps(0, 4, 7);
-            if (tiles > 1) _tile_loadd(5, rows + TILE * dim, row_bytes);
-            if (tiles > 1) _tile_dpbf16ps(1, 5, 7);
-            if (tiles > 2) _tile_loadd(6, rows + 2 * TILE * dim, row_bytes);
-            if (tiles > 2) _tile_dpbf16ps(2, 6, 7);
-            if (tiles > 3) _tile_loadd(4, rows + 3 * TILE * dim, row_bytes);
-            if (tiles > 3) _tile_dpbf16ps(3, 4, 7);
-            ahead.pull(tiles * TILE * TILE_K / LINE);
-        }
-    _tile_stored(0, scores, 64);
-    if (tiles > 1) _tile_stored(1, scores + TILE, 64);
-    if (tiles > 2) _tile_stored(2, scores + 2 * TILE, 64);
-    if (tiles > 3) _tile_stored(3, scores + 3 * TILE, 64);
-}
-
-// In whole tiles of 16 positions.
-inline void score(const Heads& heads, int first, int stop, int dim, Stream& ahead,
-                  AttentionScratch& s) {
-    int pos = first;
-    for (; pos + 3 * TILE < stop; pos += 4 * TILE)
-        score_tiles<4>(heads, pos, dim, ahead, s.scores + pos - first, s);
-    for (; pos < stop; pos += TILE)
-        score_tiles<1>(heads, pos, dim, ahead, s.scores + pos - first, s);
-}
-
-template <int tiles>
-inline void accumulate(const bf16* v, int first, int stop, int dim, int d, int, int, float (*out)[TILE][TILE],
-                       Stream& ahead, AttentionScratch& s) {
-    _tile_loadd(0, out[0], 64);
-    _tile_loadd(1, out[1], 64);
-    if (tiles == 4) _tile_loadd(2, out[2], 64);
-    if (tiles == 4) _tile_loadd(3, out[3], 64);
-    pack_value_tiles<tiles>(v, first, stop, dim, d, ahead, s.values[0]);
-    for (int pos = first, turn = 0; pos < stop; pos += TILE_K, turn ^= 1) {
-        if (pos + TILE_K < stop)
-            pack_value_tiles<tiles>(v, pos + TILE_K, stop, dim, d, ahead, s.values[turn ^ 1]);
-        const uint32_t(*values)[256] = s.values[turn];
-        _tile_loadd(4, s.probabilities[(pos - first) / TILE_K], 64);
-        _tile_loadd(5, values[0], 64);
-        _tile_dpbf16ps(0, 4, 5);
-        _tile_loadd(6, values[1], 64);
-        _tile_dpbf16ps(1, 4, 6);
-        if (tiles == 4) _tile_loadd(5, values[2], 64);
-        if (tiles == 4) _tile_dpbf16ps(2, 4, 5);
-        if (tiles == 4) _tile_loadd(6, values[3], 64);
-        if (tiles == 4) _tile_dpbf16ps(3, 4, 6);
-    }
-    _tile_stored(0, out[0], 64);
-    _tile_stored(1, out[1], 64);
-    if (tiles == 4) _tile_stored(2, out[2], 64);
-    if (tiles == 4) _tile_stored(3, out[3], 64);
 }

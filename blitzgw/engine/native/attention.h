@@ -2,8 +2,8 @@
 //
 // Flash attention (Dao et al. 2022) in blocks of 128 positions aligned to multiples of 128, so that
 // a token's result is the same whether it comes alone or in a chunk. Per block:
-//   Sᵀ [pos, query] = K · Qᵀ    of each query's own kv head
-//   online softmax down the columns: a lane is a query, nothing is summed across lanes
+//   S = Q · Kᵀ                  of each query's own kv head
+//   P = e^(S − running maximum) online softmax; what is kept of each query is a lane
 //   O [query, dim] += P · V     for each kv head; only the rows of its own queries are read
 // Positions that a query may not see have P exactly 0.
 #pragma once
@@ -13,75 +13,13 @@
 
 #include "unit.h"
 
-struct Query {
-    const bf16* q;    // [head_dim]
-    bf16* out;        // [head_dim]
-    int kv_head;      // among those of the call
-    int position;     // attends to (position − window, position]
-};
-
-struct Softmax {  // a lane is a query
-    __m512i limit, oldest;   // positions that it may see
-    int all_from, all_until; // positions [from, until) that every query may see
-    float scale;
-    __m512 maximum, sum;
-};
-
-// Largest score of a block, with −∞ written where a query may not see.
-inline __m512 block_maximum(int first, int stop, const Softmax& state, AttentionScratch& s) {
-    const __m512 nothing = _mm512_set1_ps(-INFINITY);
-    __m512 best = nothing;
-    if (first >= state.all_from && stop <= state.all_until) {
-        __m512 part[4] = {nothing, nothing, nothing, nothing};  // a maximum waits for the one before
-        int i = 0;
-        for (; i + 4 <= stop - first; i += 4)
-            for (int j = 0; j < 4; j++)
-                part[j] = _mm512_max_ps(part[j], _mm512_load_ps(s.scores[i + j]));
-        for (; i < stop - first; i++) best = _mm512_max_ps(best, _mm512_load_ps(s.scores[i]));
-        for (__m512 one : part) best = _mm512_max_ps(best, one);
-        return best;
+// Find the queries of each kv head, which come head by head.
+inline void find_rows(const Query* queries, int n, const Heads& heads, AttentionScratch& s) {
+    s.rows[0] = 0;
+    for (int h = 0; h < heads.count; h++) {
+        s.rows[h + 1] = s.rows[h];
+        while (s.rows[h + 1] < n && queries[s.rows[h + 1]].kv_head == h) s.rows[h + 1]++;
     }
-    for (int i = 0; i < stop - first; i++) {
-        const __m512i at = _mm512_set1_epi32(first + i);
-        const __mmask16 seen = _mm512_cmple_epi32_mask(at, state.limit) &
-                               _mm512_cmpge_epi32_mask(at, state.oldest);
-        const __m512 x = _mm512_mask_mov_ps(nothing, seen, _mm512_load_ps(s.scores[i]));
-        _mm512_store_ps(s.scores[i], x);
-        best = _mm512_max_ps(best, x);
-    }
-    return best;
-}
-
-// Turn scores into probabilities against the running maximum; return the factor for what was
-// summed before. Rows of P past `stop` become 0 up to a multiple of 32.
-inline __m512 softmax_block(int first, int stop, Softmax& state, int lines_a_row, Stream& ahead,
-                            AttentionScratch& s) {
-    const __m512 scale = _mm512_set1_ps(state.scale);
-    const __m512 best = _mm512_max_ps(
-        state.maximum, _mm512_mul_ps(block_maximum(first, stop, state, s), scale));
-    const __mmask16 any = _mm512_cmp_ps_mask(best, _mm512_set1_ps(-INFINITY), _CMP_GT_OQ);
-    const __m512 base = _mm512_maskz_mov_ps(any, best);
-    const __m512 factor = exp_negative(_mm512_sub_ps(state.maximum, base));
-    __m512 sum = _mm512_mul_ps(state.sum, factor);
-    const int tiles = (stop - first + TILE_K - 1) / TILE_K * 2;
-    for (int tile = 0; tile < tiles; tile++) {
-        __m512i r[TILE];
-        for (int i = 0; i < TILE; i++) {
-            const int row = tile * TILE + i;
-            __m512 p = _mm512_setzero_ps();
-            if (first + row < stop)
-                p = exp_negative(_mm512_fmsub_ps(_mm512_load_ps(s.scores[row]), scale, base));
-            sum = _mm512_add_ps(sum, p);
-            r[i] = _mm512_castps_si512(p);
-            ahead.pull(lines_a_row);
-        }
-        transpose(r);
-        for (int q = 0; q < TILE; q++)
-            store_bf16(s.probabilities[tile / 2][q] + tile % 2 * TILE, _mm512_castsi512_ps(r[q]));
-    }
-    state.maximum = best;
-    state.sum = sum;
-    return factor;
 }
 
 // O *= factor, a row a query. A factor of 1 in every lane changes nothing and costs nothing.
@@ -108,23 +46,6 @@ inline void accumulate_all(const Heads& heads, int first, int stop, int dim, Str
     }
 }
 
-// Pack the queries of each kv head, which come head by head.
-inline void pack_queries(const Query* queries, int n, const Heads& heads, int dim,
-                         AttentionScratch& s) {
-    const int steps = dim / TILE_K;
-    s.rows[0] = 0;
-    for (int h = 0; h < heads.count; h++) {
-        s.rows[h + 1] = s.rows[h];
-        while (s.rows[h + 1] < n && queries[s.rows[h + 1]].kv_head == h) s.rows[h + 1]++;
-        for (int step = 0; step < steps; step++) {
-            const bf16* rows[TILE] = {};
-            for (int i = s.rows[h]; i < s.rows[h + 1]; i++)
-                rows[query_row(i, s.rows[h])] = queries[i].q + step * TILE_K;
-            pack_tile(rows, s.queries[h * steps], step, steps);
-        }
-    }
-}
-
 // O / sum of one query, with dimensions back in order.
 inline void write_out(const Query& query, int row, float sum, int dim, const AttentionScratch& s) {
     const __m512i low = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
@@ -140,8 +61,8 @@ inline void write_out(const Query& query, int row, float sum, int dim, const Att
 }
 
 // Attend with `n` ≤ 16 queries to what is in `range` and what their window covers (0: no window),
-// asking ahead for what comes after: a quarter of a block's lines along with the scores, a quarter
-// with the probabilities, half with the values.
+// asking ahead for what comes after: half of a block's lines by the time that its values come, half
+// with these.
 inline void attend(const Query* queries, int n, const Range& range, int dim, int window,
                    Stream& ahead, AttentionScratch& s) {
     alignas(64) int limits[TILE], oldest[TILE];
@@ -157,14 +78,15 @@ inline void attend(const Query* queries, int n, const Range& range, int dim, int
     state.limit = _mm512_load_si512(limits);
     state.oldest = _mm512_load_si512(oldest);
     const Heads& heads = range.heads;
-    pack_queries(queries, n, heads, dim, s);
+    find_rows(queries, n, heads, s);
+    pack_queries(queries, heads, dim, s);
     const int tiles = heads.count * (dim / TILE);
     memset(s.out, 0, sizeof(s.out[0]) * tiles);
     for (int first = range.first; first < range.stop; first += BLOCK) {
         const int stop = std::min(first + BLOCK, range.stop);
         score(heads, first, stop, dim, ahead, s);
         const int lines_a_row = heads.count * dim / LINE;
-        rescale(s, tiles, softmax_block(first, stop, state, lines_a_row, ahead, s));
+        rescale(s, tiles, softmax_block(n, first, stop, state, lines_a_row, ahead, s));
         accumulate_all(heads, first, stop, dim, ahead, s);
     }
     alignas(64) float sums[TILE];

@@ -7,25 +7,27 @@
 //   begin_unit(), end_unit()        in each thread, around what it computes
 //   pack_tile(rows, group, step, steps)
 //                                   up to 16 rows of 32 values (null: of zeros) into a group's
-//                                   packed tiles (1 KiB each), in the unit's own order: tokens for
-//                                   `multiply`, queries for `score`
+//                                   packed tiles (1 KiB each), in the unit's own order
 //   store_packed(y, group, step, steps, half)
 //                                   16 values of k (the first or second half of a step) of 16
 //                                   tokens, y[value][token], rounded into packed tiles
-//   query_row(i, first)             where among the packed rows of a kv head query i is; its first
-//                                   one is `first`
 //   DEPTH                           so many steps of 32 values of k for all of a chunk's tokens,
 //                                   before the next steps
 //   multiply(w0, w1, k, from, to, packed, tokens, next0, next1, sums)
 //                                   steps [from, to) of k for 2 × 16 rows of W and up to 32 tokens,
 //                                   on top of `sums` where from > 0; prefetches the rows of W that
 //                                   come next (null: none)
+//   pack_queries(queries, heads, dim, s)
+//                                   each kv head's queries as `score` needs them
 //   score(heads, first, stop, dim, ahead, s)
-//                                   s.scores[pos − first][query] = K · q for positions [first, stop)
-//                                   of a block, a query with its own head's K
+//                                   s.scores = Q · Kᵀ for positions [first, stop) of a block, a query
+//                                   with its own head's K
+//   softmax_block(n, first, stop, state, lines_a_row, ahead, s)
+//                                   n queries' probabilities from their scores; returns the factor
+//                                   for what was summed before
 //   accumulate<tiles>(v, first, stop, dim, d, from, to, out, ahead, s)
 //                                   O += P · V of one kv head's queries [from, to), dimensions
-//                                   [d, d + 16 tiles), in the order of `pack_values`
+//                                   [d, d + 16 tiles), in the order of `interleave`
 #pragma once
 
 #include "simd.h"
@@ -33,7 +35,7 @@
 using Sums = float[2][2][TILE][TILE];  // [rows of W][token group][row][token]
 
 #ifdef __AMX_BF16__
-#include "amx.h"
+#include "amx_attention.h"
 #else
-#include "avx512.h"
+#include "avx512_attention.h"
 #endif
