@@ -33,6 +33,7 @@ from blitzgw.core.view import Fact, LoadFacts
 from blitzgw.device import DeviceRunner
 from blitzgw.errors import BlitzError
 from blitzgw.front import http_server, listen
+from blitzgw.hugepages import gather
 from blitzgw.placement import (
     Instance,
     LoadedModel,
@@ -55,6 +56,9 @@ TICK_S = 0.25
 YOUNG_OBJECTS = 20_000
 """New objects until a collection looks at them: more than there are during a step of a thousand
 streams and gone after it, so that what is looked at is worth it."""
+
+SETTLED_S = 5.0
+"""After so long a start has made what it makes: its memory is gathered in huge pages then."""
 
 POLL_S = 0.05
 """How often a draining node looks whether what it computes for others has finished."""
@@ -118,6 +122,7 @@ class Node:
             device.supervisor.start()
         await asyncio.sleep(0)  # spawns the workers, whose imports take longer than all of ours
         server, ticking = None, asyncio.get_running_loop().create_task(self._tick())
+        settling = asyncio.get_running_loop().create_task(self._settle())
         try:
             server = http_server(self.config, self.cluster, self.router, self, self.clock)
             port = await listen(server, self.config)
@@ -131,6 +136,7 @@ class Node:
             if server is not None:
                 await server.stop(0.0)
             ticking.cancel()
+            settling.cancel()
             await self.cluster.close()
             stops = [device.supervisor.stop() for device in self.devices]
             await asyncio.gather(*stops, return_exceptions=True)
@@ -254,6 +260,10 @@ class Node:
                     device.tick()
             except Exception:  # the next one may do better, and running streams do not need it
                 log.exception("tick_failed")
+
+    async def _settle(self) -> None:
+        await self.clock.sleep(SETTLED_S)
+        await asyncio.get_running_loop().run_in_executor(None, gather)  # bounded: see there
 
     def _facts(self) -> list[Fact]:
         """Return what this node publishes of its devices, as far as it seldom changes."""

@@ -14,6 +14,8 @@ import threading
 from importlib import import_module
 from typing import Any
 
+from blitzgw.hugepages import gather
+
 FastTokenizer: Any = None
 with contextlib.suppress(ImportError):  # there is no wheel for every platform
     FastTokenizer = import_module("fastokens").Tokenizer
@@ -80,6 +82,7 @@ class Encoder:
             return
         self._fast = fast
         trim_heap()
+        gather()
 
     def _slowly(self, texts: list[str], special: bool) -> list[list[int]]:
         # computes no offsets and releases the GIL
