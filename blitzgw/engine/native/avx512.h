@@ -71,11 +71,27 @@ struct Lines {  // to ask for: so many at each step
     int each;
 };
 
-// Products of four rows at `a` with `count` of four packed rows: lane 4 i + j is row i times row j.
-// Asks ahead along the way, in equal parts.
+// Sums that are yet to be added up to the end, and where they go: four to a row of `out`. They are
+// finished beside the next products, so that these need not wait for them.
+struct Unfinished {
+    __m512 fours[4];
+    float* out;
+
+    void finish() const {
+        const __m512 a = fold_pair(fours[0], fours[1], add), b = fold_pair(fours[2], fours[3], add);
+        const __m512 all = fold_pair(a, b, add);
+        _mm_store_ps(out, _mm512_castps512_ps128(all));
+        _mm_store_ps(out + TILE, _mm512_extractf32x4_ps(all, 1));
+        _mm_store_ps(out + 2 * TILE, _mm512_extractf32x4_ps(all, 2));
+        _mm_store_ps(out + 3 * TILE, _mm512_extractf32x4_ps(all, 3));
+    }
+};
+
+// Products of four rows at `a` with `count` of four packed rows, for a row of `out` each, are left
+// unfinished, and what was before is finished. Asks ahead along the way, in equal parts.
 template <int count>
-inline __m512 products(const bf16* a, size_t stride, const uint32_t* packed, int steps,
-                       Lines ahead) {
+inline void products(const bf16* a, size_t stride, const uint32_t* packed, int steps, Lines ahead,
+                     float* out, Unfinished& rest) {
     __m512 sums[16];
     for (__m512& sum : sums) sum = _mm512_setzero_ps();
     for (int step = 0; step < steps; step++) {
@@ -83,13 +99,16 @@ inline __m512 products(const bf16* a, size_t stride, const uint32_t* packed, int
         for (int i = 0; i < 4; i++) rows[i] = load_pairs(a + i * stride + step * TILE_K);
         for (int j = 0; j < count; j++) {
             const __m512bh other = load_pairs(packed + (step * 4 + j) * TILE);
-            for (int i = 0; i < 4; i++) sums[4 * i + j] = _mm512_dpbf16_ps(sums[4 * i + j], rows[i], other);
+            for (int i = 0; i < 4; i++)
+                sums[4 * i + j] = _mm512_dpbf16_ps(sums[4 * i + j], rows[i], other);
         }
         // here, and in no function of its own: compilers drop a call that only prefetches
         for (int i = 0; i < ahead.each && ahead.next < ahead.end; i++, ahead.next += LINE)
             _mm_prefetch(ahead.next, _MM_HINT_T1);
     }
-    return fold_lanes(sums, add);
+    rest.finish();
+    for (int i = 0; i < 4; i++) rest.fours[i] = fold_fours(sums + 4 * i, add);
+    rest.out = out;
 }
 
 // Call with a count of 1 to 4 that is known when this is compiled.
@@ -105,6 +124,7 @@ constexpr int DEPTH = 1 << 20;  // sums across lanes are for the end
 
 inline void multiply(const bf16* w0, const bf16* w1, int k, int, int steps, const uint32_t* packed,
                      int tokens, const bf16* next0, const bf16* next1, Sums sums) {
+    Unfinished rest{{}, sums[0][0][0]};  // nothing yet: zeros, where sums come later
     const int fours = (tokens + 3) / 4, lines = 4 * steps;  // as many lines come as are used
     for (int four = 0; four < fours; four++)
         for (int row = 0; row < 2 * TILE; row += 4) {
@@ -117,14 +137,11 @@ inline void multiply(const bf16* w0, const bf16* w1, int k, int, int steps, cons
                 ahead = {base + lines * four / fours * LINE, base + lines * (four + 1) / fours * LINE,
                          (4 + fours - 1) / fours};
             }
+            float* out = sums[row / TILE][four / 4][within] + at;
             with_count(tokens - 4 * four, [&](auto count) {
-                const __m512 all = products<count>((row < TILE ? w0 : w1) + offset, k,
-                                                   packed + size_t(four) * lines * TILE, steps, ahead);
-                float(*out)[TILE] = sums[row / TILE][four / 4] + within;
-                _mm_store_ps(out[0] + at, _mm512_extractf32x4_ps(all, 0));
-                _mm_store_ps(out[1] + at, _mm512_extractf32x4_ps(all, 1));
-                _mm_store_ps(out[2] + at, _mm512_extractf32x4_ps(all, 2));
-                _mm_store_ps(out[3] + at, _mm512_extractf32x4_ps(all, 3));
+                products<count>((row < TILE ? w0 : w1) + offset, k,
+                                packed + size_t(four) * lines * TILE, steps, ahead, out, rest);
             });
         }
+    rest.finish();
 }
