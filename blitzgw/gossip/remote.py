@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable
 
 from blitzgw.core.clock import Clock
@@ -190,7 +189,7 @@ class RemoteInstance:
         self.update(node, facts)
         self._load = load or LoadFacts(facts.id)
         self._heard_s = node.heard_s
-        self._sent: deque[tuple[float, int]] = deque()
+        self._sent: list[tuple[float, int]] = []  # a deque of nothing takes ten times as much
 
     @property
     def instance(self) -> str:
@@ -252,8 +251,9 @@ class RemoteInstance:
 
     def _settle(self, limit_s: float) -> None:
         """Forget submissions from before a moment."""
-        while self._sent and self._sent[0][0] <= limit_s:
-            self._sent.popleft()
+        sent = self._sent
+        while sent and sent[0][0] <= limit_s:
+            del sent[0]
 
 
 def _is_open(node: NodeView, facts: InstanceFacts) -> bool:

@@ -246,7 +246,9 @@ class Lane:
         until it has its first token: nobody there knows how far the other stages are.
         """
         n_layers = self.instance.n_layers
-        unposted = sum(len(seq.tokens) - seq.scheduled for seq in self.prefilling.values())
+        unposted = 0
+        for seq in self.prefilling.values():
+            unposted += len(seq.tokens) - seq.scheduled
         for course in self.courses.values():
             if not isinstance(course.seq.role, Task):
                 unposted += course.work_left(n_layers) // n_layers

@@ -145,7 +145,7 @@ class Scheduler:
         steps = self._planner.fill(now)
         if self._live.is_busy:
             told += self._live.conclude()
-        return steps + told
+        return steps + told if steps else told
 
     def outlook(self, instance: str) -> Outlook:
         """Return how busy an instance is; one that is gone is not open."""
@@ -155,6 +155,13 @@ class Scheduler:
         if lane.loading:
             return Outlook(0, open=self._live.pipelines.lead.is_open(lane), reluctant=True)
         return Outlook(lane.queued_tokens(), lane.pace.prefill_tokens_per_s)
+
+    def ahead(self, instance: str) -> tuple[int, float | None]:
+        """Return an outlook's queued tokens and prefill rate, without all else of it."""
+        lane = self._planner.lanes.get(instance)
+        if lane is None or lane.loading:
+            return 0, None
+        return lane.queued_tokens(), lane.pace.prefill_tokens_per_s
 
     def load(self, instance: str) -> LoadFacts | None:
         """Return how busy an instance is, without all else of its `statistics`; None: not here."""

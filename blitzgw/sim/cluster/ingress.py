@@ -110,6 +110,9 @@ class Ingress:
     def over(self, asked: Asked) -> None:
         """Forget a request that has its answer."""
         self._asked.pop(asked.id, None)
+        waiting = self._patience
+        while len(waiting) > 1 and waiting[1][1].settled and waiting[0][1].settled:
+            waiting.popleft()  # the last one is left: it says that somebody looks
         self.node.touched(asked.model.name, urgent=False)
 
     def learn(self, model: str) -> Latencies:

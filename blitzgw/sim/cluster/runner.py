@@ -233,16 +233,17 @@ class Runner:
         """Keep what routers see, and tell of a change that scaling wants to know."""
         if self.there.state is InstanceState.LOADING and not self.there.leads:
             return  # no router sees it
-        outlook = self.scheduler.outlook(self.there.id)
-        now, latest = self._heap.now, self.history[-1]
-        figures = (outlook.queued_tokens, outlook.prefill_tokens_per_s)
-        if latest[1:] != figures:
-            if latest[0] == now:
-                self.history.pop()
-            self.history.append((now, *figures))
-            while len(self.history) > 1 and self.history[1][0] <= now - HISTORY_S:
-                self.history.popleft()
-            self.touch(urgent=outlook.queued_tokens > latest[1])
+        queued, rate = self.scheduler.ahead(self.there.id)
+        history = self.history
+        told_s, before, former_rate = history[-1]
+        if queued != before or rate != former_rate:
+            now = self._heap.now
+            if told_s == now:
+                history.pop()
+            history.append((now, queued, rate))
+            while len(history) > 1 and history[1][0] <= now - HISTORY_S:
+                history.popleft()
+            self.touch(urgent=queued > before)
 
     def touch(self, *, urgent: bool) -> None:
         """Tell of a change that scaling wants to know: of more to do at once, of progress soon."""
@@ -260,8 +261,10 @@ class Runner:
     def emit(self, events: list[TokenEvent], at_s: float) -> None:
         """Hand tokens over that have just been sampled."""
         self.outbox.put(events, at_s)
-        if any(event.finish is not None for event in events):
-            self.touch(urgent=False)
+        for event in events:
+            if event.finish is not None:
+                self.touch(urgent=False)
+                break
 
     def _arm_ticks(self) -> None:
         if not self._ticking:
