@@ -18,7 +18,7 @@ from typing import Protocol
 from blitzgw.config import ClusterConfig
 from blitzgw.core.clock import Clock
 from blitzgw.core.peer import LoadReport
-from blitzgw.core.ports import Ingress
+from blitzgw.core.ports import PlainIngress
 from blitzgw.core.rumours import Rumour
 from blitzgw.core.view import InstanceFacts, LoadFacts, NodeView
 from blitzgw.crypto.handshake import Purpose
@@ -78,7 +78,7 @@ class Network:
         config: ClusterConfig,
         keys: Sequence[str],
         me: Rumour,
-        router: Ingress,
+        router: PlainIngress,
         provider: Provider,
         listener: NetworkListener,
         operations: OperationsPort,

@@ -184,7 +184,10 @@ def parse(data: bytes, kinds: Collection[type[Any]]) -> Any:
         raise ProtocolError(f"a message with tag {tag}, which is not expected here")
     if len(data) - 1 > _LIMITS[tag]:
         raise ProtocolError(f"{cls.__name__} of {len(data) - 1} bytes; limit {_LIMITS[tag]}")
-    message = unpack(tag, memoryview(data)[1:])
+    try:  # as `unpack` does: this runs for every step
+        message = _DECODERS[tag].decode(memoryview(data)[1:])
+    except _ERRORS as e:
+        raise ProtocolError(f"a message with tag {tag} that does not decode: {e}") from e
     check = _FINITE.get(cls)
     if check is not None and not check(message):
         raise ProtocolError(f"{cls.__name__} with a number that is not finite")

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from blitzgw.core.parcels import DropParcels
 from blitzgw.core.peer import Loss
 from blitzgw.core.record import record
-from blitzgw.core.request import GenerationRequest, TokenEvent
+from blitzgw.core.request import GenerationRequest, PlainToken, TokenEvent
 from blitzgw.core.step import Step
 from blitzgw.errors import RequestError
 
@@ -47,6 +47,13 @@ class Ingress(Protocol):
 
     def on_declined(self, request_id: str, attempt: int, error: RequestError) -> None:
         """Take back a request that an instance does not want after all: try the next one."""
+
+
+class PlainIngress(Ingress, Protocol):
+    """One that takes what most steps give as it comes over a link."""
+
+    def on_plain(self, tokens: Sequence[PlainToken]) -> None:
+        """Take what is nothing but a token of each of these requests."""
 
 
 @record(frozen=True, slots=True)

@@ -100,9 +100,9 @@ class RecordReader:
         if self._broken:
             raise ProtocolError("a stream that is broken already")
         try:
-            if not self._buffer and len(data) >= LENGTH.size:
+            if not self._buffer and OVERHEAD_BYTES <= len(data) <= self._max + OVERHEAD_BYTES:
                 head = data[: LENGTH.size]
-                if check_length(head, self._max) == len(data) - LENGTH.size:
+                if int.from_bytes(head, "little") == len(data) - LENGTH.size:
                     return [self._session.open(head, data[LENGTH.size :])]  # mostly: one write's
             self._buffer += data
             payloads, consumed = self._cut()

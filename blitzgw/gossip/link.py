@@ -198,7 +198,12 @@ class PeerLink(asyncio.Protocol):
             for record in self._reader.feed(data):
                 if self._reason:
                     return
-                self._take(parse(record, PEER_MESSAGES))
+                message = parse(record, PEER_MESSAGES)
+                if type(message) is PlainTokens:  # this runs for every step
+                    self.used, self.idle_ticks = True, 0
+                    self._owner.link_spoke(self, message)
+                else:
+                    self._take(message)
         except ProtocolError as error:
             self.drop(f"broke the protocol: {error}")
 
@@ -221,9 +226,7 @@ class PeerLink(asyncio.Protocol):
         self._owner.link_ended(self, self._reason)
 
     def _take(self, message: Any) -> None:
-        if isinstance(message, PlainTokens):  # this runs for every step
-            self.used, self.idle_ticks = True, 0
-        elif isinstance(message, Heartbeat):
+        if isinstance(message, Heartbeat):
             if message.echo:
                 self._measure(self._clock.now() - message.sent_s)
             else:

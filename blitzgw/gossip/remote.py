@@ -8,9 +8,9 @@ from collections.abc import Callable
 from blitzgw.core.clock import Clock
 from blitzgw.core.instance import InstanceState
 from blitzgw.core.peer import Abort, Declined, Loss, Lost, PlainTokens, Submit, Tokens
-from blitzgw.core.ports import Ingress, Outlook
+from blitzgw.core.ports import Outlook, PlainIngress
 from blitzgw.core.record import record
-from blitzgw.core.request import GenerationRequest, PlainToken, StepTokens
+from blitzgw.core.request import GenerationRequest, PlainToken
 from blitzgw.core.view import InstanceFacts, LoadFacts, NodeView
 from blitzgw.errors import (
     GenerationFailed,
@@ -82,7 +82,7 @@ class RemoteIngress:
     What a peer says of a request that is not, or no longer, there is dropped.
     """
 
-    def __init__(self, links: Links, router: Ingress, on_peer_lost: OnPeerLost) -> None:
+    def __init__(self, links: Links, router: PlainIngress, on_peer_lost: OnPeerLost) -> None:
         self._links, self._router, self._on_peer_lost = links, router, on_peer_lost
         self._away: dict[str, _Whereabouts] = {}
 
@@ -128,7 +128,7 @@ class RemoteIngress:
             if where is not None and where.boot == boot and where.attempt == token[1]:
                 tokens.append(token)
         if tokens:
-            self._router.on_tokens(StepTokens(tokens, []))
+            self._router.on_plain(tokens)
 
     def on_declined(self, boot: str, message: Declined) -> None:
         """Pass on that an instance does not take a request, with the error it was refused with."""

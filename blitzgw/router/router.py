@@ -148,7 +148,7 @@ class Router:
     def on_tokens(self, events: Sequence[TokenEvent]) -> None:
         """Log what one step produced and push it; events of former attempts are dropped."""
         if isinstance(events, StepTokens):
-            self._on_plain(events.plain)
+            self.on_plain(events.plain)
             events = events.events
         for event in events:
             entry = self._log.get(event.request_id)
@@ -168,7 +168,7 @@ class Router:
             if event.finish is not None:
                 self._end(entry)  # not before: a sink may ask who has served it
 
-    def _on_plain(self, tokens: Sequence[PlainToken]) -> None:
+    def on_plain(self, tokens: Sequence[PlainToken]) -> None:
         """Log and push what is nothing but a token. This runs for every token."""
         find, now = self._log.get, self._clock.now()
         for request_id, attempt, token in tokens:

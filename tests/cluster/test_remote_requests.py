@@ -71,6 +71,9 @@ class FakeRouter:
     def on_tokens(self, events: Any) -> None:
         self.calls.append(events)
 
+    def on_plain(self, tokens: Any) -> None:
+        self.calls.append(StepTokens(tokens, []))
+
     def on_lost(self, losses: Any, reason: str, *, planned: bool = False) -> None:
         self.losses += [(loss, reason, planned) for loss in losses]
 
