@@ -299,12 +299,19 @@ def test_an_idle_worker_is_told_at_once_what_to_drop():
     assert steps(made)[-1].rows == ()
 
 
-@pytest.mark.parametrize("tokens", [[], [1] * 90, [1] * 200, [-1], [2**31]])
+@pytest.mark.parametrize(
+    "tokens", [[], [1] * 90, [1] * 200, [-1], [2**31], [1, -(2**31)], [2**32, 1], [2**40]]
+)
 def test_what_can_never_be_answered_is_refused(tokens):
     made = world()
     name = made.ask(tokens)
     assert isinstance(made.refused[name].error, InvalidRequest)
     assert made.scheduler.statistics().instances["a"].waiting == 0
+
+
+def test_ids_within_four_bytes_but_for_the_sign_are_taken():
+    made = world()
+    assert not made.refused.get(made.ask([0, 1, 2**31 - 1, 2**24, 255]))
 
 
 def test_the_budget_bounds_the_context():

@@ -74,6 +74,7 @@ def test_a_request_runs_through_the_ports():
     assert [event.tokens for event in world.tokens] == [[5], [5]]
     assert world.tokens[-1].finish is FinishReason.LENGTH
     assert port.outlook() == Outlook(0, prefill_tokens_per_s=pytest.approx(10 / 0.01))
+    assert world.shell._scheduler.ahead("a") == (0, port.outlook().prefill_tokens_per_s)
     assert world.shell.statistics().instances["a"].running == 0
 
 

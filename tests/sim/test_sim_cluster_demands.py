@@ -54,6 +54,23 @@ def test_it_is_repeated_as_long_as_there_is_anything():
     assert [at_s for at_s, _, _ in told] == [1.0 + i * REPEAT_S for i in range(4)]
 
 
+def test_it_is_repeated_that_long_after_the_last_message():
+    heap, demands, told, _ = make(running=1)
+    for at_s in (1.0, 1.5, 2.75):
+        heap.at(at_s, demands.touched, "m")
+    heap.run_until(5.0)
+    assert [at_s for at_s, _, _ in told] == [1.0, 1.5, 2.75, 2.75 + REPEAT_S]
+
+
+def test_messages_leave_one_event_for_what_is_to_be_repeated():
+    heap, demands, told, _ = make(running=1)
+    for i in range(50):
+        heap.at(1.0 + i * TELL_S, demands.touched, "m")
+    heap.run_until(1.0 + 49.5 * TELL_S)
+    assert len(told) == 50
+    assert len(heap) == 1
+
+
 def test_nothing_is_told_of_a_model_that_an_operator_decides_on():
     heap, demands, told, _ = make(manual=True)
     demands.touched("m")

@@ -15,11 +15,13 @@ from blitzgw.engine.base import RowInput, SequenceState
 from blitzgw.engine.paced import PacedEngine
 from blitzgw.sim.cluster import simulate
 from blitzgw.sim.cluster.costs import StepCost
+from blitzgw.sim.cluster.loop import virtual_loop
 from blitzgw.sim.cluster.profiles import named
 from blitzgw.sim.cluster.setup import ClusterSetup, Latencies
 from blitzgw.sim.cluster.shell import VirtualShell
 from blitzgw.sim.cluster.simulate import simulate_cluster
 from blitzgw.sim.cluster.steps import StepWorker
+from blitzgw.sim.cluster.world import START_S, ClusterWorld
 from blitzgw.sim.evaluation.arrivals import Arrival
 from blitzgw.sim.evaluation.record import Answer, Record
 from tests.sim.serving_kit import AUTO, GROWING, cluster, poisson
@@ -180,6 +182,17 @@ def test_a_client_gives_up() -> None:
     outcomes = [a.outcome for a in run(setup).answers]
     assert outcomes.count("timeout") > 20
     assert set(outcomes) == {"ok", "timeout"}
+
+
+def test_nothing_is_kept_for_its_patience_that_has_an_answer() -> None:
+    world = ClusterWorld(cluster([Arrival(0.1 + 0.1 * n, 100, 2) for n in range(40)], 1))
+    with virtual_loop(world.heap):
+        world.open()
+        world.heap.run_until(START_S + 10.0)
+    ingress = world.nodes[0].ingress
+    assert world.done == 40
+    assert ingress is not None
+    assert len(ingress._patience) <= 2
 
 
 def test_shared_prefixes_are_not_computed_twice() -> None:
