@@ -13,16 +13,27 @@ from blitzgw.scheduler.live.records import Course, Loan, Passage
 from blitzgw.scheduler.sequence import Sequence, in_turn
 from blitzgw.scheduler.slots import Allocation
 
-_ROW: Callable[[tuple[int, int, int, bool, tuple[int, ...]]], Row] = partial(tuple.__new__, Row)
+make_row: Callable[[tuple[int, int, int, bool, tuple[int, ...]]], Row]
+make_row = partial(tuple.__new__, Row)
 """Makes a row of its fields in a third of the time that `Row(...)` takes."""
+
+
+class Decoding:
+    """Rows that decode, and whose they are."""
+
+    __slots__ = ("rows", "samplers")
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.samplers: list[Sequence] = []
 
 
 class Batch:
     """The next step of a lane, over all layers or a span of them.
 
     `room` is the number of tokens that it can still take, `work` its prefill in tokens × layers.
-    `sends` go when its rows have been
-    computed.
+    `sends` go when its rows have been computed, `samplers` are whose rows sample. Rows that decode
+    may be there before `decode`, which adds the others.
     """
 
     __slots__ = (
@@ -34,19 +45,19 @@ class Batch:
         "_lane",
         "_new",
         "_prefill_tokens",
-        "_rows",
-        "_samplers",
         "room",
+        "rows",
+        "samplers",
         "sends",
         "span",
         "work",
     )
 
-    def __init__(self, lane: Lane, span: Span | None = None) -> None:
+    def __init__(self, lane: Lane, span: Span | None = None, begun: Decoding | None = None) -> None:
         self._lane = lane
         self.span = span or lane.span
-        self._rows: list[Row] = []
-        self._samplers: list[Sequence] = []
+        self.rows: list[Row] = [] if begun is None else begun.rows
+        self.samplers: list[Sequence] = [] if begun is None else begun.samplers
         self._chunks: list[tuple[Sequence, int, int]] = []
         self._new: list[NewSequence] = []
         self._copies: list[tuple[int, int]] = []
@@ -59,28 +70,28 @@ class Batch:
         self.room = lane.instance.max_batched_tokens
 
     def __bool__(self) -> bool:
-        return bool(self._rows or self._imports)
+        return bool(self.rows or self._imports)
 
     def decode(self) -> None:
-        """Add a row for every decoding sequence that may have another token.
+        """Add a row for every decoding sequence that may have another token and has none yet.
 
         Its input token may still be in flight: the worker appends what it samples.
         """
-        rows: list[tuple[int, int, int, bool, tuple[int, ...]]] = []
-        add_row = rows.append
-        add_sampler = self._samplers.append
-        for number, seq in self._lane.decoding.items():
-            start = seq.scheduled
-            if start + 1 >= seq.limit:
-                continue  # its last token is in flight
-            add_row((number, start, 1, True, seq.new_blocks))
-            seq.new_blocks = ()
-            seq.scheduled = start + 1
-            seq.samples_in_flight += 1
-            add_sampler(seq)
-        self._rows += map(_ROW, rows)
+        lane, rows = self._lane, self.rows
+        if len(rows) < len(lane.decoding):
+            have_one = {row.seq for row in rows}
+            for number, seq in lane.decoding.items():
+                start = seq.scheduled
+                if start + 1 >= seq.limit or number in have_one:
+                    continue  # its last token is in flight
+                if start >= seq.capacity:
+                    lane.grow(seq)
+                rows.append(make_row((number, start, 1, True, seq.new_blocks)))
+                self.samplers.append(seq)
+                seq.new_blocks, seq.scheduled = (), start + 1
+                seq.samples_in_flight += 1
         self._decode_rows = len(rows)
-        self.room -= self._decode_rows
+        self.room -= len(rows)
 
     def prefill(self) -> None:
         """Add chunks of the sequences that are admitted already, as it is their turn."""
@@ -112,7 +123,7 @@ class Batch:
         course.at = start + count
         complete = course.at == n_tokens
         sample = complete and last
-        self._rows.append(Row(course.number, start, count, sample, seq.new_blocks))
+        self.rows.append(Row(course.number, start, count, sample, seq.new_blocks))
         self._chunks.append((seq, course.number, course.at if last else 0))
         seq.new_blocks = ()
         self.room -= count
@@ -127,7 +138,7 @@ class Batch:
             course.done = True
             seq.scheduled = n_tokens
             seq.samples_in_flight += 1
-            self._samplers.append(seq)
+            self.samplers.append(seq)
 
     def take_in(self, course: Course) -> None:
         """Import what has arrived of a sequence that the worker knows, or is told of in this step.
@@ -191,7 +202,7 @@ class Batch:
             id=step_id,
             instance=lane.instance.id,
             span=self.span,
-            rows=tuple(self._rows),
+            rows=tuple(self.rows),
             new=tuple(self._new),
             drop=tuple(lane.drops),
             copies=(*lane.copies, *self._copies),
@@ -205,7 +216,7 @@ class Batch:
         posted = PostedStep(
             step_id,
             lane,
-            self._samplers,
+            self.samplers,
             self._chunks,
             self._prefill_tokens,
             self._decode_rows,
@@ -220,7 +231,7 @@ class Batch:
         count = min(self.room, len(seq.tokens) - start)
         end = start + count
         complete = end == len(seq.tokens)
-        self._rows.append(Row(number, start, count, complete, seq.new_blocks))
+        self.rows.append(Row(number, start, count, complete, seq.new_blocks))
         self._chunks.append((seq, number, end))
         seq.new_blocks = ()
         seq.scheduled = end
@@ -229,6 +240,6 @@ class Batch:
         self.work += count * len(self.span)
         if complete:
             seq.samples_in_flight += 1
-            self._samplers.append(seq)
+            self.samplers.append(seq)
             del self._lane.prefilling[number]
             self._lane.decoding[number] = seq

@@ -23,6 +23,7 @@ def check_books(budget: KvBudget, planner: Planner, requests: dict[str, Sequence
     assert (active, used) == (budget.active_bytes, budget.used_bytes)
     assert all(seq.instance in planner.lanes for seq in requests.values())
     _check_samples(planner, requests)
+    assert not planner.has_begun
 
 
 def _check_lane(lane: Lane, requests: list[Sequence]) -> None:

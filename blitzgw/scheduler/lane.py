@@ -221,6 +221,15 @@ class Lane:
         """Return the positions to reserve: all known tokens and the next, if it has a successor."""
         return min(len(seq.tokens) + 1, seq.limit - 1)
 
+    def grow(self, seq: Sequence) -> bool:
+        """Give a decoding sequence the block of which its next row is; False without memory."""
+        blocks = self.allocator.extend(seq.number, seq.scheduled + 1)
+        if blocks is None:
+            return False
+        seq.new_blocks += blocks
+        seq.capacity += len(blocks) * BLOCK_TOKENS
+        return True
+
     def take_back(self, seq: Sequence) -> None:
         """Free the slot of a running sequence; the worker is told with the next step."""
         self.allocator.free(seq.number)

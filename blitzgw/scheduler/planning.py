@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from blitzgw.core.step import BLOCK_TOKENS
-from blitzgw.scheduler.batch import Batch
+from blitzgw.core.step import BLOCK_TOKENS, Step
+from blitzgw.scheduler.batch import Batch, Decoding
 from blitzgw.scheduler.budget import KvBudget
 from blitzgw.scheduler.events import Effect, RunStep
 from blitzgw.scheduler.fairness import INPUT_WEIGHT
@@ -46,6 +46,7 @@ class Planner:
         self.max_in_flight = max_in_flight
         self._budget = budget
         self._turns: list[Lane] = []
+        self._begun: Decoding | None = None
         self._starved: Lane | None = None
         self._last_step = last_step
         self._last_number = 0
@@ -82,6 +83,44 @@ class Planner:
                         self._post_news(lane, effects)
                 break
         return effects
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether rows have been handed out that have not been posted: never between events."""
+        return self._begun is not None
+
+    def follow(self, posted: PostedStep) -> Decoding | None:
+        """Begin the step that `fill` posts next, while the result of an earlier one is taken.
+
+        None where it is not certain that everybody who decodes has a row of it: where other
+        instances, other layers or too little memory have a say.
+        """
+        lane = posted.lane
+        if len(self._turns) > 1 or lane.is_layered or lane.sends or self.is_held(lane):
+            return None
+        if self.lacks_blocks(lane):
+            return None
+        self._begun = Decoding()
+        return self._begun
+
+    def lacks_blocks(self, lane: Lane) -> bool:
+        """Tell whether there may not be a block for everybody, which is the most that they need."""
+        need = len(lane.decoding) * lane.instance.kv.block_bytes
+        return self._budget.available_bytes < need
+
+    def repeat(self, lane: Lane, begun: Decoding) -> RunStep | None:
+        """Post a step that only decodes, with the rows that are there for it already.
+
+        None where somebody has none, or the worker is to be told of more: then `fill` completes it.
+        """
+        if len(begun.rows) != len(lane.decoding) or lane.has_news or not begun.rows:
+            self._begun = begun
+            return None
+        self._last_step = number = self._last_step + 1
+        n_rows, layers = len(begun.rows), lane.instance.n_layers
+        posted = PostedStep(number, lane, begun.samplers, [], 0, n_rows, [], 0, layers)
+        self.in_flight[number] = posted
+        return RunStep(Step(number, lane.instance.id, lane.span, tuple(begun.rows)))
 
     def hold(self, lane: Lane) -> None:
         """Post nothing more for an instance until what is in flight now has been reported.
@@ -204,16 +243,19 @@ class Planner:
         Memory is taken from running sequences before anything is handed out: what a row or a copy
         of this step needs is not evicted any more.
         """
-        self._grow(lane)
+        begun, self._begun = self._begun, None
+        if begun is None:
+            self._grow(lane)
         waiting = len(lane.queue)
         if lane.is_layered and self.layered is not None:
             batch = self.layered.compose(lane)
             admits = not (lane.is_shared or lane.loading) and batch.span == lane.span
         else:
-            batch, admits = Batch(lane), True
+            batch, admits = Batch(lane, begun=begun), True
             batch.decode()
-            self._prefill(lane, batch)
-        if admits:
+            if lane.prefilling:
+                self._prefill(lane, batch)
+        if admits and (waiting or lane.turnover.is_timing):
             if lane.queue:
                 self._admit(lane, batch)
             lane.turnover.observe(waiting - len(lane.queue), len(lane.queue), self.now)
@@ -228,12 +270,7 @@ class Planner:
         ]
         needy.sort(key=lambda seq: seq.rank)
         for seq in needy:
-            while seq.phase is Phase.RUNNING:
-                blocks = lane.allocator.extend(seq.number, seq.scheduled + 1)
-                if blocks is not None:
-                    seq.new_blocks += blocks
-                    seq.capacity += len(blocks) * BLOCK_TOKENS
-                    break
+            while seq.phase is Phase.RUNNING and not lane.grow(seq):
                 self._preempt()
 
     def _preempt(self) -> None:

@@ -28,6 +28,8 @@ def repeats(planner: Planner, live: Live, budget: KvBudget) -> int:
     lane = _only_lane(planner)
     if lane is None or not live.is_aside or not _is_uniform(planner, lane):
         return 0
+    if any(seq.first_step_s is not None for seq in lane.decoding.values()):
+        return 0
     most = min(seq.limit - seq.scheduled - 1 for seq in lane.decoding.values())
     free = (budget.total_bytes - budget.used_bytes) // lane.instance.kv.block_bytes
     room = free // len(lane.decoding) * BLOCK_TOKENS  # a block each lasts so long at least
@@ -35,6 +37,14 @@ def repeats(planner: Planner, live: Live, budget: KvBudget) -> int:
         headroom = min(seq.capacity - seq.scheduled for seq in lane.decoding.values())
         most = min(most, room + headroom)
     return max(0, most)
+
+
+def is_steady(planner: Planner, live: Live) -> bool:
+    """Tell whether the next step repeats the last one, unless somebody comes or is done."""
+    lane = _only_lane(planner)
+    if lane is None or lane.queue or lane.hosting or live.is_busy or not live.is_aside:
+        return False
+    return _is_uniform(planner, lane)
 
 
 def _only_lane(planner: Planner) -> Lane | None:
@@ -61,7 +71,7 @@ def _is_uniform(planner: Planner, lane: Lane) -> bool:
     for posted in planner.in_flight.values():
         if posted.chunks or posted.imported or posted.relays or posted.samplers != running:
             return False
-    return all(seq.first_step_s is None for seq in running)
+    return True
 
 
 def take_repeated(planner: Planner, event: StepsRepeated) -> list[TokenEvent]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Any
 
 from blitzgw.core.messages import StepFailed
@@ -18,13 +17,12 @@ from blitzgw.core.ports import Outlook
 from blitzgw.core.request import (
     FinishReason,
     GenerationRequest,
-    PlainToken,
-    StepTokens,
     TokenEvent,
 )
-from blitzgw.core.step import BLOCK_TOKENS, StepResult
+from blitzgw.core.step import StepResult
 from blitzgw.core.view import LoadFacts
 from blitzgw.errors import Outdated, Overloaded
+from blitzgw.scheduler.batch import Decoding
 from blitzgw.scheduler.budget import KvBudget
 from blitzgw.scheduler.events import (
     Effect,
@@ -41,7 +39,7 @@ from blitzgw.scheduler.events import (
     StepCompleted,
     StepsRepeated,
 )
-from blitzgw.scheduler.fairness import OUTPUT_WEIGHT, due_s
+from blitzgw.scheduler.fairness import due_s
 from blitzgw.scheduler.integrity import check_books
 from blitzgw.scheduler.lane import InstanceStatistics, Lane, PostedStep
 from blitzgw.scheduler.lengths import committed_tokens
@@ -49,9 +47,10 @@ from blitzgw.scheduler.live.integrity import check_live
 from blitzgw.scheduler.live.live import HOME_LAYERS, IN_FLIGHT, PATIENCE, Live
 from blitzgw.scheduler.planning import Planner
 from blitzgw.scheduler.refusals import objection_to
-from blitzgw.scheduler.repeating import repeats, take_repeated
+from blitzgw.scheduler.repeating import is_steady, repeats, take_repeated
+from blitzgw.scheduler.sampled import take_sampled
 from blitzgw.scheduler.sequence import Phase, Sequence
-from blitzgw.scheduler.telling import event_of, take_scores
+from blitzgw.scheduler.telling import take_scores
 
 MAX_IN_FLIGHT = 2
 """One step runs, one is ready: more would only make newcomers wait longer for their first step."""
@@ -100,6 +99,8 @@ class Scheduler:
         self._max_queue, self._max_wait_s = max_queue, max_wait_s
         self._requests: dict[str, Sequence] = {}
         self._arrivals = 0
+        self._steady = False
+        """Whether each step repeats the last one, as long as nothing but results comes."""
         self._live = Live(
             self._planner,
             self._requests,
@@ -140,11 +141,17 @@ class Scheduler:
         Raises ValueError for an instance that is here already.
         """
         self._planner.now = now
+        if self._steady:
+            self._steady = False
+            if isinstance(event, StepCompleted) and (effects := self._repeat(event.result)):
+                return effects
         told = self._handlers[type(event)](event, now)
         self._live.pump(now)
         steps = self._planner.fill(now)
         if self._live.is_busy:
             told += self._live.conclude()
+        if isinstance(event, StepCompleted | StepsRepeated):
+            self._steady = is_steady(self._planner, self._live)
         return steps + told if steps else told
 
     def outlook(self, instance: str) -> Outlook:
@@ -275,6 +282,25 @@ class Scheduler:
 
     # Steps.
 
+    def _repeat(self, result: StepResult) -> list[Effect]:
+        """Take the result of a step among steps that repeat each other, and post another one.
+
+        The same as `_on_completed` and `fill` in much fewer steps of Python: what has run last ten
+        milliseconds ago has to come from memory. Nothing where that may not do.
+        """
+        planner = self._planner
+        posted = planner.in_flight.get(result.step)
+        if posted is None or planner.lacks_blocks(posted.lane):
+            return []
+        del planner.in_flight[result.step]
+        posted.lane.pace.observe_decoding((result.duration_s,))
+        begun = Decoding()
+        tokens = take_sampled(posted, result, planner, begun, self._end)
+        step = planner.repeat(posted.lane, begun)
+        self._steady = step is not None
+        steps: list[Effect] = planner.fill(planner.now) if step is None else [step]
+        return [*steps, EmitTokens(tokens)]
+
     def _on_completed(self, event: StepCompleted, _now: float) -> list[Effect]:
         posted = self._planner.in_flight.pop(event.result.step, None)
         if posted is None:  # one without rows, or of an instance that is gone
@@ -294,7 +320,8 @@ class Scheduler:
                 lane.allocator.commit(number, seq.tokens, end)
         if event.result.prompt_logprobs:
             take_scores(posted, event.result.prompt_logprobs)
-        tokens = self._collect(posted, event.result)
+        batch = self._planner.follow(posted) if self._live.is_still else None
+        tokens = take_sampled(posted, event.result, self._planner, batch, self._end)
         if not tokens:
             return []
         if not self._live.kept:
@@ -311,41 +338,6 @@ class Scheduler:
         if posted.work or posted.decode_rows:
             whole_s = duration_s * lane.instance.n_layers / layers
             lane.pace.observe(posted.work // layers, posted.decode_rows, whole_s)
-
-    def _collect(self, posted: PostedStep, result: StepResult) -> StepTokens:
-        """Append sampled tokens to their sequences, end those that are done.
-
-        This runs for every token: no calls but the necessary ones.
-        """
-        running, ended = Phase.RUNNING, Phase.ENDED
-        plain: list[PlainToken] = []
-        events: list[TokenEvent] = []
-        for seq, token, logprobs in zip(
-            posted.samplers, result.tokens, result.logprobs or repeat(None), strict=False
-        ):
-            if seq.phase is ended:
-                continue
-            tokens = seq.tokens
-            n_computed = len(tokens)
-            tokens.append(token)
-            seq.samples_in_flight -= 1
-            seq.account.charged += OUTPUT_WEIGHT
-            if seq.phase is running and not n_computed % BLOCK_TOKENS:
-                posted.lane.allocator.commit(seq.number, tokens, n_computed)
-            finish = None
-            if token in seq.stop_ids or n_computed + 1 >= seq.limit:
-                finish = seq.finish_reason()
-            if finish is None and logprobs is None and seq.first_step_s is None:
-                plain.append((seq.id, seq.attempt, token))
-            else:
-                events.append(event_of(seq, token, logprobs, finish))
-                if finish is not None:
-                    posted.lane.outputs.record(seq)
-                    self._end(seq)
-                    continue
-            if seq.phase is not running and not seq.samples_in_flight:
-                self._planner.requeue(seq)
-        return StepTokens(plain, events)
 
     def _on_failed(self, event: StepFailed, _now: float) -> list[Effect]:
         aside = self._planner.asides.pop(event.step, None)

@@ -117,6 +117,11 @@ class Live:
         return not (busy or any(side.loans for side in books.homes.values()))
 
     @property
+    def is_still(self) -> bool:
+        """Whether `pump` leaves all of it as it is."""
+        return not (self.moving.is_busy or self.pipelines.returning.leads)
+
+    @property
     def expects_ticks(self) -> bool:
         """Whether somebody may fail to come."""
         return bool(self.kept) or self.home.awaits_news or self.moving.is_busy

@@ -30,7 +30,7 @@ class RelayBatch(Batch):
         last = self._station.is_last
         self._prepare(relay, known=not last)
         sample = last and stop == relay.sample_stop
-        self._rows.append(Row(relay.number, start, stop - start, sample, relay.blocks))
+        self.rows.append(Row(relay.number, start, stop - start, sample, relay.blocks))
         self._relays.append((relay, stop if sample else -1))
         if not last:
             end = Span(self.span.stop, self.span.stop)
