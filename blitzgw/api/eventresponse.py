@@ -11,6 +11,7 @@ import asyncio
 import re
 from collections.abc import Mapping
 from email.utils import formatdate
+from functools import lru_cache
 from typing import Any
 
 from aiohttp import HttpVersion11, web
@@ -61,8 +62,8 @@ class EventResponse(web.StreamResponse):
             lines.append("Transfer-Encoding: chunked")
             if not self._stays:
                 lines.append("Connection: close")
-        lines += [f"Date: {formatdate(now_s, usegmt=True)}", f"Server: {SERVER_SOFTWARE}"]
-        if any(map(_FORBIDDEN.search, lines)):
+        lines += [f"Date: {_date(now_s)}", f"Server: {SERVER_SOFTWARE}"]
+        if _FORBIDDEN.search("".join(lines)):
             raise ValueError("a header has a control character")
         return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
@@ -77,3 +78,8 @@ class EventResponse(web.StreamResponse):
         except TimeoutError:
             transport.abort()
             raise ConnectionResetError("the client does not read") from None
+
+
+@lru_cache(1)
+def _date(now_s: int) -> str:
+    return formatdate(now_s, usegmt=True)
