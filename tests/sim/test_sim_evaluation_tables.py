@@ -114,6 +114,7 @@ def test_differences_are_told_in_seconds():
         ("steady", {"stop+disk": 1.0}, "FAIL: 3 scale-ups"),
         ("one-target", {"stop+star": 1.0, "stop+chain": 1.0}, "PASS: p99 TTFT of stop+star"),
         ("one-target", {"stop+star": 0.9, "stop+chain": 1.0}, "FAIL: p99 TTFT of stop+star"),
+        ("one-target", {"stop+star": 0.99, "stop+chain": 1.0}, "PASS: p99 TTFT of stop+star"),
         ("one-target", {"stop+star": 1.0}, "NOT JUDGED, fewer than two pairs"),
     ],
 )

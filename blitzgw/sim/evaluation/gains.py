@@ -28,6 +28,10 @@ STAR = "stop+star"
 ALMOST = 0.90
 """Of the tail of a system that waits for all weights: hardly a gain is left above it."""
 
+SAME = 0.02
+"""What is the same plan takes the same time but for this: two runs that agree to a thousandth may
+both lie on one side of 1."""
+
 MOST = 0.9
 """Of a model's bytes: at least one scale-up of a run has brought them over links. Others may have
 brought a kept instance back."""
@@ -52,7 +56,7 @@ def _steady(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _one_target(rows: Sequence[Row]) -> Iterator[str]:
-    yield _verdict(rows, STAR, CHAIN, lambda one: one.low <= 1.0 <= one.high)
+    yield _verdict(rows, STAR, CHAIN, lambda one: one.low <= 1 + SAME and one.high >= 1 - SAME)
     grown = [row for row in rows if row["growths"]]
     short = [row for row in grown if row["weights_sent"] < MOST * (row["model_bytes"] or 0)]
     if not grown:
