@@ -106,7 +106,11 @@ class Generation:
             if piece.__class__ is not str:
                 self._push_slowly(token, now)
                 return
-            self._metrics.token(now - self._last_s)
+            metrics, gap_s = self._metrics, now - self._last_s
+            if gap_s == metrics.gap_s:
+                metrics.alike += 1
+            else:
+                metrics.token(gap_s)
             self._last_s = now
             self._plain += 1
             line.write(piece)

@@ -8,21 +8,18 @@ from bisect import bisect_left
 class Histogram:
     """Counts per bucket; a value equal to a bound belongs to that bound's bucket."""
 
-    __slots__ = ("_bucket", "_value", "bounds", "counts", "total")
+    __slots__ = ("bounds", "counts", "total")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         """`bounds` are ascending upper bounds; one bucket more takes what is above them."""
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
-        self._value, self._bucket = 0.0, bisect_left(bounds, 0.0)
 
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        if value != self._value:  # all tokens of a step have waited equally long
-            self._value, self._bucket = value, bisect_left(self.bounds, value)
-        self.counts[self._bucket] += 1
-        self.total += value
+    def observe(self, value: float, times: int = 1) -> None:
+        """Count a value that has been seen so many times."""
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.total += value * times
 
 
 def one_two_five(maximum: int) -> tuple[float, ...]:

@@ -58,7 +58,7 @@ class ModelMetrics:
     def __init__(self, name: str, max_model_len: int) -> None:
         self.name = name
         self.time_to_first_token = Histogram(TTFT_S)
-        self.inter_token_latency = Histogram(TOKEN_S)
+        self._inter_token_latency = Histogram(TOKEN_S)
         self.time_per_output_token = Histogram(TOKEN_S)
         self.e2e_latency = Histogram(REQUEST_S)
         self.queue_time = Histogram(REQUEST_S)
@@ -68,16 +68,45 @@ class ModelMetrics:
         self.request_prompt_tokens = Histogram(one_two_five(max_model_len))
         self.request_generation_tokens = Histogram(one_two_five(max_model_len))
         self.prompt_tokens = 0
-        self.generation_tokens = 0
+        self._generation_tokens = 0
+        self.gap_s = 0.0
+        self.alike = 0
+        """Tokens that have come `gap_s` after the one before them, and are not counted yet."""
         self.cached_tokens = 0
         self.success: Counter[str] = Counter({reason.value: 0 for reason in FinishReason})
         self.rejections: Counter[str] = Counter()
         self.recent = Recent()
 
+    @property
+    def inter_token_latency(self) -> Histogram:
+        """Seconds between two tokens of one answer."""
+        self._settle()
+        return self._inter_token_latency
+
+    @property
+    def generation_tokens(self) -> int:
+        """Tokens of answers."""
+        self._settle()
+        return self._generation_tokens
+
     def token(self, gap_s: float) -> None:
-        """Count one token, so long after the one before it. This runs for every token."""
-        self.inter_token_latency.observe(gap_s)
-        self.generation_tokens += 1
+        """Count one token, so long after the one before it.
+
+        All tokens of a step have mostly waited equally long: who sees that this one has come after
+        `gap_s` as well need only count it as `alike`.
+        """
+        self._settle()
+        self.gap_s, self.alike = gap_s, 1
+
+    def tokens(self, count: int) -> None:
+        """Count tokens between which there is no time to tell of."""
+        self._generation_tokens += count
+
+    def _settle(self) -> None:
+        alike, self.alike = self.alike, 0
+        if alike:
+            self._inter_token_latency.observe(self.gap_s, alike)
+            self._generation_tokens += alike
 
 
 class Metrics:
@@ -152,7 +181,7 @@ class Meter:
                 self.metrics.prompt_tokens += self._prompt_tokens
         self.last_s = now
         self.tokens += tokens
-        self.metrics.generation_tokens += tokens
+        self.metrics.tokens(tokens)
 
     def end(self, reason: FinishReason, cached_tokens: int) -> None:
         """Count a finished generation."""
