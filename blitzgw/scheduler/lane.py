@@ -171,6 +171,11 @@ class Lane:
         return len(self.decoding) + len(self.prefilling) + len(self.courses)
 
     @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing that a step could be made of."""
+        return not (self.decoding or self.prefilling or self.queue or self.is_layered)
+
+    @property
     def is_layered(self) -> bool:
         """Whether its steps may be of some layers only."""
         return self.hosting or self.loading or bool(self.courses or self.relays)

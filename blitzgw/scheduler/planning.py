@@ -206,6 +206,9 @@ class Planner:
         for lane in self._turns:
             if lane.held_until and self.is_held(lane):
                 continue
+            if lane.is_idle:
+                lane.turnover.observe(0, 0, self.now)
+                continue
             batch = self._compose(lane)
             if not batch:
                 continue
@@ -268,7 +271,8 @@ class Planner:
             for seq in lane.decoding.values()
             if seq.scheduled >= seq.capacity and seq.scheduled + 1 < seq.limit
         ]
-        needy.sort(key=lambda seq: seq.rank)
+        if len(needy) > 1:
+            needy.sort(key=lambda seq: seq.rank)
         for seq in needy:
             while seq.phase is Phase.RUNNING and not lane.grow(seq):
                 self._preempt()

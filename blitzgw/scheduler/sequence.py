@@ -178,6 +178,12 @@ class Sequence:
         return FinishReason.LENGTH if n_tokens >= self.limit else None
 
 
+_turn = attrgetter("turn")
+
+
 def in_turn(sequences: Iterable[Sequence]) -> list[Sequence]:
     """Return sequences in the order in which their prompts are computed."""
-    return sorted(sequences, key=attrgetter("turn"))
+    found = [*sequences]
+    if len(found) > 1:
+        found.sort(key=_turn)
+    return found

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from blitzgw.core import operation as op
 from blitzgw.core.scale import Cede, Demand
+from blitzgw.core.view import ClusterView
 from blitzgw.scaling import autoevents as au
 from blitzgw.scaling import effects as eff
 from blitzgw.scaling import events as ev
@@ -86,8 +87,9 @@ class Owner:
             choose,
         )
         self.operations = Operations(around, world.define)
+        self._seen = node.view()
         self.autoscaler = Autoscaler(
-            node.boot, node.name, node.view, world.define, self.operations.underway, world.unix_s
+            node.boot, node.name, self._view, world.define, self.operations.underway, world.unix_s
         )
         self._news: deque[au.AutoEvent] = deque()
         self._telling = False
@@ -104,6 +106,12 @@ class Owner:
             au.Decided: lambda effect: world.record.decided(effect.decision),
             au.SendCede: lambda effect: node.say(effect.boot, effect.cede),
         }
+
+    def _view(self) -> ClusterView:
+        """Return the present picture, which is asked for at each event and seldom another."""
+        if self._seen.picture is not self._world.sights.shown:
+            self._seen = self._node.view()
+        return self._seen
 
     def said(self, boot: str, message: Demand | Cede) -> None:
         """Take what a node says of a model, this one perhaps."""
