@@ -207,6 +207,7 @@ class Planner:
             if lane.held_until and self.is_held(lane):
                 continue
             if lane.is_idle:
+                self._begun = None  # which has no rows
                 lane.turnover.observe(0, 0, self.now)
                 continue
             batch = self._compose(lane)
