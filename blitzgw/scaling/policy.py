@@ -106,7 +106,7 @@ def _shrink(case: Case) -> Verdict:
         return _verdict(case, case.level, needed, "the load is within what they are for")
     since = case.state.fewer_since
     since = case.now if since is None else min(since, case.now)
-    fewest = max(high, case.state.fewest)
+    fewest = min(max(high, case.state.fewest), case.level - 1)  # some may have died meanwhile
     case.state = _since(case.state, since, fewest)
     going = min(case.level - fewest, max(1, case.level // LEAVING))
     if case.now - since < case.patience_s:

@@ -219,6 +219,18 @@ def test_a_large_fleet_keeps_as_many_as_were_needed_meanwhile():
         assert verdict.wanted == (80 if tick < 20 else 76)
 
 
+def test_who_has_died_meanwhile_is_not_replaced_for_what_was_needed_before():
+    state = PolicyState()
+    for tick in range(21):
+        busy = tick == 9
+        told = figures(steady_tokens_per_s=53_000 if busy else 0)
+        verdict = decide(told, TERMS, fleet(80 if tick < 15 else 40), state, tick * 0.1)
+        state = verdict.state
+        assert verdict.action == ("hold" if tick < 20 else "shrink")
+        assert "-" not in verdict.reason
+    assert verdict.wanted == 39
+
+
 def test_patience_begins_anew_when_they_were_needed():
     state = PolicyState()
     for tick in range(100):
