@@ -84,7 +84,7 @@ class Generation:
         self.meter = meter
         self.formatter = formatter
         self.ended = False
-        self._unscored = request.sampling.prompt_logprobs is not None
+        self._unscored = request.sampling.scores
         self._line: Line | None = None
         self._pieces: Sequence[str | bytes] | None = None  # the text of tokens, where that is all
         self._metrics = meter.metrics
@@ -202,15 +202,16 @@ class Generation:
         Those of the tokens of the text: one that ends it is not among them, as OpenAI has it. Those
         of a prompt that is repeated come before the first of them.
         """
-        formatter, shown, parts = self.formatter, self.choice.shown, []
+        formatter, shown, prompt = self.formatter, self.choice.shown, None
         if formatter is None:
             return None
         if self._unscored and isinstance(formatter, CompletionLogprobs):
             self._unscored = False
-            parts.append(formatter.format_prompt(self.prompt.tokens, event.prompt_logprobs or ()))
-        if event.logprobs is not None and shown:
-            parts.append(formatter.format(event.tokens[:shown], event.logprobs[:shown]))
-        return formatter.join(parts) if parts else None
+            prompt = formatter.format_prompt(self.prompt.tokens, event.prompt_logprobs or ())
+        if event.logprobs is None or not shown:
+            return prompt
+        told = formatter.format(event.tokens[:shown], event.logprobs[:shown])
+        return told if prompt is None else formatter.join([prompt, told])
 
 
 class Batch:

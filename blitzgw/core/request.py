@@ -57,6 +57,11 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     grammar: str = ""
 
+    @property
+    def scores(self) -> bool:
+        """Whether the log-probabilities of the prompt are wanted."""
+        return self.prompt_logprobs is not None
+
     def begin(self, max_tokens: int, min_tokens: int, seed: int, grammar: str) -> SamplingParams:
         """Return the same for one request: `dataclasses.replace` takes four times as long."""
         return SamplingParams(

@@ -227,7 +227,7 @@ class Dispatcher:
         try:
             for entry in self.waiting.of(model):
                 request = entry.request
-                kind = request.digest, request.sampling.prompt_logprobs is not None
+                kind = request.digest, request.sampling.scores
                 # a failure before it may have ended this one, too
                 if kind in full or entry not in self.waiting:
                     continue

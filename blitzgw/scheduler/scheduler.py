@@ -219,8 +219,7 @@ class Scheduler:
 
     def _is_open(self, lane: Lane, request: GenerationRequest) -> bool:
         """Tell whether an instance that is loading takes a request; stages score no prompts."""
-        scored = request.sampling.prompt_logprobs is not None
-        return not scored and self._live.pipelines.lead.is_open(lane)
+        return not request.sampling.scores and self._live.pipelines.lead.is_open(lane)
 
     def _sequence(self, lane: Lane, request: GenerationRequest, now: float) -> Sequence:
         self._arrivals += 1

@@ -144,7 +144,7 @@ class Sequence:
     @property
     def is_scored(self) -> bool:
         """Whether its whole prompt is computed here, for the log-probabilities of its tokens."""
-        return self.request.sampling.prompt_logprobs is not None
+        return self.request.sampling.scores
 
     @property
     def turn(self) -> Turn:

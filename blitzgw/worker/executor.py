@@ -195,7 +195,7 @@ class InstanceExecutor:
         hidden = self.engine.forward(inputs, span, self._frontier_of(rows, span))
         self._leave(rows, span, hidden)
         self._latest = self._sample(inputs, hidden)
-        if span.stop == self._n_layers:
+        if span.stop == self._n_layers and any(one.sequence.sampling.scores for one in inputs):
             self._latest.prompt_logprobs = tuple(self._score(rows, inputs, hidden))
         for row in rows:
             if row.sample and row.seq in self.frontiers:
@@ -223,12 +223,13 @@ class InstanceExecutor:
         """Yield the log-probabilities of prompts for those rows that want them."""
         offset = 0
         for row, wish in zip(rows, inputs, strict=True):
-            offset += wish.count
             sequence, start = wish.sequence, wish.start
-            stop = min(start + wish.count, sequence.prompt_length - 1)
-            if sequence.sampling.prompt_logprobs is None or stop <= start:
+            at, offset = offset - start, offset + wish.count
+            if not sequence.sampling.scores:
                 continue
-            at = offset - wish.count - start
+            stop = min(start + wish.count, sequence.prompt_length - 1)
+            if stop <= start:
+                continue
             found: list[Logprobs] = []
             for first in range(start, stop, SCORED_AT_ONCE):
                 last = min(first + SCORED_AT_ONCE, stop)

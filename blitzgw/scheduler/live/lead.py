@@ -24,6 +24,7 @@ from blitzgw.scheduler.live.relays import Relay, Station
 from blitzgw.scheduler.live.returning import Returning
 from blitzgw.scheduler.live.stagebooks import StageBooks, found
 from blitzgw.scheduler.sequence import Phase, Sequence
+from blitzgw.scheduler.telling import event_of
 
 HEADROOM_TOKENS = 128
 """Reserved beyond the prompt, and again when it is used up: asking costs a message a stage."""
@@ -173,19 +174,14 @@ class Lead:
             return []
         seq.tokens.append(said.token)
         seq.account.charged += OUTPUT_WEIGHT
-        event = TokenEvent(seq.id, seq.attempt, [said.token], finish=seq.finish_reason())
-        if said.logprobs is not None:
-            event.logprobs = [said.logprobs]
-        first_s, seq.first_step_s = seq.first_step_s, None
-        if first_s is not None:
-            event.cached_tokens, event.queued_s = seq.cached_tokens, first_s - seq.arrived_s
-            event.route = seq.route
+        is_first = seq.first_step_s is not None
+        event = event_of(seq, said.token, said.logprobs, seq.finish_reason())
         if event.finish is not None:
             self._books.lane(station).outputs.record(seq)
             self._end(seq)
         else:
             self._extend(relay, seq)
-        if first_s is not None:
+        if is_first:
             self.changed(station.instance)
         return self._kept.hold([event])
 
