@@ -7,7 +7,6 @@ goes out in one write with the first text (sse.py), which aiohttp's writer has n
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping
 from email.utils import formatdate
@@ -17,7 +16,7 @@ from typing import Any
 from aiohttp import HttpVersion11, web
 from aiohttp.http import SERVER_SOFTWARE
 
-from blitzgw.api.respond import SEND_TIMEOUT_S
+from blitzgw.api.respond import read_in_time
 
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 """What no header may contain: it could end there, and another one begin."""
@@ -70,14 +69,8 @@ class EventResponse(web.StreamResponse):
     async def drained(self) -> None:
         """Wait until the client has read nearly all; one that does not is cut off."""
         transport = self._request.transport
-        if transport is None or not transport.get_write_buffer_size():
-            return
-        try:
-            async with asyncio.timeout(SEND_TIMEOUT_S):
-                await self._request.writer.drain()
-        except TimeoutError:
-            transport.abort()
-            raise ConnectionResetError("the client does not read") from None
+        if transport is not None and transport.get_write_buffer_size():
+            await read_in_time(self._request.writer.drain(), transport)
 
 
 @lru_cache(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import orjson
@@ -76,9 +76,14 @@ async def send_rest(
     response: web.StreamResponse, transport: asyncio.Transport | None, rest: bytes = b""
 ) -> None:
     """Send the end of an answer; a client that does not read it is cut off."""
+    await read_in_time(response.write_eof(rest), transport)
+
+
+async def read_in_time(sending: Awaitable[None], transport: asyncio.Transport | None) -> None:
+    """Await what ends as a client reads; raises ConnectionResetError for one that is cut off."""
     try:
         async with asyncio.timeout(SEND_TIMEOUT_S):
-            await response.write_eof(rest)
+            await sending
     except TimeoutError:
         if transport is not None:
             transport.abort()

@@ -19,8 +19,8 @@ class Target:
 
     Times are seconds from the operation's start. `claim` is what the claim was asked at, and once
     it is granted what the device is at; `asked` counts how often, and `ask_at` is when to ask
-    again. `moved_s` is the decider's moment
-    of its last byte or plan, `starved` whether its sources have been blamed for the lack of bytes.
+    again. `moved_s` is the decider's moment of its last byte or plan, `starved` whether its sources
+    have been blamed for the lack of bytes.
     """
 
     worker: str

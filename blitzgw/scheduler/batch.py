@@ -10,7 +10,7 @@ from blitzgw.core.span import Span
 from blitzgw.core.step import Import, NewSequence, Row, Send, Step
 from blitzgw.scheduler.lane import Lane, PostedStep
 from blitzgw.scheduler.live.records import Course, Loan, Passage
-from blitzgw.scheduler.sequence import Sequence, in_turn
+from blitzgw.scheduler.sequence import Sequence
 from blitzgw.scheduler.slots import Allocation
 
 make_row: Callable[[tuple[int, int, int, bool, tuple[int, ...]]], Row]
@@ -92,11 +92,6 @@ class Batch:
                 seq.samples_in_flight += 1
         self._decode_rows = len(rows)
         self.room -= len(rows)
-
-    def prefill(self) -> None:
-        """Add chunks of the sequences that are admitted already, as it is their turn."""
-        for seq in in_turn(self._lane.prefilling.values()):
-            self.go_on(seq)
 
     def go_on(self, seq: Sequence) -> None:
         """Add the next chunk of a sequence, if there is room."""
