@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -13,7 +14,7 @@ from blitzgw.sim.evaluation.comparisons import difference, excess, interval, rat
 from blitzgw.sim.evaluation.gains import control_verdicts
 from blitzgw.sim.evaluation.statistics import MIN_RUNS, Interval, bootstrap, median, quantile
 from blitzgw.sim.evaluation.summary import row
-from blitzgw.sim.evaluation.tables import counted, report, spread
+from blitzgw.sim.evaluation.tables import counted, report, spread, summary_table
 from tests.sim.evaluation_kit import ABOUT, record
 
 SHORT = not os.environ.get("BLITZGW_LONG")
@@ -197,3 +198,12 @@ def test_pictures_are_drawn_of_what_there_is(tmp_path, monkeypatch):
     assert [file.stem for file in files] == names
     assert all(ET.parse(file).getroot().tag.endswith("svg") for file in files)
     assert figures.draw([lost], tmp_path / "none") == []
+
+
+def test_columns_stay_apart_however_wide_a_spread_is():
+    lines = summary_table(
+        [row(record("oracle", seed, 1.0)) | {"tpot_p99": 1234.5 * seed} for seed in range(3)]
+    ).splitlines()
+    cells = [re.split(r"\s{2,}", line.strip()) for line in lines]
+    assert len(cells[0]) == len(cells[1]) == 14
+    assert cells[1][5] == "1234.5000 ±1234.5000"

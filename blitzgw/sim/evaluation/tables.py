@@ -26,6 +26,9 @@ COLUMNS = (
 )
 """Heads, keys of rows, formats."""
 
+MORE = ("bound", "busy", "max", "seeds", "void", "failed", "split")
+"""Heads of what has no spread."""
+
 
 def report(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
     """Return all tables of an evaluation."""
@@ -83,19 +86,24 @@ def summary_table(rows: Sequence[Row], void_runs: Iterable[Row] | None = None) -
     void = Counter(row["system"] for row in rows if row["void"])
     void |= Counter(one["system"] for one in void_runs or ())
     systems = {name: [*good.get(name, {}).values()] for name in by_system(rows)}
-    width = max(18, *(len(name) + 2 for name in systems))
-    head = f"{'medians':<{width}}" + "".join(f"{name:>14}" for name, _, _ in COLUMNS)
-    lines = [head + "  bound  busy   max  seeds void failed split"]
+    table = [["medians", *(name for name, _, _ in COLUMNS), *MORE]]
     for name, several in systems.items():
-        cells = "".join(f"{spread([one[k] for one in several], f):>14}" for _, k, f in COLUMNS)
-        bound = spread([one["bound_s"] for one in several][:1], "{:.3f}")
-        busy = _most(several, "busy"), _most(several, "busy_max")
         failed, split = (sum(one[key] for one in several) for key in ("failed", "split"))
-        lines.append(
-            f"{name:<{width}}{cells}{bound:>7}{busy[0]:>6}{busy[1]:>6}"
-            f"{len(several):>7}{void[name]:>5}{failed:>7}{split:>6}"
+        table.append(
+            [
+                name,
+                *(spread([one[key] for one in several], form) for _, key, form in COLUMNS),
+                spread([one["bound_s"] for one in several][:1], "{:.3f}"),
+                *(_most(several, key) for key in ("busy", "busy_max")),
+                *map(str, (len(several), void[name], failed, split)),
+            ]
         )
-    return "\n".join(lines)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join(
+        f"{row[0]:<{widths[0]}}"
+        + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in table
+    )
 
 
 def _most(several: Iterable[Row], key: str) -> str:
