@@ -12,6 +12,8 @@ import socket
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+import uvloop
+
 from blitzgw.core.clock import Clock
 from blitzgw.core.rumours import Packet, Status
 from blitzgw.crypto.datagrams import Datagrams, Rejection
@@ -97,7 +99,7 @@ class GossipLoop:
             StateChanged: on_news,
             Departed: on_news,
         }
-        self.loop = asyncio.SelectorEventLoop()
+        self.loop = uvloop.new_event_loop()
         self.loop.set_exception_handler(self._on_exception)
         self._end: asyncio.Future[None] = self.loop.create_future()
 
