@@ -18,6 +18,10 @@ from blitzgw.gossip.members import BOOT_MAX_CHARS, Member, is_address
 RELAYS_MAX = 256
 """Pings under way on behalf of others. A healthy cluster has a few; above, somebody floods."""
 
+TURN_SHARE = 0.9
+"""Of two members each pings so many intervals after the other one's ping, so that they take turns:
+early enough for its ping to arrive before the other one's time is up."""
+
 
 class Probe:
     """A member that has been pinged and not yet answered. `graced`: a stall has prolonged it."""
@@ -159,7 +163,7 @@ class Prober:
 
     # Packets.
 
-    def on_ping(self, event: PacketArrived, sender: Member | None, _now: float) -> None:
+    def on_ping(self, event: PacketArrived, sender: Member | None, now: float) -> None:
         """Answer a ping that is for this process and not for one that lived here before."""
         me = self._members.me
         packet = event.packet
@@ -169,6 +173,23 @@ class Prober:
             return
         about = None if sender is None or sender.living else sender.rumour
         self._post.send(PacketKind.ACK, packet.seq, event.boot, event.address, about=about)
+        if sender is not None and self._members.n_others == 1:
+            self._take_turns(sender, packet, now)
+
+    def _take_turns(self, other: Member, packet: Packet, now: float) -> None:
+        """Take a ping of the only other member for the answer to this node's next one.
+
+        It has come here, and it would carry an accusation had the last answer not come back: whom
+        nobody answers accuses before it pings again. This node's turn is next, a little earlier
+        than the other one would ping again, and no later after a sign of life than without this.
+        """
+        boot = self._members.me.boot
+        doubted = other.rumour.status is not Status.ALIVE or other in self._probed
+        if self._timer is None or doubted or any(claim.boot == boot for claim in packet.rumours):
+            return
+        self._timer.cancel()
+        pause_s = TURN_SHARE * self._knobs.probe_interval_s * self._health.factor
+        self._timer = self._agenda.at(now + pause_s, self._tick)
 
     def on_ack(self, event: PacketArrived, _sender: Member | None, _now: float) -> None:
         """End the probe that this answers, or pass the answer on to who asked for it."""

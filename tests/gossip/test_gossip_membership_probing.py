@@ -9,6 +9,7 @@ from blitzgw.core.rumours import PacketKind, Status
 from blitzgw.gossip import events as e
 from tests.gossip.membership_kit import (
     KNOBS,
+    Network,
     acquainted,
     address,
     arrived,
@@ -71,6 +72,66 @@ def test_the_idle_send_nothing_but_the_probe():
     assert set(sent) == {PING, GOSSIP}
     assert sent[PING] == pytest.approx(8.0 / KNOBS.probe_interval_s, abs=2)
     assert sent[GOSSIP] < 12
+
+
+def test_two_members_take_turns_to_ping():
+    net = Network(3)
+    net.start("a")
+    net.start("b", "a")
+    net.run(2.0)
+    net.sent.clear()
+    net.run(20.0)
+    pings = Counter(by for _, by, s in net.sent if s.packet.kind is PING)
+    rounds = 20.0 / KNOBS.probe_interval_s
+    assert rounds <= pings.total() < 1.15 * rounds  # not two in each
+    assert min(pings.values()) > 0.4 * rounds
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_two_members_that_take_turns_a_death_is_suspected_as_soon(seed):
+    net = Network(seed)
+    net.start("a")
+    net.start("b", "a")
+    net.run(3.0 + 0.0137 * seed)
+    net.crash("a")
+    suspected = net.time_to(lambda: status(net.nodes["b"], "a") is SUSPECT, 2.0)
+    assert suspected <= 2 * KNOBS.probe_interval_s + 0.02 + 0.003  # its steps; what was on its way
+
+
+def next_ping(m):
+    """Return when a node pings next, unless it hears of somebody before."""
+    while not packets(m.handle(e.TimePassed(), now := m.deadline()), PING):
+        pass
+    return now
+
+
+def test_a_ping_of_the_only_other_member_puts_off_the_next_one():
+    m = acquainted("a")
+    ping, now = first_ping(m)
+    m.handle(answer("a", ping), now)
+    heard = now + 0.8 * KNOBS.probe_interval_s
+    m.handle(arrived("a", packet(PING, 9, target="me")), heard)
+    at = next_ping(m)
+    assert 0.8 * KNOBS.probe_interval_s < at - heard < KNOBS.probe_interval_s
+
+
+@pytest.mark.parametrize("doubt", ["it accuses me", "it has not answered", "there are others"])
+def test_a_ping_proves_nothing_to_who_doubts(doubt):
+    m = acquainted("a", "b") if doubt == "there are others" else acquainted("a")
+    ping, now = first_ping(m)
+    if doubt != "it has not answered":
+        m.handle(answer(ping.boot, ping), now)
+    accusation = [rumour("me", SUSPECT, accuser="a")] if doubt == "it accuses me" else []
+    heard = now + 0.8 * KNOBS.probe_interval_s
+    run_until(m, heard)
+    m.handle(arrived("a", packet(PING, 9, accusation, target="me")), heard)
+    run_until(m, now + KNOBS.probe_interval_s - 0.001)
+    if doubt == "it has not answered":
+        assert status(m, "a") is ALIVE
+        run_until(m, now + KNOBS.probe_interval_s + 0.001)
+        assert status(m, "a") is SUSPECT
+    else:
+        assert next_ping(m) == pytest.approx(now + KNOBS.probe_interval_s)
 
 
 def test_a_ping_is_answered_with_the_same_number():
