@@ -106,9 +106,9 @@ class TorchEngine:
         if x_TE is hidden:
             x_TE = x_TE.clone()  # layers may overwrite it
         plan = self._plan(rows, order)
-        for i in span.layers():
-            x_TE = self._layers[i].forward(x_TE, plan, self._kv.layer(i))
-        return order.undo(x_TE)
+        layers = [self._layers[i] for i in span.layers()]
+        caches = [self._kv.layer(i) for i in span.layers()]
+        return order.undo(self._kernels.run(layers, x_TE, plan, caches))
 
     def _embed(self, rows: Sequence[RowInput]) -> torch.Tensor:
         if self._embedding is None:

@@ -35,5 +35,14 @@ class Kernels(Protocol):
     ) -> Any:
         """Prepare a step: its extents (decode rows first), and their angles `[T, D / 2]`."""
 
+    def run(
+        self,
+        layers: Sequence[Any],
+        x_TE: torch.Tensor,
+        plan: Any,
+        caches: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    ) -> torch.Tensor:
+        """Run layers of its own making that follow each other; `x` may be overwritten."""
+
     def head(self, x_RE: torch.Tensor, norm: torch.Tensor, matrix_VE: torch.Tensor) -> torch.Tensor:
         """Return fp32 logits `[R, V]` of hidden states before the final norm."""

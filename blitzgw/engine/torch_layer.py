@@ -51,6 +51,18 @@ class TorchKernels:
         """Return what layers need of a step; cos and sin are `[T, D / 2]`."""
         return TorchPlan(attend, cos[:, None], sin[:, None])
 
+    def run(
+        self,
+        layers: Sequence[Layer],
+        x_TE: torch.Tensor,
+        plan: Any,
+        caches: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    ) -> torch.Tensor:
+        """Run layers one after the other."""
+        for layer, cache in zip(layers, caches, strict=True):
+            x_TE = layer.forward(x_TE, plan, cache)
+        return x_TE
+
     def head(self, x_RE: torch.Tensor, norm: torch.Tensor, matrix_VE: torch.Tensor) -> torch.Tensor:
         """Return fp32 logits `[R, V]` of hidden states before the final norm."""
         x_RE = F.rms_norm(x_RE, x_RE.shape[-1:], norm, self._spec.shape.norm_eps)

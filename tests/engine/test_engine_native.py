@@ -51,8 +51,8 @@ class Drawn:
             return 1 + self._normal(*size) / 8
         return self._normal(*size) * (size[-1] ** -0.5 if len(size) > 1 else 0.1)
 
-    def run(self, kernels_of, dtype):
-        """Return the layer's answers, and the KV as it leaves it."""
+    def run(self, kernels_of, dtype, times=1):
+        """Return the answers of the layer, or of as many in a row, and the KV as it leaves it."""
         spec = ModelSpec("drawn", "", self.shape, dtype, POSITIONS, (0,))
         kernels = kernels_of(spec)
         to = torch.float32 if dtype is Dtype.FLOAT32 else torch.bfloat16
@@ -64,7 +64,9 @@ class Drawn:
         cos, sin = rope_table(self.shape.rope, self.shape.head_dim, POSITIONS)
         at = torch.tensor([p for _, start, stop in self.batch for p in range(start, stop)])
         plan = kernels.plan(extents, counts.count(1), cos[at], sin[at])
-        return layer.forward(self.x.to(to, copy=True), plan, (kv[0], kv[1])).float(), kv.float()
+        caches = [(kv[0], kv[1])] * times
+        x = kernels.run([layer] * times, self.x.to(to, copy=True), plan, caches)
+        return x.float(), kv.float()
 
 
 def drawn(seed):
@@ -116,6 +118,19 @@ def test_layers_drawn_at_random_are_those_of_torch():
             written[slot, start:stop] = True
         untouched = (~written)[None, :, None, :, None].expand_as(kv)
         assert torch.equal(kv[untouched], layer.kv.float()[untouched]), f"seed {seed}"
+
+
+def test_threads_share_several_layers_and_each_tile_is_attended_to_once(monkeypatch):
+    """Bit for bit what one thread makes of them, however unevenly the tiles fall to the shares."""
+    for seed in range(12):
+        layer = drawn(seed)
+        alone, kv = layer.run(native, Dtype.BFLOAT16, times=3)
+        for threads in (2, 3, 5):
+            with monkeypatch.context() as patch:
+                patch.setattr(torch, "get_num_threads", lambda n=threads: n)
+                together, shared_kv = layer.run(native, Dtype.BFLOAT16, times=3)
+            assert torch.equal(together, alone), f"seed {seed}, {threads} threads"
+            assert torch.equal(shared_kv, kv), f"seed {seed}, {threads} threads"
 
 
 @pytest.mark.parametrize("vocab", [16, 17, 31, 33, 1000, 1007])

@@ -1,1 +1,1 @@
-"""The decoder layer in C++ for CPUs with AMX: bf16, fused, one call a layer."""
+"""Decoder layers in C++ for CPUs that multiply bf16: fused, one call a span of layers."""

@@ -54,9 +54,10 @@ inline void store_packed(const __m512 y[TILE], uint32_t* group, int step, int, i
 // first cache (both operands of all of k would not fit).
 constexpr int DEPTH = 9;
 
+// Weights take all that memory gives, so that nothing is left for KV.
 inline void multiply(const bf16* w0, const bf16* w1, int k, int from, int to,
                      const uint32_t* packed, int tokens, const bf16* next0, const bf16* next1,
-                     Sums sums) {
+                     Sums sums, NextKv&) {
     const int columns = (tokens + TILE - 1) / TILE;
     const size_t stride = size_t(k) * sizeof(bf16);
     const uint32_t* other = packed + (columns == 2 ? size_t(k / TILE_K) * 256 : 0);

@@ -66,11 +66,6 @@ inline __m512 fold_lanes(const __m512 r[16], Op op) {
 inline __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
 inline __m512 larger(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
 
-struct Lines {  // to ask for: so many at each step
-    const char *next, *end;
-    int each;
-};
-
 // Sums that are yet to be added up to the end, and where they go: four to a row of `out`. They are
 // finished beside the next products, so that these need not wait for them.
 struct Unfinished {
@@ -88,10 +83,11 @@ struct Unfinished {
 };
 
 // Products of four rows at `a` with `count` of four packed rows, for a row of `out` each, are left
-// unfinished, and what was before is finished. Asks ahead along the way, in equal parts.
+// unfinished, and what was before is finished. Asks ahead along the way, in equal parts: for rows of W,
+// and a line of KV at each step.
 template <int count>
 inline void products(const bf16* a, size_t stride, const uint32_t* packed, int steps, Lines ahead,
-                     float* out, Unfinished& rest) {
+                     Lines kv, float* out, Unfinished& rest) {
     __m512 sums[16];
     for (__m512& sum : sums) sum = _mm512_setzero_ps();
     for (int step = 0; step < steps; step++) {
@@ -105,6 +101,10 @@ inline void products(const bf16* a, size_t stride, const uint32_t* packed, int s
         // here, and in no function of its own: compilers drop a call that only prefetches
         for (int i = 0; i < ahead.each && ahead.next < ahead.end; i++, ahead.next += LINE)
             _mm_prefetch(ahead.next, _MM_HINT_T1);
+        if (kv.next < kv.end) {
+            _mm_prefetch(kv.next, _MM_HINT_T1);
+            kv.next += LINE;
+        }
     }
     rest.finish();
     for (int i = 0; i < 4; i++) rest.fours[i] = fold_fours(sums + 4 * i, add);
@@ -122,8 +122,12 @@ inline void with_count(int count, Call call) {
 
 constexpr int DEPTH = 1 << 20;  // sums across lanes are for the end
 
+// Memory gives about a line in the time of a step (16 cycles of products): what the weights leave of
+// that is for KV. Up to 16 tokens they leave nothing.
+inline int idle_lines(int steps, int weights) { return std::max(0, steps - weights); }
+
 inline void multiply(const bf16* w0, const bf16* w1, int k, int, int steps, const uint32_t* packed,
-                     int tokens, const bf16* next0, const bf16* next1, Sums sums) {
+                     int tokens, const bf16* next0, const bf16* next1, Sums sums, NextKv& kv) {
     Unfinished rest{{}, sums[0][0][0]};  // nothing yet: zeros, where sums come later
     const int fours = (tokens + 3) / 4, lines = 4 * steps;  // as many lines come as are used
     for (int four = 0; four < fours; four++)
@@ -137,10 +141,11 @@ inline void multiply(const bf16* w0, const bf16* w1, int k, int, int steps, cons
                 ahead = {base + lines * four / fours * LINE, base + lines * (four + 1) / fours * LINE,
                          (4 + fours - 1) / fours};
             }
+            const Lines more = kv.take(idle_lines(steps, int(ahead.end - ahead.next) / LINE));
             float* out = sums[row / TILE][four / 4][within] + at;
             with_count(tokens - 4 * four, [&](auto count) {
                 products<count>((row < TILE ? w0 : w1) + offset, k,
-                                packed + size_t(four) * lines * TILE, steps, ahead, out, rest);
+                                packed + size_t(four) * lines * TILE, steps, ahead, more, out, rest);
             });
         }
     rest.finish();

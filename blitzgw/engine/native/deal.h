@@ -1,32 +1,10 @@
-// What a call is about, and who attends with which queries to what.
+// Who attends with which queries to what.
 #pragma once
 
 #include <atomic>
 
 #include "attention.h"
 #include "linear.h"
-
-// Mirrored field by field in layer.py.
-struct Shape {
-    int32_t hidden, heads, kv_heads, head_dim, intermediate, window;
-    float eps;
-};
-
-struct Weights {  // rows as core/layout.py lays them; null: the model has none
-    const bf16 *attn_norm, *qkv, *qkv_bias, *q_norm, *k_norm, *out, *out_bias;
-    const bf16 *mlp_norm, *gate_up, *gate_up_bias, *down, *down_bias;
-};
-
-struct Batch {
-    int32_t tokens, extents;
-    const int32_t *slots, *starts, *stops, *offsets;  // [extents]
-    const float *cos, *sin;                           // [tokens][head_dim / 2]
-};
-
-struct Cache {  // this layer's K and V; strides in elements
-    bf16 *keys, *values;
-    int64_t slot_stride, head_stride;
-};
 
 struct Scratch {
     uint32_t *packed, *packed_mlp;
@@ -74,23 +52,37 @@ struct QueryTile {
     bool alone;   // no other tile reads it: it comes from memory
 };
 
-// Deals tiles of queries to the threads, one by one: later ones of a chunk see more and take longer.
+// How many tiles of a thread's share are taken.
+struct alignas(LINE) Taken {
+    std::atomic<int> count{0};
+};
+
+// Deals tiles of queries to the threads, one by one: every thread takes those of its own share, whose
+// KV its cache may hold (next_kv.h), then of the others'. Later tiles of a chunk see more and take
+// longer.
 class Deal {
    public:
     Deal(const Shape& s, const Batch& batch, const Cache& cache, const Scratch& scratch, Work work,
-         std::atomic<int>& dealt)
-        : s_(s), batch_(batch), cache_(cache), scratch_(scratch), work_(work), dealt_(dealt) {}
+         Taken* taken)
+        : s_(s), batch_(batch), cache_(cache), scratch_(scratch), work_(work), taken_(taken) {}
 
-    // Take a tile of this thread's own; false when all are dealt.
+    // Take a tile; false when all are dealt.
     bool take(QueryTile& out) {
-        // the first needs no counter, so that each thread has one before any looks further ahead
-        const int mine = first_ ? work_.thread : work_.threads + dealt_.fetch_add(1);
-        first_ = false;
+        for (; others_ < work_.threads; others_++) {
+            const int share = (work_.thread + others_) % work_.threads;
+            if (find(share + work_.threads * taken_[share].count.fetch_add(1), out)) return true;
+        }
+        return false;
+    }
+
+   private:
+    bool find(int tile, QueryTile& out) {
+        if (tile < before_) extent_ = before_ = 0;
         for (; extent_ < batch_.extents; extent_++) {
             const Tiling tiling(s_, batch_.stops[extent_] - batch_.starts[extent_],
                                 (work_.threads + batch_.extents - 1) / batch_.extents);
-            if (mine < before_ + tiling.tiles()) {
-                fill(tiling, mine - before_, out);
+            if (tile < before_ + tiling.tiles()) {
+                fill(tiling, tile - before_, out);
                 return true;
             }
             before_ += tiling.tiles();
@@ -98,7 +90,6 @@ class Deal {
         return false;
     }
 
-   private:
     void fill(const Tiling& tiling, int tile, QueryTile& out) const {
         const int dim = s_.head_dim, start = batch_.starts[extent_];
         const int count = batch_.stops[extent_] - start;
@@ -129,7 +120,7 @@ class Deal {
     const Cache& cache_;
     const Scratch& scratch_;
     const Work work_;
-    std::atomic<int>& dealt_;
-    bool first_ = true;
+    Taken* taken_;
+    int others_ = 0;               // whose share this thread takes from: its own is 0
     int extent_ = 0, before_ = 0;  // where the last tile was, and how many lie in earlier extents
 };

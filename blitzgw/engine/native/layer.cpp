@@ -1,4 +1,4 @@
-// One decoder layer of the Llama family in bf16, for CPUs that multiply it: called once a layer and step.
+// Decoder layers of the Llama family in bf16, for CPUs that multiply it: called once a span and step.
 //
 // Threads enter one parallel region and meet at a barrier between phases:
 //   norm, pack → q k v → rotate, write KV → attend → pack → out + x → norm, pack
@@ -6,6 +6,8 @@
 // Sums are fp32 and rounded where a value is stored. Nothing depends on the rest of the batch.
 
 #include <omp.h>
+
+#include <vector>
 
 #include "deal.h"
 
@@ -114,8 +116,8 @@ void attend_all(const Shape& s, Deal deal) {
 
 // x += W · packed (+ bias), rounded once.
 void add_linear(const bf16* w, const bf16* bias, int n_rows, int k, const uint32_t* packed, int m,
-                bf16* x, Work work) {
-    linear_by_token(w, n_rows, k, packed, m, work, [&](int t, int n, __m512 y) {
+                bf16* x, Work work, NextKv& kv) {
+    linear_by_token(w, n_rows, k, packed, m, work, kv, [&](int t, int n, __m512 y) {
         bf16* at = x + size_t(t) * n_rows + n;
         if (bias) y = _mm512_add_ps(y, load_bf16(bias + n));
         store_bf16(at, _mm512_add_ps(load_bf16(at), y));
@@ -124,10 +126,10 @@ void add_linear(const bf16* w, const bf16* bias, int n_rows, int k, const uint32
 
 // silu(gate) · up, left in packed order.
 void swiglu(const Shape& s, const Weights& w, const uint32_t* packed, int m, uint32_t* out,
-            Work work) {
+            Work work, NextKv& kv) {
     const int rows = s.intermediate, steps = rows / TILE_K;
     const bf16* up_bias = w.gate_up_bias ? w.gate_up_bias + rows : nullptr;
-    linear(w.gate_up, w.gate_up + size_t(rows) * s.hidden, rows, s.hidden, packed, m, work,
+    linear(w.gate_up, w.gate_up + size_t(rows) * s.hidden, rows, s.hidden, packed, m, work, kv,
            [&](int n, int group, float (*gate)[TILE], float (*up)[TILE]) {
                __m512 y[TILE];
                for (int i = 0; i < TILE; i++) {
@@ -147,13 +149,15 @@ void swiglu(const Shape& s, const Weights& w, const uint32_t* packed, int m, uin
            });
 }
 
-void run_layer(const Shape& s, const Weights& w, const Batch& batch, const Cache& cache, bf16* x,
-               const Scratch& scratch, std::atomic<int>& dealt, Work work) {
+// `kv` has this layer's own KV to ask for, and then that of `next`, which follows (null: none does).
+void run_layer(const Shape& s, const Weights& w, const Batch& batch, const Cache& cache,
+               const Cache* next, bf16* x, const Scratch& scratch, Taken* taken, NextKv& kv,
+               Work work) {
     const int m = batch.tokens, q_width = s.heads * s.head_dim;
     const int qkv_width = q_width + 2 * s.kv_heads * s.head_dim;
     norm_and_pack(x, w.attn_norm, m, s.hidden, s.eps, scratch.packed, work);
 #pragma omp barrier
-    linear_by_token(w.qkv, qkv_width, s.hidden, scratch.packed, m, work,
+    linear_by_token(w.qkv, qkv_width, s.hidden, scratch.packed, m, work, kv,
                     [&](int t, int n, __m512 y) {
                         if (w.qkv_bias) y = _mm512_add_ps(y, load_bf16(w.qkv_bias + n));
                         store_bf16(scratch.qkv + size_t(t) * qkv_width + n, y);
@@ -161,17 +165,19 @@ void run_layer(const Shape& s, const Weights& w, const Batch& batch, const Cache
 #pragma omp barrier
     place(s, w, batch, cache, scratch.qkv, work);
 #pragma omp barrier
-    attend_all(s, Deal(s, batch, cache, scratch, work, dealt));
+    kv = next ? NextKv(s, batch, *next, work) : NextKv();
+    attend_all(s, Deal(s, batch, cache, scratch, work, taken));
 #pragma omp barrier
     pack(scratch.attended, m, q_width, q_width, scratch.packed, work);
 #pragma omp barrier
-    add_linear(w.out, w.out_bias, s.hidden, q_width, scratch.packed, m, x, work);
+    add_linear(w.out, w.out_bias, s.hidden, q_width, scratch.packed, m, x, work, kv);
 #pragma omp barrier
     norm_and_pack(x, w.mlp_norm, m, s.hidden, s.eps, scratch.packed, work);
 #pragma omp barrier
-    swiglu(s, w, scratch.packed, m, scratch.packed_mlp, work);
+    swiglu(s, w, scratch.packed, m, scratch.packed_mlp, work, kv);
 #pragma omp barrier
-    add_linear(w.down, w.down_bias, s.hidden, s.intermediate, scratch.packed_mlp, m, x, work);
+    add_linear(w.down, w.down_bias, s.hidden, s.intermediate, scratch.packed_mlp, m, x, work, kv);
+#pragma omp barrier
 }
 
 template <class Phases>
@@ -195,14 +201,18 @@ size_t blitzgw_scratch_bytes(const Shape* shape, int tokens) {
     return Scratch().lay_out(nullptr, *shape, tokens);
 }
 
-// x [tokens, hidden] is replaced by the layer's output.
-void blitzgw_layer(const Shape* shape, const Weights* weights, const Batch* batch,
-                   const Cache* cache, bf16* x, char* scratch_base, int threads) {
+// Run `layers` layers, each with its weights and cache: x [tokens, hidden] is replaced by the last
+// one's output.
+void blitzgw_layers(const Shape* shape, int layers, const Weights* const* weights, const Batch* batch,
+                    const Cache* const* caches, bf16* x, char* scratch_base, int threads) {
     Scratch scratch;
     scratch.lay_out(scratch_base, *shape, batch->tokens);
-    std::atomic<int> dealt{0};
+    std::vector<Taken> taken(size_t(layers) * threads);
     in_parallel(threads, [&](Work work) {
-        run_layer(*shape, *weights, *batch, *cache, x, scratch, dealt, work);
+        NextKv kv(*shape, *batch, *caches[0], work);
+        for (int i = 0; i < layers; i++)
+            run_layer(*shape, *weights[i], *batch, *caches[i], i + 1 < layers ? caches[i + 1] : nullptr,
+                      x, scratch, &taken[size_t(i) * threads], kv, work);
     });
 }
 
@@ -211,9 +221,10 @@ void blitzgw_head(const bf16* x, const bf16* norm_weight, const bf16* matrix, in
                   int hidden, int vocab, float eps, float* logits, char* scratch, int threads) {
     uint32_t* packed = reinterpret_cast<uint32_t*>(scratch);
     in_parallel(threads, [&](Work work) {
+        NextKv none;
         norm_and_pack(x, norm_weight, tokens, hidden, eps, packed, work);
 #pragma omp barrier
-        linear_by_token(matrix, vocab, hidden, packed, tokens, work,
+        linear_by_token(matrix, vocab, hidden, packed, tokens, work, none,
                         [&](int t, int n, __m512 y) {
                             _mm512_storeu_ps(logits + size_t(t) * vocab + n, y);
                         });

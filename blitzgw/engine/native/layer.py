@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -105,17 +106,27 @@ class NativeKernels:
         del n_decode
         return NativeBatch(extents, cos, sin)
 
-    def run(self, weights: _Weights, batch: NativeBatch, cache: _Cache, x_TE: torch.Tensor) -> None:
-        """Replace `x` by the layer's output, writing this layer's KV."""
-        self._library.blitzgw_layer(
+    def run(
+        self,
+        layers: Sequence[Any],
+        x_TE: torch.Tensor,
+        plan: NativeBatch,
+        caches: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    ) -> torch.Tensor:
+        """Replace `x` by the last layer's output in one call, and return it."""
+        n = len(layers)
+        bound = [layer.bind(cache) for layer, cache in zip(layers, caches, strict=True)]
+        self._library.blitzgw_layers(
             ctypes.byref(self._shape),
-            ctypes.byref(weights),
-            ctypes.byref(batch.c),
-            ctypes.byref(cache),
+            n,
+            (ctypes.c_void_p * n)(*(ctypes.addressof(layer.weights) for layer in layers)),
+            ctypes.byref(plan.c),
+            (ctypes.c_void_p * n)(*map(ctypes.addressof, bound)),
             ctypes.c_void_p(x_TE.data_ptr()),
-            ctypes.c_void_p(self.scratch(batch.tokens)),
+            ctypes.c_void_p(self.scratch(plan.tokens)),
             torch.get_num_threads(),
         )
+        return x_TE
 
     def head(self, x_RE: torch.Tensor, norm: torch.Tensor, matrix_VE: torch.Tensor) -> torch.Tensor:
         """Return fp32 logits `[R, V]` of hidden states before the final norm."""
@@ -136,23 +147,26 @@ class NativeKernels:
 
 
 class NativeLayer:
-    """One decoder layer over views into its blob."""
+    """One decoder layer over views into its blob; `weights` is where the kernels find them."""
 
     def __init__(self, kernels: NativeKernels, tensors: dict[str, torch.Tensor]) -> None:
         self._kernels = kernels
         self.tensors = tensors
         pointers = (tensors.get(name) for name in _Weights.NAMES)
-        self._weights = _Weights(*(None if t is None else t.data_ptr() for t in pointers))
+        self.weights = _Weights(*(None if t is None else t.data_ptr() for t in pointers))
         self._cache: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._c_cache = _Cache()
+        self._bound = _Cache()
+
+    def bind(self, cache: tuple[torch.Tensor, torch.Tensor]) -> _Cache:
+        """Return K and V as the kernels read them; made once for the same tuple."""
+        if cache is not self._cache:
+            keys, values = self._cache = cache
+            strides = (keys.stride(0), keys.stride(1))
+            self._bound = _Cache(keys.data_ptr(), values.data_ptr(), *strides)
+        return self._bound
 
     def forward(
         self, x_TE: torch.Tensor, plan: NativeBatch, cache: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
         """Replace `x` `[T, E]` by the layer's output and return it."""
-        if cache is not self._cache:
-            keys, values = self._cache = cache
-            strides = (keys.stride(0), keys.stride(1))
-            self._c_cache = _Cache(keys.data_ptr(), values.data_ptr(), *strides)
-        self._kernels.run(self._weights, plan, self._c_cache, x_TE)
-        return x_TE
+        return self._kernels.run([self], x_TE, plan, [cache])

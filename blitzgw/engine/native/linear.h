@@ -9,16 +9,6 @@
 
 #include "unit.h"
 
-struct Work {
-    int thread, threads;
-
-    // This thread's part [begin, end) of n units.
-    void share(int n, int& begin, int& end) const {
-        begin = int(int64_t(n) * thread / threads);
-        end = int(int64_t(n) * (thread + 1) / threads);
-    }
-};
-
 inline size_t packed_bytes(int m, int k) {
     return size_t((m + TILE - 1) / TILE) * (k / TILE_K) * 1024;
 }
@@ -49,7 +39,7 @@ inline int whole_tile(int row, int n_rows) { return std::min(row, n_rows - TILE)
 //   null:   the 16 rows that follow; n goes by 32. A tile past the end is the last whole one.
 template <class Finish>
 inline void linear(const bf16* w, const bf16* second, int n_rows, int k, const uint32_t* packed,
-                   int m, Work work, Finish finish) {
+                   int m, Work work, NextKv& kv, Finish finish) {
     const int unit = second ? TILE : 2 * TILE, groups = (m + TILE - 1) / TILE, steps = k / TILE_K;
     int begin, end;
     work.share((n_rows + unit - 1) / unit, begin, end);
@@ -68,7 +58,7 @@ inline void linear(const bf16* w, const bf16* second, int n_rows, int k, const u
                     Sums& sum = sums[(g - first) / 2];
                     multiply(w0, w1, k, from, to, packed + size_t(g) * steps * 256,
                              std::min(2 * TILE, m - g * TILE), g ? nullptr : next0, w1 + unit * k,
-                             sum);
+                             sum, kv);
                     for (int c = 0; to == steps && c < std::min(2, groups - g); c++)
                         finish(u * unit, g + c, sum[0][c], sum[1][c]);
                 }
@@ -80,8 +70,8 @@ inline void linear(const bf16* w, const bf16* second, int n_rows, int k, const u
 // n_rows is no multiple of 16, some of the last 16 rows are stored twice.
 template <class Store>
 inline void linear_by_token(const bf16* w, int n_rows, int k, const uint32_t* packed, int m,
-                            Work work, Store store) {
-    linear(w, nullptr, n_rows, k, packed, m, work,
+                            Work work, NextKv& kv, Store store) {
+    linear(w, nullptr, n_rows, k, packed, m, work, kv,
            [&](int n, int group, float (*low)[TILE], float (*high)[TILE]) {
                for (float(*tile)[TILE] : {low, high}) {
                    const int row = n + (tile == high ? TILE : 0);

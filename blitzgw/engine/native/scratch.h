@@ -1,7 +1,7 @@
 // What attention is about, and what one thread keeps while it attends.
 #pragma once
 
-#include "stream.h"
+#include "next_kv.h"
 
 constexpr int MAX_DIM = 256;   // head dimension
 constexpr int OUT_TILES = 4;   // tiles of O that stay in registers

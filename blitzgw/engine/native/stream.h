@@ -3,10 +3,15 @@
 
 #include <algorithm>
 
-#include "simd.h"
+#include "shapes.h"
 
 constexpr int BLOCK = 128;  // positions between two rescalings of O
 constexpr int LINE = 64;    // bytes that memory gives at a time
+
+struct Lines {  // to ask for, so many at a time
+    const char *next, *end;
+    int each;
+};
 
 struct Heads {  // K and V [positions, dim] of `count` kv heads
     const bf16 *k, *v;
