@@ -120,12 +120,15 @@ class Links:
 class Holder:
     """A worker that can give blobs: a whole or partly loaded instance, a host copy, a checkpoint.
 
-    What is behind `tier` has to be read before it can be sent; None: the blobs are resident.
+    What is behind `tier` has to be read before it can be sent; None: the blobs are resident, but
+    for those that another operation is bringing: `due_s` says by blob in how many seconds each is
+    expected, 0 where it is there. Empty: all are.
     """
 
     worker: str
     blobs: frozenset[int]
     tier: Tier | None = None
+    due_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,8 @@ class Execution:
         self.epoch = 0
         self.edges: dict[str, EdgeBook] = {}
         self.reads: tuple[ReadOrder, ...] = ()
+        self.borrows = False
+        """Whether a source of the present plan waits for what another operation brings it."""
         self.engaged: dict[str, bool] = {}
         """Processes that take part in the present plan, and whether they have said so."""
         self._orders: dict[str, Engage] = {}
@@ -107,6 +109,8 @@ class Execution:
             former=[book.order for book in self.open_edges()],
             held=held,
         )
+        awaited = {holder.worker for holder in task.holders if any(holder.due_s)}
+        self.borrows = any(edge.source in awaited for edge in choice.plan.edges)
         self.pairing.settle()
         self.sourcing.planned(choice.plan)
         sizes, former = self._definition.blob_bytes, self.edges
@@ -123,9 +127,10 @@ class Execution:
         given_up: Collection[str],
     ) -> tuple[Task, Links]:
         view = self._around.view()
-        own = promised(book.order for book in self.open_edges())
-        also = {node for node, _ in own}
-        return self.sourcing.task(view, lacking, held, given_up, also), links_of(view, own)
+        own, due_s = promised(book.order for book in self.open_edges()), self._around.due_s()
+        also = {*(node for node, _ in own), *map(node_of, due_s)}
+        task = self.sourcing.task(view, lacking, held, given_up, also, due_s)
+        return task, links_of(view, own)
 
     def _choose(self, task: Task, links: Links, targets: Collection[str]) -> Choice:
         """Keep to the strategy that was asked for while it applies to what is left.

@@ -18,10 +18,11 @@ from blitzgw.core.operation import RENEW_S, Abandon, Conclude, OperationMessage,
 from blitzgw.core.view import InstanceFacts, mask_of
 from blitzgw.scaling.autoevents import Coming
 from blitzgw.scaling.claiming import Claiming
+from blitzgw.scaling.due import due_s
 from blitzgw.scaling.effects import OperationEffect
 from blitzgw.scaling.hindsight import Outcome
 from blitzgw.scaling.stalls import HANG_S, hangs_at, hung
-from blitzgw.scaling.targets import FAILED, READY, RELEASED, Target
+from blitzgw.scaling.targets import FAILED, LOADING, READY, RELEASED, Target
 from blitzgw.scaling.transferring import MAX_EPOCHS
 
 STALL_S = 120.0
@@ -132,7 +133,7 @@ class Growth(Claiming):
         times = [self._renew_at, self._look_at, self._claim_by, self._replan_at]
         times += self._asking_again()
         if self.state == "transferring":
-            times.append(self._progress_at + STALL_S)
+            times.append(self._stalls_at())
             times.append(hangs_at(self._targets, self._execution.open_edges(), self._readers()))
         return [time for time in times if time is not None]
 
@@ -143,12 +144,18 @@ class Growth(Claiming):
             for boot in sorted(self._renewed()):
                 self._send(boot, Renew(self.id))
             self._mind_helpers(now)
-        if self.state == "transferring" and now >= self._progress_at + STALL_S:
+        if self.state == "transferring" and now >= self._stalls_at():
             self._give_up_rest(f"nothing has moved for {STALL_S:.0f} s", now)
         if self.state == "transferring":
             self._unhang(now)
         if self.state == "transferring" and self._replan_at is not None and now >= self._replan_at:
             self._engage(now)
+
+    def _stalls_at(self) -> float:
+        """Return when nothing has moved for too long, or for so long after it was due to."""
+        held = [target.quiet_s for target in self._targets.values() if target.held]
+        due_s = min(held, default=0.0) if self._execution.borrows else 0.0
+        return max(self._progress_at, due_s) + STALL_S
 
     def _readers(self) -> set[str]:
         return {order.worker for order in self._execution.reads}
@@ -192,6 +199,20 @@ class Growth(Claiming):
             return Outcome(target.boot, self._there(target, InstanceState.SERVING))
         arrived = target.arrived if target.instance else ()
         return Outcome(target.boot, self._there(target, InstanceState.LOADING, arrived))
+
+    def due_s(self, now: float) -> dict[str, tuple[float, ...]]:
+        """Return in how many seconds targets that get blobs have each of them (due.py).
+
+        Of those to which something has come already: their nodes are ready to send from there.
+        """
+        if self.copy or self.state != "transferring":
+            return {}
+        since_s = self._waterfall.since(now)
+        return {
+            worker: due_s(target.predicted, target.arrived, since_s)
+            for worker, target in self._targets.items()
+            if target.state in (LOADING, READY) and target.predicted and not target.starved
+        }
 
     def coming(self, now: float) -> tuple[Coming, ...]:
         """Return the instances that are claimed and do not serve yet, by the view at least."""

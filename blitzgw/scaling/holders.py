@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 
 from blitzgw.core.plan import Holder, Tier, node_of
@@ -22,13 +22,15 @@ def holders_of(
     *,
     most: int | None = None,
     also: Collection[str] = (),
+    due_s: Mapping[str, tuple[float, ...]] | None = None,
 ) -> tuple[list[Holder], int]:
     """Return who can give blobs of a model. What `targets` have got by themselves is left out.
 
     A target whose machine has a complete host copy or the checkpoint reads from there. A checkpoint
     is also read by one worker of its node that is no target, so that it can be sent: of those that
     differ in their names alone the first `most` are returned (None: all), and how many more there
-    are. What the nodes `also` named have is returned in any case.
+    are. What the nodes `also` named have is returned in any case. To the workers in `due_s` others
+    bring all that they lack yet: in how many seconds, by blob.
     """
     wanted, weights = frozenset(targets), definition.weights
     nodes, on_disk = members(view), checkpoints(view)
@@ -38,20 +40,28 @@ def holders_of(
     found: list[Holder] = []
     for name in sorted(special):
         reads = weights in on_disk.get(nodes[name].boot, ())
-        found += _on(nodes[name], definition, wanted, reads=reads)
+        found += _on(nodes[name], definition, wanted, due_s or {}, reads=reads)
     n_blobs = len(definition.blob_bytes)
     readers, left_out = readers_of(weights, view, special, most)
     return found + [_checkpoint(worker, n_blobs) for worker in readers], left_out
 
 
 def _on(
-    node: NodeView, definition: ModelDefinition, wanted: frozenset[str], *, reads: bool
+    node: NodeView,
+    definition: ModelDefinition,
+    wanted: frozenset[str],
+    due_s: Mapping[str, tuple[float, ...]],
+    *,
+    reads: bool,
 ) -> Iterable[Holder]:
     """Yield the holders of a node that has some of a model in memory, or a target."""
     everything = _everything(len(definition.blob_bytes))
     resident = _resident(node, definition.weights, everything)
     for worker, blobs in sorted(resident.items()):
-        if worker not in wanted and blobs:
+        if worker not in wanted and worker in due_s:
+            due = (0.0 if blob in blobs else at_s for blob, at_s in enumerate(due_s[worker]))
+            yield Holder(worker, everything, due_s=tuple(due))
+        elif worker not in wanted and blobs:
             yield Holder(worker, blobs)
     here = sorted(worker for worker in wanted if worker.startswith(f"{node.name}/"))
     if has_copy(node, definition.weights):

@@ -43,7 +43,8 @@ class Surroundings:
     """What an owner knows and has: everything that is not a message.
 
     `boot` and `node` are its own. `secret` returns 32 fresh random bytes, `wall_s` Unix time;
-    `choose` is the planner (planner/choose.py) and raises PlanError or ValueError.
+    `choose` is the planner (planner/choose.py) and raises PlanError or ValueError. `due_s` says by
+    worker and blob in how many seconds operations that have begun before bring the same weights.
     """
 
     boot: str
@@ -52,6 +53,7 @@ class Surroundings:
     secret: Callable[[], bytes]
     wall_s: Callable[[], float]
     choose: Callable[[Task, Links, str], Choice]
+    due_s: Callable[[], Mapping[str, tuple[float, ...]]] = dict
 
 
 class Operation(ABC):

@@ -184,6 +184,19 @@ class Operations:
         others = [growth for growth in self._growths() if growth.id != name]
         return foresee(view, [outcome for each in others for outcome in each.claimed()])
 
+    def _brought_before(self, name: str, weights: str) -> dict[str, tuple[float, ...]]:
+        """Return when workers have what growths bring that have begun before one of this name.
+
+        Those that have begun later may wait for what it brings itself, so that none waits for them.
+        """
+        due_s: dict[str, tuple[float, ...]] = {}
+        for growth in self._growths():
+            if growth.id == name:
+                break
+            if growth.definition.weights == weights:
+                due_s |= growth.due_s(self._now)
+        return due_s
+
     # Orders.
 
     def _on_order(self, event: OrderGiven, now: float) -> list[OperationEffect]:
@@ -245,7 +258,11 @@ class Operations:
 
     def _make(self, definition: ModelDefinition, order: ScaleOrder, now: float) -> Operation:
         name = self._name()
-        around = replace(self._around, view=lambda: self._seen_by(name))
+        around = replace(
+            self._around,
+            view=lambda: self._seen_by(name),
+            due_s=lambda: self._brought_before(name, definition.weights),
+        )
         present = instances_of(definition.name, around.view())
         n_present = len(present)
         if order.instances > n_present:

@@ -67,16 +67,20 @@ class Sourcing:
         held: Mapping[str, Collection[int]],
         given_up: Collection[str] = (),
         also: Iterable[str] = (),
+        due_s: Mapping[str, tuple[float, ...]] | None = None,
     ) -> Task:
         """Return what is to be planned.
 
         `held` is what each living target of the operation has, by its own words, which prevail over
         the view; `lacking` are those that lack something; `given_up` are targets no more. What is
-        known of the nodes `also` named the view does not tell.
+        known of the nodes `also` named the view does not tell. Other operations bring workers blobs
+        in so many seconds (`due_s`, holders.py).
         """
         idle, most = {*held, *given_up}.difference(lacking), max(1, len(lacking))
         also, targets = self._nodes().union(also), [*held, *given_up]
-        there, others = holders_of(self._definition, view, targets, most=most, also=also)
+        there, others = holders_of(
+            self._definition, view, targets, most=most, also=also, due_s=due_s
+        )
         found = [each for each in there if each.worker not in idle and self._good(each)]
         kept = found
         if self._losses or self.suspects:

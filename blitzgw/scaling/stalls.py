@@ -3,6 +3,8 @@
     source ──► a ──► b        a gets nothing: its source is blamed first, then a itself;
                               b waits for what a has not got, which is not b's fault
 
+A source that gets its own blobs by another operation has until these are due.
+
 A connection that is cut or silent is lost by the transport within seconds, and one that a worker's
 death has ended at once. What is left is a source that lives and does not get on with its own disk,
 and a target that does not take what comes.
@@ -25,7 +27,7 @@ def hangs_at(
 ) -> float | None:
     """Return when the first target is to be taken for hung, if nothing comes until then."""
     waiting = _waiting(targets, edges, readers)
-    return min((targets[worker].moved_s + HANG_S for worker in waiting), default=None)
+    return min((targets[worker].quiet_s + HANG_S for worker in waiting), default=None)
 
 
 def hung(
@@ -40,7 +42,7 @@ def hung(
     in the present plan and tell only of whole blobs: nothing is concluded about them.
     """
     waiting = _waiting(targets, edges, readers)
-    late = {w: sources for w, sources in waiting.items() if now >= targets[w].moved_s + HANG_S}
+    late = {w: sources for w, sources in waiting.items() if now >= targets[w].quiet_s + HANG_S}
     first = {w: sources for w, sources in late.items() if not sources <= late.keys()}
     return [(targets[worker], sources) for worker, sources in (first or late).items()]
 

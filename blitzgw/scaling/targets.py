@@ -20,7 +20,8 @@ class Target:
     Times are seconds from the operation's start. `claim` is what the claim was asked at, and once
     it is granted what the device is at; `asked` counts how often, and `ask_at` is when to ask
     again. `moved_s` is the decider's moment of its last byte or plan, `starved` whether its sources
-    have been blamed for the lack of bytes.
+    have been blamed for the lack of bytes. Where these wait for other operations, `due_s` are the
+    moments at which its blobs are predicted.
     """
 
     worker: str
@@ -38,6 +39,7 @@ class Target:
     asked: int = 1
     ask_at: float | None = None
     moved_s: float = 0.0
+    due_s: tuple[float, ...] = ()
     starved: bool = False
     revived: bool = False
     """It was there with all its weights, by its own node's word."""
@@ -45,6 +47,14 @@ class Target:
     def fill(self, n_blobs: int) -> None:
         """Note that it has everything without a byte: it drains or is kept there."""
         self.arrived = dict.fromkeys(range(n_blobs), 0.0)
+
+    @property
+    def quiet_s(self) -> float:
+        """Since which moment bytes should have come that have not."""
+        if not self.due_s:
+            return self.moved_s
+        due_s = (at_s for blob, at_s in enumerate(self.due_s) if blob not in self.arrived)
+        return max(self.moved_s, min(due_s, default=0.0))
 
     @property
     def held(self) -> bool:

@@ -140,6 +140,7 @@ class Transfer(Operation):
             self._check_end(now)
             return
         self._wait_anew(now)
+        self._wait_for_others(now)
         for boot, order in orders:
             if boot in holding:
                 self._send(boot, Renew(self.id))  # says so if it has let go
@@ -151,6 +152,13 @@ class Transfer(Operation):
         """Give all targets their time again: with a new plan bytes come from elsewhere."""
         for target in self._targets.values():
             target.moved_s = now
+
+    def _wait_for_others(self, now: float) -> None:
+        """Give targets as much time as their sources need to get the blobs themselves."""
+        choice = self._execution.choice if self._execution.borrows else None
+        for worker, target in self._targets.items():
+            due_s = choice.prediction.arrivals.get(worker, ()) if choice is not None else ()
+            target.due_s = tuple(now + at_s for at_s in due_s)
 
     def _note_plan(self, what: str, now: float) -> None:
         choice = self._execution.choice

@@ -25,7 +25,7 @@ def faults(plan: Plan, task: Task, links: Links | None = None) -> list[str]:
 
 
 def resident_blobs(task: Task) -> dict[str, set[int]]:
-    """Return what each worker has without reading anything."""
+    """Return what each worker has without reading anything, or is brought by other operations."""
     resident: dict[str, set[int]] = {}
     for holder in task.holders:
         if holder.tier is None:

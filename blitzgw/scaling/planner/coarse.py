@@ -169,8 +169,15 @@ def _as_groups(task: Task, groups: Sequence[tuple[int, ...]]) -> Task:
     return Task(
         tuple(sum(max(1, task.blob_bytes[blob]) for blob in group) for group in groups),
         task.targets,
-        tuple(Holder(h.worker, known[h.blobs], h.tier) for h in task.holders),
+        tuple(Holder(h.worker, known[h.blobs], h.tier, _due_s(groups, h)) for h in task.holders),
     )
+
+
+def _due_s(groups: Sequence[tuple[int, ...]], holder: Holder) -> tuple[float, ...]:
+    """Return when a holder has all blobs of each group."""
+    if not holder.due_s:
+        return ()
+    return tuple(max(holder.due_s[blob] for blob in group) for group in groups)
 
 
 def _held(groups: Sequence[tuple[int, ...]], blobs: frozenset[int]) -> list[int]:

@@ -1,8 +1,9 @@
 """A plan as flows over resources, for the simulation in predict.py.
 
-A flow is an edge or a read. Its blobs fall into *runs*: stretches that it gets at its source from
-one and the same place, in the same order, so that within a run only one thing can hold it up. A
-whole chain is one run per edge, and costs a handful of events however many blobs there are.
+A flow is an edge or a read, or what another operation brings to a source meanwhile. Its blobs fall
+into *runs*: stretches that it gets at its source from one and the same place, in the same order, so
+that within a run only one thing can hold it up. A whole chain is one run per edge, and costs a
+handful of events however many blobs there are.
 
     supplier u   ──0────────────┬─ start+shift ─────────────── stop+shift ──►  bytes sent by u
     flow     f   ──0──┬─ start ─────────────── stop ──►                        bytes sent by f
@@ -14,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from blitzgw.core.plan import Edge, Links, Plan, Read, Task, node_of
+from blitzgw.core.plan import Edge, Holder, Links, Plan, Read, Task, node_of
 from blitzgw.scaling.planner.check import resident_blobs
 from blitzgw.scaling.planner.rates import read_rate, usable_tx
 
@@ -47,7 +48,7 @@ class Run:
 
 @dataclass(slots=True)
 class Flow:
-    """An edge or a read, and how far it has got: `sent` bytes at time `at_s`."""
+    """An edge, a read or an arrival, and how far it has got: `sent` bytes at time `at_s`."""
 
     index: int
     sink: str
@@ -57,6 +58,8 @@ class Flow:
     ends: list[float]
     """Where each blob ends, in bytes of the flow."""
     is_edge: bool
+    begin_s: float = 0.0
+    """Before then nothing of it moves."""
     runs: list[Run] = field(default_factory=list)
     followers: dict[int, None] = field(default_factory=dict)
     """The flows whose present run this one supplies."""
@@ -106,6 +109,10 @@ class Resources:
         rate = read_rate(self._links, node, read.tier)
         return (self._number((read.tier.value, node), rate),)
 
+    def of_arrival(self, worker: str, rate: float) -> tuple[int, ...]:
+        """Return what stands for all that another operation uses to bring a worker its blobs."""
+        return (self._number(("arrival", worker), rate),)
+
     def _number(self, name: tuple[str, ...], rate: float) -> int:
         number = self._numbers.get(name)
         if number is None:
@@ -130,6 +137,11 @@ def flows_of(plan: Plan, task: Task, links: Links) -> tuple[list[Flow], Resource
     for edge in plan.edges:
         flows.append(_flow(len(flows), edge.target, edge.source, edge.blobs, task))
         flows[-1].resources = resources.of_edge(edge)
+        flows[-1].begin_s = links.setup_s
+    sources = {edge.source for edge in plan.edges}
+    for holder in task.holders:
+        if any(holder.due_s) and holder.worker in sources:
+            flows.append(_arrival(len(flows), holder, task, resources))
     _Cutter(flows, task, links, resources).cut()
     return flows, resources
 
@@ -141,6 +153,28 @@ def _flow(index: int, sink: str, source: str, blobs: tuple[int, ...], task: Task
         total += max(1, task.blob_bytes[blob])  # an empty blob takes a byte's time, and an order
         ends.append(total)
     return Flow(index, sink, source, blobs, (), ends, is_edge=bool(source))
+
+
+def _arrival(index: int, holder: Holder, task: Task, resources: Resources) -> Flow:
+    """Return what another operation brings to a source, as a flow of one rate.
+
+    That is right for the last blob, and for the first one unless that rate brings it later:
+
+        due_s     ──────────── first ── next ─── … ── last
+        the flow  ── begin_s ────────────────────────────►
+    """
+    due_s = holder.due_s
+    blobs = tuple(sorted(_coming(holder), key=due_s.__getitem__))
+    flow = _flow(index, holder.worker, "", blobs, task)
+    first_s, last_s, size = due_s[blobs[0]], due_s[blobs[-1]], flow.ends[-1]
+    if last_s > first_s:
+        flow.begin_s = max(0.0, first_s - flow.ends[0] * (last_s - first_s) / (size - flow.ends[0]))
+    flow.resources = resources.of_arrival(holder.worker, size / (last_s - flow.begin_s))
+    return flow
+
+
+def _coming(holder: Holder) -> list[int]:
+    return [blob for blob, due_s in enumerate(holder.due_s) if due_s > 0.0]
 
 
 class _Cutter:
@@ -155,6 +189,9 @@ class _Cutter:
 
     def cut(self) -> None:
         resident = resident_blobs(self._task)
+        for holder in self._task.holders:
+            if any(holder.due_s):
+                resident[holder.worker] -= set(_coming(holder))
         for flow in self._flows:
             for place, blob in enumerate(flow.blobs):
                 if (flow.sink, blob) in self._supply or blob in resident.get(flow.sink, ()):

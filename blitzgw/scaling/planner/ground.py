@@ -47,6 +47,8 @@ class Ground:
         self.blobs = range(len(task.blob_bytes))
         self.targets = tuple(dict.fromkeys(task.targets))
         self.resident: dict[str, frozenset[int]] = {}
+        self.due_s: dict[str, tuple[float, ...]] = {}
+        """Of resident blobs that other operations bring: the seconds until they are there."""
         self.behind: dict[str, dict[Tier, frozenset[int]]] = {}
         self._node_tiers: dict[tuple[str, Tier], frozenset[int]] = {}
         self._every = frozenset(self.blobs)
@@ -76,6 +78,8 @@ class Ground:
         worker, tier = holder.worker, holder.tier
         if tier is None:
             self.resident[worker] = self.resident.get(worker, frozenset()) | holder.blobs
+            if any(holder.due_s):
+                self.due_s[worker] = holder.due_s
             return
         tiers = self.behind.setdefault(worker, {})
         tiers[tier] = tiers.get(tier, frozenset()) | holder.blobs
@@ -203,19 +207,31 @@ class Ground:
         return sorted({*self.resident, *self.behind} - set(self._needy))
 
     def giving_rate(self, source: str, target: str) -> float:
-        """Return how fast a source could give a target what it has, its own reads included."""
+        """Return how fast a source could give a target what it has, its own reads included.
+
+        Of one that waits for blobs itself: all of them in their order, the waiting included.
+        """
         rate = self.rate(source, target)
+        if source in self.due_s and rate > 0.0:
+            rate = self.size(self.blobs) / self._last_s(source, rate)
         missing = self.holdings(source) - self.resident.get(source, frozenset())
         if missing:
             tiers = self.behind[source]
             rate = min([rate, *(read_rate(self.links, node_of(source), tier) for tier in tiers)])
         return rate
 
+    def _last_s(self, source: str, rate: float) -> float:
+        """Return when a source has sent its last blob at a rate, each as soon as it is there."""
+        at_s = 0.0
+        for size, due_s in zip(self.task.blob_bytes, self.due_s[source], strict=True):
+            at_s = max(at_s + max(1, size) / rate, due_s)
+        return at_s
+
     def ranked(self, sources: Sequence[str], target: str, wanted: Iterable[int]) -> list[str]:
         """Return the sources that reach a target and have something wanted, the best one first.
 
-        Complete before partial, undisturbed before busy, fast before slow, near before far,
-        resident before what is to be read.
+        Complete before partial, undisturbed before busy, fast before slow, what is there before
+        what is coming, near before far, resident before what is to be read.
         """
         blobs = frozenset(wanted)
         useful = [
@@ -233,11 +249,12 @@ class Ground:
         spared = max((rates[s] for s in useful if not self.busy(s, target)), default=0.0)
         avoid = spared >= WORTH_WAITING * fastest
 
-        def preference(source: str) -> tuple[bool, bool, bool, int, bool, float, str]:
+        def preference(source: str) -> tuple[bool, bool, bool, bool, int, bool, float, str]:
             return (
                 avoid and self.busy(source, target),
                 len(self.holdings(source) & blobs) < most,
                 rates[source] < SAME_RATE * fastest,
+                source in self.due_s,
                 -self.near(source, target),
                 not blobs & self.resident.get(source, frozenset()),
                 -rates[source],
@@ -269,10 +286,11 @@ class Ground:
         chosen = free or good
         fastest = max((rates[source] for source in chosen), default=0.0)
 
-        def merit(source: str) -> tuple[int, bool, int, bool, str]:
+        def merit(source: str) -> tuple[int, bool, bool, int, bool, str]:
             return (
                 -self.size(self.holdings(source) & wanted),
                 rates[source] < SAME_RATE * fastest,
+                source in self.due_s,
                 -max(self.near(source, target) for target in needy),
                 bool(wanted - self.resident.get(source, frozenset())),
                 source,

@@ -19,7 +19,7 @@ def follow(
     """
     flows, resources = flows_of(plan, task, links)
     arrived: dict[tuple[str, int], float] = {}
-    Simulation(flows, resources, links, arrived, watch).run()
+    Simulation(flows, resources, arrived, watch).run()
     return _summary(plan, task, arrived), flows
 
 

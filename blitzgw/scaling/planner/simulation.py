@@ -10,7 +10,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from blitzgw.core.plan import Links
 from blitzgw.scaling.planner.fairshare import fair_rates
 from blitzgw.scaling.planner.flows import NEAR_BYTES, Flow, Resources, Run, State
 
@@ -49,7 +48,6 @@ class Simulation:
         self,
         flows: list[Flow],
         resources: Resources,
-        links: Links,
         arrived: dict[tuple[str, int], float],
         watch: Watch | None,
     ) -> None:
@@ -57,7 +55,6 @@ class Simulation:
         self._resources = resources
         self._arrived = arrived
         self._watch = watch
-        self._setup_s = links.setup_s
         self._users: list[dict[int, None]] = [{} for _ in resources.rates]
         self._events: list[tuple[float, int, int]] = []
         self._now_s = 0.0
@@ -78,7 +75,7 @@ class Simulation:
         """Run until nothing more happens. Raises ValueError where flows are not done by then."""
         for flow in self._flows:
             if flow.runs:
-                self._schedule(flow, self._setup_s if flow.is_edge else 0.0)
+                self._schedule(flow, flow.begin_s)
             else:
                 flow.state = State.DONE
         most = MOST_TURNS * (1 + sum(len(flow.runs) for flow in self._flows))

@@ -19,20 +19,22 @@ def thinned(task: Task, links: Links) -> Task:
     """Return the task without the least useful of very many holders; itself where there are few.
 
     Targets, what is on their machines, and as many whole copies elsewhere as `PAIRS` allows stay:
-    those first whose ports are free of requests, resident before read, then the fastest.
+    those first whose ports are free of requests, resident before read, then the fastest, and of
+    these last what is yet to come.
     """
     room, total = max(1, PAIRS // max(1, len(task.targets))), len(task.holders) + task.others
     task = _unlike(task, links)
     if total <= room:
         return task
     places = {node_of(target) for target in task.targets}
-    whole: dict[str, tuple[bool, bool, float, str]] = {}
+    whole: dict[str, tuple[bool, bool, float, float, str]] = {}
     for holder in task.holders:
         node = node_of(holder.worker)
         ports = [*_ports(node, links)] if _is_whole(holder, task) and node not in places else ()
         if ports:
             serves, rate = min((serves, -rate) for _, rate, serves in ports)
-            rank = (serves, holder.tier is not None, rate, holder.worker)
+            due_s = max(holder.due_s, default=0.0)
+            rank = (serves, holder.tier is not None, rate, due_s, holder.worker)
             whole[holder.worker] = min(whole.get(holder.worker, rank), rank)
     if not whole:
         return task
@@ -59,7 +61,7 @@ def _unlike(task: Task, links: Links) -> Task:
         node, tier = node_of(holder.worker), holder.tier
         if _is_whole(holder, task) and times[holder.worker] == 1 and node not in places:
             reads = read_rate(links, node, tier) if tier is not None else 0.0
-            kind = (tier, reads, links.zones.get(node, ""), *_ports(node, links))
+            kind = (tier, reads, holder.due_s, links.zones.get(node, ""), *_ports(node, links))
             kinds.setdefault(kind, []).append(holder.worker)
     spare = {worker for alike in kinds.values() for worker in sorted(alike)[most:]}
     if not spare:
