@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from blitzgw.core.plan import Holder, Port, Task, Tier
+from blitzgw.core.plan import Holder, Port, Prediction, Task, Tier
 from blitzgw.scaling.planner.base import PlanError
-from blitzgw.scaling.planner.choose import MANY_EDGES, ON_REQUEST, STRATEGIES, choose
+from blitzgw.scaling.planner.choose import MANY_EDGES, ON_REQUEST, STRATEGIES, choose, usable_s
 from tests.scaling.planner_kit import RATE, even_links, even_task, planned
 
 EVERY = frozenset(range(32))
@@ -25,10 +25,26 @@ def test_one_target_makes_one_edge() -> None:
     assert len(choose(even_task(1), even_links(2)).plan.edges) == 1
 
 
-def test_at_the_same_time_the_one_that_covers_earlier_wins() -> None:
-    choice = choose(even_task(4, 4), even_links(8))
-    assert choice.plan.strategy == "binomial"
-    assert choice.prediction.coverage_s < choice.prediction.complete_s / 3
+def test_at_the_same_time_the_one_wins_whose_targets_can_compute_earlier() -> None:
+    task, links = even_task(4, 4), even_links(8)
+    choice = choose(task, links)
+    assert choice.plan.strategy == "multi-chain"
+    assert choice.alternatives["binomial"] == pytest.approx(choice.prediction.complete_s)
+    assert usable_s(choice.prediction) < 0.52 * choice.prediction.complete_s
+    parted = choose(task, links, "binomial").prediction
+    assert parted.coverage_s < parted.complete_s / 3
+    assert usable_s(parted) > 0.7 * parted.complete_s
+
+
+def test_a_blob_is_of_use_with_all_before_it() -> None:
+    def found(*arrivals: tuple[float, ...]) -> float:
+        named = {f"n{i}": each for i, each in enumerate(arrivals)}
+        return usable_s(Prediction(named, 4.0, 1.0, 2.0))
+
+    assert found((1.0, 2.0, 3.0, 4.0)) == 2.5
+    assert found((3.0, 4.0, 1.0, 2.0)) == 3.75
+    assert found((0.0, 0.0), (2.0, 4.0)) == 1.5
+    assert found() == 0.0
 
 
 def test_a_faster_link_among_targets_makes_lanes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from blitzgw.core.plan import Links, Plan, Prediction, Task
 from blitzgw.scaling.planner import (
@@ -81,7 +82,7 @@ def choose(task: Task, links: Links, strategy: str = "") -> Choice:
     """Return the plan that is predicted to complete first, or that of the strategy of that name.
 
     With many targets the latter is not compared with others.
-    At equal completion the one that covers the model earlier wins, then the one with fewer edges.
+    At equal completion that wins whose targets can compute earlier, then the one with fewer edges.
     A task of many blobs is planned and predicted in groups of them (coarse.py), so that this takes
     an event loop no longer than it can spare. Raises PlanError for a task that cannot be planned
     and for a strategy that does not apply.
@@ -160,9 +161,21 @@ def _best(plans: Mapping[str, Plan], predictions: Mapping[str, Prediction]) -> s
         for name, prediction in predictions.items()
         if prediction.complete_s <= quickest * (1 + SAME_TIME)
     }
-    covered = min(prediction.coverage_s for prediction in as_quick.values())
+    usable = {name: usable_s(prediction) for name, prediction in as_quick.items()}
+    soonest = min(usable.values())
     return min(
         (len(plans[name].edges), name)
-        for name, prediction in as_quick.items()
-        if prediction.coverage_s <= covered * (1 + SAME_TIME)
+        for name, at_s in usable.items()
+        if at_s <= soonest * (1 + SAME_TIME)
     )[1]
+
+
+def usable_s(prediction: Prediction) -> float:
+    """Return when a blob is there with all before it, on the average of blobs and targets.
+
+    Up to there a loading instance can compute for another one, from the first layer on.
+    """
+    times = [
+        at_s for arrivals in prediction.arrivals.values() for at_s in accumulate(arrivals, max)
+    ]
+    return sum(times) / max(1, len(times))
