@@ -11,7 +11,7 @@ A worker is named `node/device`. Bytes and seconds throughout.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from enum import StrEnum
 
 from blitzgw.core.live import LivePolicy, Pair, StagePlan
@@ -109,11 +109,14 @@ class Links:
     """From a piece's last byte at a relay to its first byte on the next edge, besides the piece's
     own time on the wire."""
     piece_bytes: int = 1 << 20
+    named: InitVar[tuple[str, ...]] = ()
+    """What `networks` will be, where that is known: else all ports are looked at."""
     networks: tuple[str, ...] = field(init=False, compare=False)
     """The names of all networks, sorted."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "networks", tuple(sorted({name for _, name in self.ports})))
+    def __post_init__(self, named: tuple[str, ...]) -> None:
+        networks = named or tuple(sorted({name for _, name in self.ports}))
+        object.__setattr__(self, "networks", networks)
 
 
 @dataclass(frozen=True, slots=True)

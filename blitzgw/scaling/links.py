@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -53,6 +54,7 @@ def links_of(
         setup_s=SETUP_S,
         hop_s=HOP_S,
         piece_bytes=LAG_BYTES,
+        named=tuple(sorted(known.networks)),
     )
     if not own:
         return links
@@ -62,7 +64,7 @@ def links_of(
         for network in known.told[name].networks
         if (name, network.name) in own
     }
-    return replace(links, ports={**known.ports, **ours})
+    return replace(links, ports={**known.ports, **ours}, named=links.networks)
 
 
 @dataclass(slots=True)
@@ -75,6 +77,8 @@ class _Machines:
     disks: dict[str, float] = field(default_factory=dict)
     hosts: dict[str, float] = field(default_factory=dict)
     zones: dict[str, str] = field(default_factory=dict)
+    networks: Counter[str] = field(default_factory=Counter)
+    """How many have a port to each."""
 
     def take(self, name: str, host: HostFacts | None) -> None:
         """Know of a machine what it tells by now."""
@@ -84,10 +88,12 @@ class _Machines:
         if before is not None:
             for network in before.networks:
                 self.ports.pop((name, network.name), None)
+            self.networks -= Counter({network.name for network in before.networks})
             for book in (self.told, self.disks, self.hosts, self.zones):
                 book.pop(name, None)
         if host is not None:
             self.told[name], self.zones[name] = host, host.zone
+            self.networks += Counter({network.name for network in host.networks})
             for network in host.networks:
                 self.ports[name, network.name] = _port(network, (0.0, 0.0))
             if MIN_RATE_BYTES_PER_S <= host.disk_bytes_per_s <= MAX_RATE_BYTES_PER_S:
@@ -114,6 +120,7 @@ def _machines(picture: Picture, former: _Machines | None, stale: frozenset[str])
         {**former.disks},
         {**former.hosts},
         {**former.zones},
+        former.networks.copy(),
     )
     for node in sorted(news, key=lambda node: node.name):  # whatever the hashes of strings are
         made.take(node.name, node.host_facts)

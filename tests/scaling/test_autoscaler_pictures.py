@@ -67,7 +67,9 @@ def changed(rng, of):
         made = [CopyFacts(w, w[2:], "g0", 60, "f", rng.random() < 0.5) for w in weights]
         return replace(of, copies={each.weights: each for each in made})
     if pick == 8:
-        networks = (NetworkFacts("net", "h", rng.choice([1e8, 1e9]), rng.choice([0.0, 1e6])),)
+        names = rng.choice([["net"], ["net", "lan"], ["lan"]])
+        rate, reserved = rng.choice([1e8, 1e9]), rng.choice([0.0, 1e6])
+        networks = tuple(NetworkFacts(name, "h", rate, reserved) for name in names)
         told = HostFacts(rng.choice([0, 1 << 40]), rng.choice(["", "r1"]), networks, 1e9)
         return replace(of, host_facts=rng.choice([None, told]))
     grown = {i: replace(f, layers_resident=rng.randrange(9)) for i, f in of.instances.items()}
@@ -112,6 +114,7 @@ def says(picture, local):
             for most in (None, 1)
         ],
         "links": [links_of(view), links_of(view, {("a", "net"): (1e6, 0.0)})],
+        "networks": links_of(view).networks,
         "kinds": [census.next_kind(definition(m)) for m in MODELS],
     }
 
