@@ -19,6 +19,7 @@ from blitzgw.scaling.operation import Surroundings
 from blitzgw.scaling.orders import edge_orders, promised, read_orders
 from blitzgw.scaling.pairing import Pairing
 from blitzgw.scaling.planner.base import PlanError
+from blitzgw.scaling.remembered import Remembered
 from blitzgw.scaling.sourcing import Sourcing, known_blobs
 from blitzgw.scaling.survey import ModelDefinition, members
 from blitzgw.scaling.targets import EdgeBook
@@ -48,6 +49,7 @@ class Execution:
         self._operation, self._definition, self._around = operation, definition, around
         self._strategy, self._copy = strategy, copy
         self._seed = int.from_bytes(around.secret()[:8], "little")
+        self._plan = Remembered(around.choose)
         self.sourcing = Sourcing(definition)
         self.pairing = Pairing(definition, policy)
         self.choice: Choice | None = None
@@ -142,11 +144,11 @@ class Execution:
         if piped is not None:
             return piped
         try:
-            return self._around.choose(task, links, self._strategy or usual)
+            return self._plan(task, links, self._strategy or usual)
         except PlanError:
             if not usual and (self.epoch <= 1 or not self._strategy):
                 raise
-            return self._around.choose(task, links, "")
+            return self._plan(task, links, "")
 
     def _usual(self) -> str:
         """Return the strategy of the model's configuration, empty where that leaves it open."""
@@ -163,9 +165,9 @@ class Execution:
             return None
         if pairing.from_zero(view, targets):
             ready_s = partial(pairing.ready_s, targets=targets)
-            return together(self._around.choose, task, links, ready_s)
+            return together(self._plan, task, links, ready_s)
         try:
-            choice = self._around.choose(task, links, K_WAY)
+            choice = self._plan(task, links, K_WAY)
         except PlanError:
             return None
         return choice if pairing.ready_s(choice, targets) is not None else None
