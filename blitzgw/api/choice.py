@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from orjson import dumps
+
 from blitzgw.api.sampling import Stopping
 from blitzgw.api.stops import StopMatcher
 from blitzgw.api.text import TextModel
@@ -58,13 +60,16 @@ class Choice:
         return self._matcher is not None
 
     @property
-    def pieces(self) -> Sequence[str | bytes] | None:
-        """The texts of all tokens, as long as they are what `feed_one` returns; else None."""
+    def pieces(self) -> Sequence[bytes | None] | None:
+        """What `feed_json` returns for each token, None where that depends; None: for all."""
         return self._detokenizer.pieces
 
-    def feed_one(self, token: int) -> str:
-        """Return the text of a token that is neither the last nor looked at. It is not counted."""
-        return self._detokenizer.feed([token])
+    def feed_json(self, token: int) -> bytes:
+        """Return the text, as JSON, of a token that is neither the last nor looked at.
+
+        It is not counted.
+        """
+        return dumps(self._detokenizer.feed([token]))
 
     def take(self, event: TokenEvent) -> str:
         """Return the text that an event adds; sets `finish` once the choice is complete."""

@@ -11,6 +11,8 @@ import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from orjson import dumps
+
 from blitzgw.weights.tokens import DecoderRules, token_bytes
 
 ERRORS_PER_BYTE = "blitzgw.replace_each_byte"
@@ -38,6 +40,9 @@ class TokenTable:
     hidden: list[str | bytes]
     errors: str
     strip_start: bool
+    shown_json: list[bytes | None]
+    hidden_json: list[bytes | None]
+    """The same text as JSON, which is what most tokens are sent as; None where bytes stand."""
 
 
 def build_table(
@@ -53,7 +58,11 @@ def build_table(
     for index in special:
         hidden[index] = ""
     errors = ERRORS_PER_BYTE if rules.byte_fallback else "replace"
-    return TokenTable(raw, shown, hidden, errors, rules.strip_start)
+    shown_json = [dumps(piece) if isinstance(piece, str) else None for piece in shown]
+    hidden_json = list(shown_json)
+    for index in special:
+        hidden_json[index] = dumps("")
+    return TokenTable(raw, shown, hidden, errors, rules.strip_start, shown_json, hidden_json)
 
 
 def _text_if_whole(piece: bytes) -> str | bytes:
@@ -70,19 +79,20 @@ class Detokenizer:
     otherwise they go on from a prompt.
     """
 
-    __slots__ = ("_decoder", "_errors", "_partial", "_strip", "_table")
+    __slots__ = ("_decoder", "_errors", "_json", "_partial", "_strip", "_table")
 
     def __init__(self, table: TokenTable, skip_special: bool, at_start: bool = False) -> None:
         self._table = table.hidden if skip_special else table.shown
+        self._json = table.hidden_json if skip_special else table.shown_json
         self._errors = table.errors
         self._decoder: codecs.IncrementalDecoder | None = None  # most texts need none
         self._partial = False
         self._strip = at_start and table.strip_start
 
     @property
-    def pieces(self) -> Sequence[str | bytes] | None:
-        """The table, where the next token's text is what stands there (not where bytes do)."""
-        return None if self._partial or self._strip else self._table
+    def pieces(self) -> Sequence[bytes | None] | None:
+        """The tokens' texts as JSON, where the next one's is what stands there (if anything is)."""
+        return None if self._partial or self._strip else self._json
 
     def feed(self, tokens: Sequence[int]) -> str:
         """Return the text that these tokens complete; a character's beginning is held back."""

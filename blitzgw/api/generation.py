@@ -51,8 +51,8 @@ class Output(Protocol):
 class Line(Protocol):
     """Takes text with nothing else to it."""
 
-    def write(self, text: str) -> None:
-        """Send it on. This runs for every token."""
+    def write(self, body: bytes) -> None:
+        """Send it on; it comes as JSON. This runs for every token."""
 
 
 class Generation:
@@ -86,7 +86,7 @@ class Generation:
         self.ended = False
         self._unscored = request.sampling.scores
         self._line: Line | None = None
-        self._pieces: Sequence[str | bytes] | None = None  # the text of tokens, where that is all
+        self._pieces: Sequence[bytes | None] | None = None  # what to write, where that is all
         self._metrics = meter.metrics
         self._plain, self._last_s = 0, 0.0  # what the meter has yet to be told
 
@@ -102,8 +102,8 @@ class Generation:
             self._push_slowly(token, now)
             return
         try:
-            piece = pieces[token]
-            if piece.__class__ is not str:
+            body = pieces[token]
+            if body is None:
                 self._push_slowly(token, now)
                 return
             metrics, gap_s = self._metrics, now - self._last_s
@@ -113,7 +113,7 @@ class Generation:
                 metrics.token(gap_s)
             self._last_s = now
             self._plain += 1
-            line.write(piece)
+            line.write(body)
         except Exception as error:
             self._stumbled(error)
 
@@ -126,12 +126,12 @@ class Generation:
         if self.ended:
             return
         try:
-            text = self.choice.feed_one(token)
+            body = self.choice.feed_json(token)
             self._pieces = self.choice.pieces
             self._metrics.token(now - self._last_s)
             self._last_s = now
             self._plain += 1
-            line.write(text)
+            line.write(body)
         except Exception as error:
             self._stumbled(error)
 

@@ -29,6 +29,11 @@ REQUEST_S = (
 )  # fmt: skip
 
 
+MAX_RUNS = 64
+"""Runs of tokens that have waited equally long and are not counted yet: counting each as it comes
+would look a histogram up for every token of a single stream, whose place the caches forget."""
+
+
 class Recent:
     """Latencies since they were last taken: how many by bucket (core/scale.py).
 
@@ -72,6 +77,8 @@ class ModelMetrics:
         self.gap_s = 0.0
         self.alike = 0
         """Tokens that have come `gap_s` after the one before them, and are not counted yet."""
+        self._runs: list[tuple[float, int]] = []
+        """What `gap_s` and `alike` were before, and is not counted yet either."""
         self.cached_tokens = 0
         self.success: Counter[str] = Counter({reason.value: 0 for reason in FinishReason})
         self.rejections: Counter[str] = Counter()
@@ -95,18 +102,24 @@ class ModelMetrics:
         All tokens of a step have mostly waited equally long: who sees that this one has come after
         `gap_s` as well need only count it as `alike`.
         """
-        self._settle()
+        runs = self._runs
+        runs.append((self.gap_s, self.alike))
         self.gap_s, self.alike = gap_s, 1
+        if len(runs) >= MAX_RUNS:
+            self._settle()
 
     def tokens(self, count: int) -> None:
         """Count tokens between which there is no time to tell of."""
         self._generation_tokens += count
 
     def _settle(self) -> None:
-        alike, self.alike = self.alike, 0
-        if alike:
-            self._inter_token_latency.observe(self.gap_s, alike)
-            self._generation_tokens += alike
+        self._runs.append((self.gap_s, self.alike))
+        self.alike = 0
+        for gap_s, alike in self._runs:
+            if alike:
+                self._inter_token_latency.observe(gap_s, alike)
+                self._generation_tokens += alike
+        self._runs.clear()
 
 
 class Metrics:

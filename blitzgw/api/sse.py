@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from orjson import dumps
-
 from blitzgw.api.chunks import DONE, ChoiceFormat, ChunkFormat, Extras, Tally
 from blitzgw.api.generation import Generation, Options
 from blitzgw.api.respond import error_object
@@ -37,9 +35,9 @@ class ChoiceLine:
         self.max_unsent = 0
         self.transport: asyncio.Transport | None = None
 
-    def write(self, text: str) -> None:
-        """Write a chunk of nothing but text. This runs for every token."""
-        body, transport = dumps(text), self.transport
+    def write(self, body: bytes) -> None:
+        """Write a chunk of nothing but text, as JSON has it. This runs for every token."""
+        transport = self.transport
         if transport is None or transport.is_closing():
             self._stream.send(b"%b%b%b" % (self._head, body, self._tail))
             return

@@ -11,7 +11,7 @@ from prometheus_client.registry import CollectorRegistry
 from blitzgw.api.exposition import _histogram, _labels
 from blitzgw.api.histogram import Histogram as Own
 from blitzgw.api.histogram import one_two_five
-from blitzgw.api.metrics import TTFT_S
+from blitzgw.api.metrics import MAX_RUNS, TTFT_S, ModelMetrics
 from blitzgw.core.request import TokenEvent
 from blitzgw.errors import Overloaded
 
@@ -138,3 +138,16 @@ def test_histograms_are_written_as_prometheus_client_writes_them(values):
 def test_buckets_of_token_counts():
     assert one_two_five(100) == (1, 2, 5, 10, 20, 50, 100)
     assert one_two_five(99) == (1, 2, 5, 10, 20, 50)
+
+
+def test_gaps_that_are_not_counted_yet_are_few_and_none_is_lost():
+    seen = ModelMetrics("m", 100)
+    for n in range(1000):
+        gap_s = (n // 3) / 1000
+        if gap_s == seen.gap_s:
+            seen.alike += 1
+        else:
+            seen.token(gap_s)
+        assert len(seen._runs) < MAX_RUNS
+    assert seen.generation_tokens == sum(seen.inter_token_latency.counts) == 1000
+    assert seen.inter_token_latency.total == pytest.approx(sum(n // 3 for n in range(1000)) / 1000)
