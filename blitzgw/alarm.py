@@ -14,6 +14,10 @@ log = logging.getLogger(__name__)
 Deadline = tuple[float | None, Callable[[TimePassed], None]]
 """When a decider wants to be told, on the decider's clock (None: never), and how."""
 
+LATE_S = 0.001
+"""How much later than asked for a timer is set: uvloop's end up to a millisecond early, and nothing
+would be due yet."""
+
 
 class Alarm:
     """One timer of the event loop for all deciders. `dilation` is the clock's."""
@@ -30,7 +34,7 @@ class Alarm:
         due = [at_s for at_s, _ in self._deadlines() if at_s is not None]
         self._cancel()
         if due and not self._closed:
-            delay_s = max(0.0, min(due) - self._clock.now()) * self._dilation
+            delay_s = max(0.0, min(due) - self._clock.now()) * self._dilation + LATE_S
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._go_off)
 
     def close(self) -> None:
