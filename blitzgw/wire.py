@@ -20,6 +20,7 @@ from blitzgw.core import live, operation, parcels, peer, rumours, scale, transfe
 from blitzgw.core import messages as m
 from blitzgw.core.card import ModelCard
 from blitzgw.core.finite import finite_check
+from blitzgw.core.request import PlainToken
 from blitzgw.core.step import Step, StepResult
 from blitzgw.errors import ProtocolError
 
@@ -154,6 +155,9 @@ _TYPES = {tag: cls for tag, cls, _ in MESSAGES}
 _LIMITS = {tag: limit for tag, _, limit in MESSAGES}
 _DECODERS = {tag: msgspec.msgpack.Decoder(cls) for tag, cls, _ in MESSAGES}
 _FACT_DECODERS = {kind: msgspec.msgpack.Decoder(cls) for kind, cls in FACTS.items()}
+_PLAIN_HEAD = b"\x54\x81\xa6tokens"  # tag 84, a map of one: what is before a PlainTokens' tokens
+_PLAIN_LIMIT = 1 + _LIMITS[84]
+_PLAIN_DECODER = msgspec.msgpack.Decoder(list[PlainToken])
 _CARD_DECODER = msgspec.msgpack.Decoder(ModelCard)
 _REQUESTS_DECODER = msgspec.msgpack.Decoder(list[view.RequestFacts])
 _OPERATIONS_DECODER = msgspec.msgpack.Decoder(list[operation.OperationFacts])
@@ -192,6 +196,19 @@ def parse(data: bytes, kinds: Collection[type[Any]]) -> Any:
     if check is not None and not check(message):
         raise ProtocolError(f"{cls.__name__} with a number that is not finite")
     return message
+
+
+def parse_plain(data: bytes) -> list[PlainToken] | None:
+    """Return the tokens of a `PlainTokens` that `dump` has made; None for any other message.
+
+    As `parse` does, without the object around them: this runs for every step.
+    """
+    if data[:9] != _PLAIN_HEAD or len(data) > _PLAIN_LIMIT:
+        return None
+    try:
+        return _PLAIN_DECODER.decode(data[9:])
+    except _ERRORS as e:
+        raise ProtocolError(f"plain tokens that do not decode: {e}") from e
 
 
 def encode_fact(fact: view.Fact) -> bytes:

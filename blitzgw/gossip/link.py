@@ -17,15 +17,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from blitzgw.core.clock import Clock
 from blitzgw.core.peer import Heartbeat, LoadReport, Lost, PlainTokens, Tokens
+from blitzgw.core.request import PlainToken
 from blitzgw.crypto.records import RecordReader, Session
 from blitzgw.errors import ProtocolError
 from blitzgw.gossip.outbox import Outbox
-from blitzgw.wire import MESSAGES, PEER_MESSAGES, dump, parse
+from blitzgw.wire import MESSAGES, PEER_MESSAGES, dump, parse, parse_plain
+
+log = logging.getLogger(__name__)
 
 TICK_S = 0.25
 """How often a link is looked after: the resolution of all its time-outs, and next to no work."""
@@ -59,6 +64,9 @@ MAX_RECORD_BYTES = 1 + max(limit for _, cls, limit in MESSAGES if cls in PEER_ME
 _CONGESTION_NAME_BYTES = 16
 
 
+OnPlain = Callable[[str, list[PlainToken]], None]
+
+
 class LinkOwner(Protocol):
     """Who is told of a link: `Links`."""
 
@@ -81,6 +89,11 @@ class PeerLink(asyncio.Protocol):
         self.idle_ticks = 0
         self.used = False
         self.merged_events = 0
+        self.on_plain: OnPlain | None = None
+        """Takes the boot id and plain tokens, which come with every step; None: as other messages.
+
+        The owner sets it, and unsets it when nothing is to be heard any more.
+        """
         self._session, self._clock, self._owner = session, clock, owner
         self._reader = RecordReader(session, MAX_RECORD_BYTES)
         self._transport: asyncio.Transport | None = None
@@ -198,14 +211,18 @@ class PeerLink(asyncio.Protocol):
             for record in self._reader.feed(data):
                 if self._reason:
                     return
-                message = parse(record, PEER_MESSAGES)
-                if type(message) is PlainTokens:  # this runs for every step
+                on_plain = self.on_plain
+                tokens = None if on_plain is None else parse_plain(record)
+                if tokens is None or on_plain is None:
+                    self._take(parse(record, PEER_MESSAGES))
+                else:  # this runs for every step
                     self.used, self.idle_ticks = True, 0
-                    self._owner.link_spoke(self, message)
-                else:
-                    self._take(message)
+                    on_plain(self.boot, tokens)
         except ProtocolError as error:
             self.drop(f"broke the protocol: {error}")
+        except Exception:  # whatever it was about would hang; with the link it is tried elsewhere
+            log.exception("peer_message_failed boot=%s", self.boot)
+            self.drop("a message could not be handled")
 
     def pause_writing(self) -> None:
         """Begin to merge tokens."""

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from blitzgw.core.request import PlainToken
 from blitzgw.crypto.records import Session
 from blitzgw.gossip.events import Address
 
@@ -19,6 +20,9 @@ class LinkListener(Protocol):
 
     def on_message(self, boot: str, message: Any) -> None:
         """A peer has said something; heartbeats are not told."""
+
+    def on_plain(self, boot: str, tokens: list[PlainToken]) -> None:
+        """A peer has sent `PlainTokens`: these."""
 
     def on_link_up(self, boot: str) -> None:
         """A peer can be heard. For information: messages can be sent before."""

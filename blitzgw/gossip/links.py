@@ -135,6 +135,8 @@ class Links:
         Can be called twice. When cancelled, links are cut at once.
         """
         self._stopped = True
+        for link in self._links:
+            link.on_plain = None
         tasks = [*self._tasks]
         for task in tasks:
             task.cancel()
@@ -243,6 +245,7 @@ class Links:
 
     def _establish(self, peer: Conversation, link: PeerLink) -> None:
         peer.establish(link)
+        link.on_plain = self._listener.on_plain
         self._look_after()
         log.info("peer_link_up boot=%s dialled=%s", peer.boot, link.dialled)
         self._listener.on_link_up(peer.boot)

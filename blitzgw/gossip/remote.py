@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from blitzgw.core.clock import Clock
 from blitzgw.core.instance import InstanceState
-from blitzgw.core.peer import Abort, Declined, Loss, Lost, PlainTokens, Submit, Tokens
+from blitzgw.core.peer import Abort, Declined, Loss, Lost, Submit, Tokens
 from blitzgw.core.ports import Outlook, PlainIngress
 from blitzgw.core.record import record
 from blitzgw.core.request import GenerationRequest, PlainToken
@@ -120,13 +120,14 @@ class RemoteIngress:
         if events:
             self._router.on_tokens(events)
 
-    def on_plain(self, boot: str, message: PlainTokens) -> None:
+    def on_plain(self, boot: str, tokens: list[PlainToken]) -> None:
         """Pass on tokens of requests that are at this peer. This runs for every token."""
-        find, tokens = self._away.get, list[PlainToken]()
-        for token in message.tokens:
+        find = self._away.get
+        for token in tokens:
             where = find(token[0])
-            if where is not None and where.boot == boot and where.attempt == token[1]:
-                tokens.append(token)
+            if where is None or where.boot != boot or where.attempt != token[1]:
+                tokens = [each for each in tokens if self._is_at(boot, each[0], each[1])]
+                break
         if tokens:
             self._router.on_plain(tokens)
 

@@ -58,11 +58,12 @@ class Switchboard:
     ) -> None:
         """Tell these from now on."""
         self._serving, self._ingress, self._server, self._client = serving, ingress, server, client
+        self.on_plain = ingress.on_plain
         self._takers |= {
             Submit: serving.on_submit,
             Abort: serving.on_abort,
             Tokens: ingress.on_tokens,
-            PlainTokens: ingress.on_plain,
+            PlainTokens: lambda boot, message: ingress.on_plain(boot, message.tokens),
             Declined: ingress.on_declined,
             Lost: ingress.on_lost,
             Fetch: server.on_fetch,

@@ -12,8 +12,8 @@ import pytest
 import uvloop
 
 from blitzgw.core.clock import MonotonicClock
-from blitzgw.core.peer import Abort
-from blitzgw.core.request import GenerationRequest, SamplingParams, TokenEvent
+from blitzgw.core.peer import Abort, PlainTokens
+from blitzgw.core.request import GenerationRequest, PlainToken, SamplingParams, TokenEvent
 from blitzgw.crypto.handshake import Purpose
 from blitzgw.crypto.keys import Keyring
 from blitzgw.crypto.records import Session
@@ -58,6 +58,9 @@ class Recorder:
         self.busy = False
         self.react: Callable[[str, Any], None] | None = None
         self.mourn: Callable[[str], None] | None = None
+
+    def on_plain(self, boot: str, tokens: list[PlainToken]) -> None:
+        self.on_message(boot, PlainTokens(tokens))
 
     def on_message(self, boot: str, message: Any) -> None:
         self.messages.append(message)

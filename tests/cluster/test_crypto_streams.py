@@ -237,6 +237,20 @@ def test_whole_records_are_checked_like_parts():
         reader.feed(ann.seal(b"five"))
 
 
+def test_a_record_as_long_as_the_last_one_is_checked_like_others():
+    ann, bob = shake()
+    reader = RecordReader(bob, 100)
+    assert [reader.feed(ann.seal(b"one")), reader.feed(ann.seal(b"two"))] == [[b"one"], [b"two"]]
+    three, four = ann.seal(b"three-three"), ann.seal(b"four")
+    assert reader.feed(three[:23]) == []  # as long as those before, but not whole
+    assert reader.feed(three[23:] + four) == [b"three-three", b"four"]
+    assert reader.feed(ann.seal(b"six")) == [b"six"]
+    with pytest.raises(ProtocolError):
+        reader.feed(bytes(len(ann.seal(b"six"))))
+    with pytest.raises(ProtocolError, match="broken already"):
+        reader.feed(ann.seal(b"six"))
+
+
 # Sockets.
 
 

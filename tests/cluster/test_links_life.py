@@ -16,7 +16,17 @@ from blitzgw.gossip import links as links_module
 from blitzgw.gossip.conversation import MAX_WAITING_MESSAGES
 from blitzgw.gossip.link import HIGH_WATER_BYTES, MAX_RECORD_BYTES
 from blitzgw.wire import dump
-from tests.cluster.link_kit import FAST, HIGH, KEYRING, LOW, End, both_loops, event, until
+from tests.cluster.link_kit import (
+    FAST,
+    HIGH,
+    KEYRING,
+    LOW,
+    End,
+    Recorder,
+    both_loops,
+    event,
+    until,
+)
 
 
 @both_loops
@@ -231,6 +241,57 @@ async def test_a_message_above_its_limit_is_refused_and_nothing_else():
             a.links.send(HIGH, b.address, Lost((), "x" * (5 << 20)))
         a.say(b, 1)
         await until(lambda: b.heard() == [0, 1])
+
+
+# Plain tokens.
+
+
+class Taker(Recorder):
+    """Takes plain tokens apart from messages; cannot take those of `bad` requests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain: list[tuple[str, int, int]] = []
+
+    def on_plain(self, boot, tokens):
+        self.plain += tokens
+        if tokens[0][0] == "bad":
+            raise RuntimeError("a defect")
+
+
+@both_loops
+async def test_plain_tokens_are_told_apart_and_count_as_use():
+    async with End(LOW) as a, End(HIGH, Taker()) as b:
+        a.say(b)
+        await until(b.heard)
+        link = b.link(LOW)
+        link.used, link.idle_ticks = False, 7
+        a.links.send(HIGH, None, PlainTokens([("r", 0, 1), ("s", 0, 2)]))
+        await until(lambda: b.seen.plain)
+        assert b.seen.plain == [("r", 0, 1), ("s", 0, 2)]
+        assert (link.used, link.idle_ticks) == (True, 0)
+
+
+@both_loops
+async def test_plain_tokens_that_cannot_be_handled_end_the_link():
+    async with End(LOW) as a, End(HIGH, Taker()) as b:
+        a.say(b)
+        await until(b.heard)
+        a.links.send(HIGH, None, PlainTokens([("bad", 0, 1)]))
+        await until(lambda: b.seen.losses)
+        assert "could not be handled" in b.seen.losses[0][1]
+
+
+@both_loops
+async def test_a_node_that_stops_hears_no_plain_tokens():
+    async with End(LOW) as a, End(HIGH, Taker()) as b:
+        a.say(b)
+        await until(b.heard)
+        stopping = asyncio.ensure_future(b.links.stop())
+        await asyncio.sleep(0)
+        a.links.send(HIGH, None, PlainTokens([("r", 0, 1)]))
+        await stopping
+        assert not b.seen.plain
 
 
 # Flow control.
