@@ -109,6 +109,7 @@ class Completions:
         if request.transport is None:
             raise ConnectionResetError("the client has left")
         response = EventResponse(request, closing=work.exchange.closing)
+        stream.prepare()
 
         def make() -> bytes:
             return response.head(self._headers(work, batch) | STREAM_HEADERS, work.created)

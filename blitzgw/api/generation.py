@@ -151,11 +151,11 @@ class Generation:
             text = choice.take(event)
             used = choice.used
             if used or choice.finish is not None:
-                self.meter.step(used)
                 self._tally.completion_tokens += used
-                if event.queued_s is not None or choice.finish is not None:
+                if event.queued_s is not None or event.route:
                     self._note(event)
                 self._batch.output.deliver(self, text, event)
+                self._count(event)
             if self._line is not None and not self.ended:
                 self._pieces, self._last_s = choice.pieces, self.meter.last_s
         except GenerationFailed as error:
@@ -181,12 +181,21 @@ class Generation:
         self._batch.fail(GenerationFailed("internal error"))
 
     def _note(self, event: TokenEvent) -> None:
-        """Do what only the first and the last event ask for."""
+        """Take what only the first event tells, before it is told."""
         if event.queued_s is not None:
             self.meter.queued_s = event.queued_s
             self._batch.count_cached(self, event.cached_tokens)
         if event.route:
             self._tally.route = event.route
+
+    def _count(self, event: TokenEvent) -> None:
+        """Count what has been told: later, as the client waits for it and nobody for figures.
+
+        Whose client turned out to be gone has ended meanwhile, and is told no more of.
+        """
+        if self.ended:
+            return
+        self.meter.step(self.choice.used)
         if self.choice.finish is not None:
             self._batch.end(self, self.choice.finish, told=event.finish is not None)
 

@@ -52,7 +52,8 @@ class EventStream:
 
     __slots__ = (
         "_chunks", "_framed", "_head", "_lines", "_max_unsent", "_open_choices", "_options",
-        "_pending", "_plain", "_tally", "_transport", "done", "error", "on_gone", "opened",
+        "_pending", "_plain", "_ready", "_tally", "_transport",
+        "done", "error", "on_gone", "opened",
     )  # fmt: skip
 
     def __init__(
@@ -70,6 +71,7 @@ class EventStream:
         self.on_gone: Callable[[], None] = lambda: None
         """Aborts all generations: the client has left, or reads too slowly."""
         self._lines: dict[int, ChoiceLine] = {}
+        self._ready: list[tuple[ChoiceLine, bytes]] = []
         self._pending: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self._head: Callable[[], bytes] | None = None
@@ -89,8 +91,10 @@ class EventStream:
         line = self._lines.get(choice.index)
         payload = b""
         if line is None:
-            line = self._add_line(choice.index)
-            payload, text = self._opening(line.chunks, generation, text)
+            line, role = self._ready.pop() if self._ready else self._new_line(choice.index)
+            self._lines[choice.index] = line
+            self._connect(line)
+            payload, text = self._opening(line.chunks, generation, text, role)
             if self._plain:
                 generation.stream_to(line)
         payload += self._step(line.chunks, generation, text, event)
@@ -104,10 +108,15 @@ class EventStream:
         else:
             self._end(payload + self._closing())
 
-    def _add_line(self, index: int) -> ChoiceLine:
-        line = self._lines[index] = ChoiceLine(self._chunks.choice(index), self)
-        self._connect(line)
-        return line
+    def prepare(self) -> None:
+        """Make what the first chunk begins with, while the device computes its text."""
+        if self._open_choices == 1 and not self._lines:
+            self._ready.append(self._new_line(0))
+
+    def _new_line(self, index: int) -> tuple[ChoiceLine, bytes]:
+        """Return a choice's line, and its role chunk where that says nothing else."""
+        line = ChoiceLine(self._chunks.choice(index), self)
+        return line, line.chunks.role() if self._options.chat and self._plain else b""
 
     def _connect(self, line: ChoiceLine) -> None:
         """Give a choice the way that there is now; none before the head has been sent."""
@@ -140,8 +149,12 @@ class EventStream:
         """Return the chunks of one step of a choice."""
         return known.chunk(text, self._extras(generation, event))
 
-    def _opening(self, known: ChoiceFormat, generation: Generation, text: str) -> tuple[bytes, str]:
+    def _opening(
+        self, known: ChoiceFormat, generation: Generation, text: str, role: bytes
+    ) -> tuple[bytes, str]:
         """Return what comes before a choice's first chunk, and that chunk's text."""
+        if role:
+            return role, text
         if self._options.chat:
             ids = generation.prompt.tokens if self._options.token_ids else None
             return known.role(Extras(prompt_token_ids=ids, usage=self._running_usage())), text
