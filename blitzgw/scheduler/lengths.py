@@ -57,7 +57,9 @@ def committed_tokens(sequences: Iterable[Sequence], lengths: OutputLengths) -> i
         limit = seq.limit
         if usual is not None:
             need, n_known = seq.request.prompt_length + usual, len(seq.tokens)
-            need = max(need, n_known)
-            limit = min(limit, need)
+            if need < n_known:  # noqa: PLR1730
+                need = n_known
+            if need < limit:  # noqa: PLR1730
+                limit = need
         total += limit
     return total

@@ -7,7 +7,7 @@ executing steps in the order posted (core/step.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,7 +175,9 @@ class Scheduler:
         lane = self._planner.lanes.get(instance)
         if lane is None:
             return None
-        held = [seq for seq in self._requests.values() if seq.instance == instance]
+        held: Iterable[Sequence] = self._requests.values()
+        if len(self._planner.lanes) > 1:
+            held = [seq for seq in held if seq.instance == instance]
         return lane.load(committed_tokens(held, lane.outputs))
 
     def loads(self) -> list[LoadFacts]:
