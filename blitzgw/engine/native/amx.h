@@ -39,6 +39,12 @@ inline void pack_tile(const bf16* const rows[16], uint32_t* group, int step, int
     for (int i = 0; i < 16; i++) _mm512_store_si512(out + 16 * i, r[i]);
 }
 
+// A row's pairs are a column.
+inline void store_row(__m512i values, uint32_t* group, int row, int step, int) {
+    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    _mm512_i32scatter_epi32(group + size_t(step) * 256 + row, _mm512_slli_epi32(lanes, 4), values, 4);
+}
+
 // Two rows of sums are one row of pairs.
 inline void store_packed(const __m512 y[TILE], uint32_t* group, int step, int, int half) {
     uint32_t* tile = group + size_t(step) * 256;

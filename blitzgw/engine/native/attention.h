@@ -46,8 +46,9 @@ inline void accumulate_all(const Heads& heads, int first, int stop, int dim, Str
     }
 }
 
-// O / sum of one query, with dimensions back in order.
-inline void write_out(const Query& query, int row, float sum, int dim, const AttentionScratch& s) {
+// O / sum of one query, with dimensions back in order, packed for a product of `steps` steps.
+inline void write_out(const Query& query, int row, float sum, int dim, int steps,
+                      const AttentionScratch& s) {
     const __m512i low = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
     const __m512 divisor = _mm512_set1_ps(sum);
@@ -55,15 +56,16 @@ inline void write_out(const Query& query, int row, float sum, int dim, const Att
         const float(*out)[TILE][TILE] = s.out + query.kv_head * (dim / TILE) + t;
         const __m512 a = _mm512_div_ps(_mm512_load_ps(out[0][row]), divisor);
         const __m512 b = _mm512_div_ps(_mm512_load_ps(out[1][row]), divisor);
-        store_bf16(query.out + t * TILE, _mm512_permutex2var_ps(a, low, b));
-        store_bf16(query.out + t * TILE + TILE, _mm512_permutex2var_ps(a, high, b));
+        const __m512i values = (__m512i)_mm512_cvtne2ps_pbh(_mm512_permutex2var_ps(a, high, b),
+                                                            _mm512_permutex2var_ps(a, low, b));
+        store_row(values, query.out, query.row, query.step + t / 2, steps);
     }
 }
 
 // Attend with `n` ≤ 16 queries to what is in `range` and what their window covers (0: no window),
 // asking ahead for what comes after: half of a block's lines by the time that its values come, half
 // with these.
-inline void attend(const Query* queries, int n, const Range& range, int dim, int window,
+inline void attend(const Query* queries, int n, const Range& range, int dim, int window, int steps,
                    Stream& ahead, AttentionScratch& s) {
     alignas(64) int limits[TILE], oldest[TILE];
     Softmax state{{}, {}, 0, queries[0].position + 1, 1.0f / std::sqrt(float(dim)),
@@ -91,5 +93,5 @@ inline void attend(const Query* queries, int n, const Range& range, int dim, int
     }
     alignas(64) float sums[TILE];
     _mm512_store_ps(sums, state.sum);
-    for (int i = 0; i < n; i++) write_out(queries[i], i, sums[i], dim, s);
+    for (int i = 0; i < n; i++) write_out(queries[i], i, sums[i], dim, steps, s);
 }

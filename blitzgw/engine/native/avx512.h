@@ -26,6 +26,10 @@ inline void pack_tile(const bf16* const rows[16], uint32_t* group, int step, int
                            rows[i] ? _mm512_loadu_si512(rows[i]) : _mm512_setzero_si512());
 }
 
+inline void store_row(__m512i values, uint32_t* group, int row, int step, int steps) {
+    _mm512_store_si512(packed_row(group, row, step, steps), values);
+}
+
 inline void store_packed(const __m512 y[TILE], uint32_t* group, int step, int steps, int half) {
     __m512i r[TILE];
     for (int i = 0; i < TILE; i++) r[i] = _mm512_castps_si512(y[i]);

@@ -8,7 +8,7 @@
 
 struct Scratch {
     uint32_t *packed, *packed_mlp;
-    bf16 *qkv, *attended;
+    bf16* qkv;
 
     // Lay the parts out from `base` (64-byte aligned); return the bytes that they take.
     size_t lay_out(char* base, const Shape& s, int tokens) {
@@ -23,7 +23,6 @@ struct Scratch {
         packed = reinterpret_cast<uint32_t*>(take(packed_bytes(tokens, int(width))));
         packed_mlp = reinterpret_cast<uint32_t*>(take(packed_bytes(tokens, s.intermediate)));
         qkv = reinterpret_cast<bf16*>(take(tokens * (q + 2 * kv) * sizeof(bf16)));
-        attended = reinterpret_cast<bf16*>(take(tokens * q * sizeof(bf16)));
         return used;
     }
 };
@@ -94,6 +93,7 @@ class Deal {
         const int dim = s_.head_dim, start = batch_.starts[extent_];
         const int count = batch_.stops[extent_] - start;
         const size_t width = size_t(s_.heads + 2 * s_.kv_heads) * dim;
+        const size_t steps = size_t(s_.heads) * dim / TILE_K;
         const int kv_first = tile % tiling.tiles_of_heads * tiling.heads_per_tile;
         const int kv_last = std::min(s_.kv_heads, kv_first + tiling.heads_per_tile);
         const int first = tile / tiling.tiles_of_heads * tiling.tokens_per_tile;
@@ -104,8 +104,8 @@ class Deal {
             for (int head = kv_first * tiling.group; head < kv_last * tiling.group; head++) {
                 const size_t token = batch_.offsets[extent_] + i;
                 out.queries[out.n++] = {scratch_.qkv + token * width + head * dim,
-                                        scratch_.attended + (token * s_.heads + head) * dim,
-                                        head / tiling.group - kv_first, start + i};
+                                        scratch_.packed + token / TILE * steps * 256,
+                                        int(token % TILE), head * dim / TILE_K, head / tiling.group - kv_first, start + i};
             }
         const size_t at = batch_.slots[extent_] * cache_.slot_stride + kv_first * cache_.head_stride;
         const int oldest = s_.window ? std::max(0, start + first - s_.window + 1) : 0;

@@ -1,8 +1,8 @@
 // Decoder layers of the Llama family in bf16, for CPUs that multiply it: called once a span and step.
 //
 // Threads enter one parallel region and meet at a barrier between phases:
-//   norm, pack → q k v → rotate, write KV → attend → pack → out + x → norm, pack
-//   → gate, up, SwiGLU (already packed) → down + x
+//   norm, pack → q k v → rotate, write KV → attend (packs) → out + x → norm, pack
+//   → gate, up, SwiGLU (packs) → down + x
 // Sums are fp32 and rounded where a value is stored. Nothing depends on the rest of the batch.
 
 #include <omp.h>
@@ -109,7 +109,8 @@ void attend_all(const Shape& s, Deal deal) {
     while (more) {
         more = deal.take(next);
         if (more && next.alone) ahead.append(next.range);
-        attend(now.queries, now.n, now.range, s.head_dim, s.window, ahead, own);
+        attend(now.queries, now.n, now.range, s.head_dim, s.window, s.heads * s.head_dim / TILE_K,
+               ahead, own);
         now = next;
     }
 }
@@ -167,8 +168,6 @@ void run_layer(const Shape& s, const Weights& w, const Batch& batch, const Cache
 #pragma omp barrier
     kv = next ? NextKv(s, batch, *next, work) : NextKv();
     attend_all(s, Deal(s, batch, cache, scratch, work, taken));
-#pragma omp barrier
-    pack(scratch.attended, m, q_width, q_width, scratch.packed, work);
 #pragma omp barrier
     add_linear(w.out, w.out_bias, s.hidden, q_width, scratch.packed, m, x, work, kv);
 #pragma omp barrier

@@ -13,20 +13,6 @@ inline size_t packed_bytes(int m, int k) {
     return size_t((m + TILE - 1) / TILE) * (k / TILE_K) * 1024;
 }
 
-// Pack x, row stride `stride`, this thread's share of token groups × tiles of k.
-inline void pack(const bf16* x, int m, int k, size_t stride, uint32_t* packed, Work work) {
-    const int steps = k / TILE_K;
-    int begin, end;
-    work.share((m + TILE - 1) / TILE * steps, begin, end);
-    for (int unit = begin; unit < end; unit++) {
-        const int first = unit / steps * TILE, at = unit % steps * TILE_K;
-        const bf16* rows[TILE];
-        for (int i = 0; i < TILE; i++)
-            rows[i] = first + i < m ? x + (first + i) * stride + at : nullptr;
-        pack_tile(rows, packed + size_t(unit / steps) * steps * 256, unit % steps, steps);
-    }
-}
-
 // A chunk's tokens are summed in parts of so many pairs of token groups.
 constexpr int PAIRS = 16;
 

@@ -8,7 +8,8 @@ constexpr int OUT_TILES = 4;   // tiles of O that stay in registers
 
 struct Query {
     const bf16* q;    // [head_dim]
-    bf16* out;        // [head_dim]
+    uint32_t* out;    // packed group of its token
+    int row, step;    // the token in the group, and the head's first step
     int kv_head;      // among those of the call
     int position;     // attends to (position − window, position]
 };

@@ -8,6 +8,8 @@
 //   pack_tile(rows, group, step, steps)
 //                                   up to 16 rows of 32 values (null: of zeros) into a group's
 //                                   packed tiles (1 KiB each), in the unit's own order
+//   store_row(values, group, row, step, steps)
+//                                   one row of 32 values likewise
 //   store_packed(y, group, step, steps, half)
 //                                   16 values of k (the first or second half of a step) of 16
 //                                   tokens, y[value][token], rounded into packed tiles
