@@ -62,9 +62,9 @@ class TorchEngine:
         self._dtype = TORCH_DTYPES[spec.dtype]
         layouts = blob_layouts(self._shape, spec.dtype)
         self._slab = WeightSlab(layouts, spec.dtype, self._device, memory)
-        self._kv = KvArena(self._shape, spec.dtype, kv, self._device)
-        self._copies = HostCopies(self._device)
         self._kernels = choose_kernels(spec, self._device)
+        self._kv = KvArena(self._shape, spec.dtype, kv, self._device, self._kernels.kv_run)
+        self._copies = HostCopies(self._device)
         positions = min(spec.max_model_len, kv.slot_tokens)
         cos, sin = rope_table(self._shape.rope, self._shape.head_dim, positions)
         self._cos, self._sin = cos.to(self._device), sin.to(self._device)

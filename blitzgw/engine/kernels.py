@@ -25,7 +25,13 @@ class Layer(Protocol):
 
 
 class Kernels(Protocol):
-    """How one model's layers are computed on one device."""
+    """How one model's layers are computed on one device.
+
+    `kv_run`: positions whose KV may lie apart from the next ones (kv.py); 0: all of a slot's lie
+    together.
+    """
+
+    kv_run: int
 
     def layer(self, tensors: dict[str, torch.Tensor]) -> Layer:
         """Return a layer over views into its blob."""

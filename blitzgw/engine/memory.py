@@ -1,10 +1,10 @@
 """Where weights and KV lie: one slab an instance, huge pages on the CPU, bytes that can arrive.
 
 On the CPU a slab is anonymous memory: weights ask for huge pages (a decode step streams all of
-them, and fewer TLB misses make it 7–14 % shorter), KV is committed page by page as it is touched
-and can be given back. Or the slab is memory that is handed in (a mapped host copy), and tensors
-are views of that. On a GPU a slab is device memory, and blobs pass through host memory: pinned
-staging, one piece of it a blob, or what is handed in.
+them, and fewer TLB misses make it 7–14 % shorter), and so does KV where sequences fill it from the
+front (kv.py); that is committed as it is touched and can be given back. Or the slab is memory that
+is handed in (a mapped host copy), and tensors are views of that. On a GPU a slab is device memory,
+and blobs pass through host memory: pinned staging, one piece of it a blob, or what is handed in.
 """
 
 from __future__ import annotations

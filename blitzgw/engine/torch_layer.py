@@ -32,6 +32,8 @@ class TorchPlan:
 class TorchKernels:
     """`Kernels` for one model in torch; `paged` ones, if any, attend for decode rows."""
 
+    kv_run = 0
+
     def __init__(self, spec: ModelSpec, paged: PagedDecode | None = None) -> None:
         self._spec, self._paged = spec, paged
 

@@ -86,10 +86,11 @@ inline void attend(const Query* queries, int n, const Range& range, int dim, int
     memset(s.out, 0, sizeof(s.out[0]) * tiles);
     for (int first = range.first; first < range.stop; first += BLOCK) {
         const int stop = std::min(first + BLOCK, range.stop);
-        score(heads, first, stop, dim, ahead, s);
+        const Heads here = heads.within(first);
+        score(here, first, stop, dim, ahead, s);
         const int lines_a_row = heads.count * dim / LINE;
         rescale(s, tiles, softmax_block(n, first, stop, state, lines_a_row, ahead, s));
-        accumulate_all(heads, first, stop, dim, ahead, s);
+        accumulate_all(here, first, stop, dim, ahead, s);
     }
     alignas(64) float sums[TILE];
     _mm512_store_ps(sums, state.sum);

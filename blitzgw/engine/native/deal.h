@@ -110,7 +110,7 @@ class Deal {
         const size_t at = batch_.slots[extent_] * cache_.slot_stride + kv_first * cache_.head_stride;
         const int oldest = s_.window ? std::max(0, start + first - s_.window + 1) : 0;
         out.range = {{cache_.keys + at, cache_.values + at, size_t(cache_.head_stride),
-                      kv_last - kv_first},
+                      size_t(cache_.block_gap), kv_last - kv_first},
                      oldest / BLOCK * BLOCK,
                      start + last};
     }

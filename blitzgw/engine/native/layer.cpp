@@ -81,7 +81,7 @@ void place_token(const Shape& s, const Weights& w, const Batch& batch, const Cac
     }
     for (int h = 0; h < s.kv_heads; h++) {
         const size_t at = batch.slots[extent] * cache.slot_stride + h * cache.head_stride +
-                          size_t(position) * dim;
+                          position / BLOCK * cache.block_gap + size_t(position) * dim;
         memcpy(cache.keys + at, qkv + size_t(s.heads + h) * dim, dim * sizeof(bf16));
         memcpy(cache.values + at, qkv + size_t(s.heads + s.kv_heads + h) * dim,
                dim * sizeof(bf16));

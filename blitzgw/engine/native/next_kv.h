@@ -46,17 +46,22 @@ class NextKv {
         }
         if (extent_ >= (batch_ ? batch_->extents : 0) || left_ <= 0) return false;
         const int start = batch_->starts[extent_];
-        if (batch_->stops[extent_] - start == 1) {
+        const int oldest = s_->window ? std::max(0, start - s_->window) / BLOCK * BLOCK : 0;
+        const int first = oldest + block_ * BLOCK;
+        if (batch_->stops[extent_] - start == 1 && first < start) {
             const bf16* base = run_ < s_->kv_heads ? cache_->keys : cache_->values;
             base += batch_->slots[extent_] * cache_->slot_stride +
-                    run_ % s_->kv_heads * cache_->head_stride;
-            const int first = s_->window ? std::max(0, start - s_->window) : 0;
-            const size_t bytes = size_t(start - first) * s_->head_dim * sizeof(bf16);
-            at_ = reinterpret_cast<const char*>(base + size_t(first) * s_->head_dim);
+                    run_ % s_->kv_heads * cache_->head_stride + first / BLOCK * cache_->block_gap;
+            const size_t row_bytes = s_->head_dim * sizeof(bf16);
+            const size_t bytes = std::min(BLOCK, start - first) * row_bytes;
+            at_ = reinterpret_cast<const char*>(base) + first * row_bytes;
             stop_ = at_ + bytes;
             end_ = std::min(at_ + PAGE, stop_);
             left_ -= bytes / 2;
+            block_++;
+            return true;
         }
+        block_ = 0;
         if (++run_ == 2 * s_->kv_heads) {
             run_ = 0;
             extent_ += threads_;
@@ -67,7 +72,7 @@ class NextKv {
     const Shape* s_ = nullptr;
     const Batch* batch_ = nullptr;
     const Cache* cache_ = nullptr;
-    int threads_ = 1, extent_ = 0, run_ = 0;
+    int threads_ = 1, extent_ = 0, run_ = 0, block_ = 0;
     int64_t left_ = 0;  // bytes that may be asked for
     const char *at_ = nullptr, *end_ = nullptr, *stop_ = nullptr;
 };

@@ -19,9 +19,12 @@ struct Batch {
     const float *cos, *sin;                           // [tokens][head_dim / 2]
 };
 
+constexpr int BLOCK = 128;  // positions between two rescalings of O, which lie together
+
 struct Cache {  // a layer's K and V; strides in elements
     bf16 *keys, *values;
     int64_t slot_stride, head_stride;
+    int64_t block_gap;  // between a block's end and the next one's beginning
 };
 
 struct Work {

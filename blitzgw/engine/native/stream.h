@@ -5,7 +5,6 @@
 
 #include "shapes.h"
 
-constexpr int BLOCK = 128;  // positions between two rescalings of O
 constexpr int LINE = 64;    // bytes that memory gives at a time
 
 struct Lines {  // to ask for, so many at a time
@@ -15,8 +14,14 @@ struct Lines {  // to ask for, so many at a time
 
 struct Heads {  // K and V [positions, dim] of `count` kv heads
     const bf16 *k, *v;
-    size_t stride;
+    size_t stride, block_gap;
     int count;
+
+    // The same, to be read in the block that position `first` lies in.
+    Heads within(int first) const {
+        const size_t skipped = first / BLOCK * block_gap;
+        return {k + skipped, v + skipped, stride, block_gap, count};
+    }
 };
 
 struct Range {  // positions [first, stop) of some heads; first begins a block
@@ -77,7 +82,7 @@ class Stream {
             if (!waiting_) return false;
             begin();
         }
-        const Heads& heads = now_.heads;
+        const Heads heads = now_.heads.within(now_.first);
         const bool keys = run_ < heads.count;
         const bf16* base = keys ? heads.k + run_ * heads.stride
                                 : heads.v + (run_ - heads.count) * heads.stride;
