@@ -24,6 +24,10 @@ PAGE_BYTES = 4 << 10
 PRESENT_SHARE = 0.5
 """A range with less in it would take more memory than it saves look-ups: stacks of idle threads."""
 
+GROWN_BYTES = 32 << 20
+"""More than before, after which it is worth to gather again: a large simulation comes to hundreds
+of megabytes and more, and what has been gathered is not touched again."""
+
 _COLLAPSE = 25  # MADV_COLLAPSE, of Linux 6.1
 _ENTRY_BYTES = 8  # of /proc/self/pagemap; the highest bit of each tells whether a page is there
 
@@ -43,6 +47,28 @@ def gather() -> int:
             if advise(start, HUGE_BYTES, _COLLAPSE) == 0:
                 gathered += HUGE_BYTES
     return gathered
+
+
+class Gathering:
+    """Gathers the memory of a process that grows, as it grows; the first time at once."""
+
+    def __init__(self) -> None:
+        self._gathered_bytes = -GROWN_BYTES
+
+    def look(self) -> int:
+        """Gather if there is more by now; return the bytes that came into huge pages."""
+        resident = _resident_bytes()
+        if resident < self._gathered_bytes + GROWN_BYTES:
+            return 0
+        self._gathered_bytes = resident
+        return gather()
+
+
+def _resident_bytes() -> int:
+    """Return how much memory this process has; 0 where that is not told."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
+    return 0
 
 
 def _worthwhile() -> Iterator[int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from blitzgw import hugepages
-from blitzgw.hugepages import HUGE_BYTES, gather
+from blitzgw.hugepages import GROWN_BYTES, HUGE_BYTES, Gathering, gather
 
 SIZE = 4 * HUGE_BYTES
 
@@ -69,3 +69,16 @@ def test_a_system_that_tells_nothing_is_left_alone(monkeypatch):
 
     monkeypatch.setattr(hugepages, "_worthwhile", refuse)
     assert gather() == 0
+
+
+def test_memory_is_gathered_again_when_there_is_more(monkeypatch):
+    resident, gathered = [100], []
+    monkeypatch.setattr(hugepages, "_resident_bytes", lambda: resident[0])
+    monkeypatch.setattr(hugepages, "gather", lambda: gathered.append(resident[0]) or 7)
+    gathering = Gathering()
+    assert gathering.look() == 7
+    resident[0] += GROWN_BYTES - 1
+    assert gathering.look() == 0
+    resident[0] += 1
+    assert gathering.look() == 7
+    assert gathered == [100, 100 + GROWN_BYTES]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from blitzgw.hugepages import Gathering
 from blitzgw.sim.cluster.faults import Faults
 from blitzgw.sim.cluster.loop import virtual_loop
 from blitzgw.sim.cluster.setup import ClusterSetup
@@ -40,11 +41,11 @@ def simulate_cluster(setup: ClusterSetup, progress: Progress = lambda *_: None) 
     with virtual_loop(world.heap), _few_collections(), _quiet():
         world.open()
         Faults(world).draw()
-        _run(world, progress)
+        _run(world, progress, Gathering())
     return _record(world, time.perf_counter() - began_s)
 
 
-def _run(world: ClusterWorld, progress: Progress) -> None:
+def _run(world: ClusterWorld, progress: Progress, memory: Gathering) -> None:
     """Let time pass until all is answered, and the window is over."""
     setup = world.setup
     last_s = max([a.at_s for model in setup.models for a in model.arrivals[-1:]], default=0.0)
@@ -57,6 +58,7 @@ def _run(world: ClusterWorld, progress: Progress) -> None:
             world.heap.run_until(min(begun_s + part * step_s / TOLD, next_s))
             share = min(world.heap.now / until_s, 1.0)
             progress(0.99 * share, f"{world.now_s():.1f} s, {world.done}/{world.offered} answered")
+            memory.look()
         world.heap.run_until(next_s)
         if gc.get_count()[0] > MANY_OBJECTS:
             gc.collect()
