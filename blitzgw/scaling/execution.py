@@ -132,7 +132,7 @@ class Execution:
         own, due_s = promised(book.order for book in self.open_edges()), self._around.due_s()
         also = {*(node for node, _ in own), *map(node_of, due_s)}
         task = self.sourcing.task(view, lacking, held, given_up, also, due_s)
-        return task, links_of(view, own)
+        return task, links_of(view, own, self._around.promised())
 
     def _choose(self, task: Task, links: Links, targets: Collection[str]) -> Choice:
         """Keep to the strategy that was asked for while it applies to what is left.

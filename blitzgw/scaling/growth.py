@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from blitzgw.core.instance import InstanceState
-from blitzgw.core.operation import RENEW_S, Abandon, Conclude, OperationMessage, Renew
+from blitzgw.core.operation import RENEW_S, Abandon, Conclude, EdgeOrder, OperationMessage, Renew
 from blitzgw.core.view import InstanceFacts, mask_of
 from blitzgw.scaling.autoevents import Coming
 from blitzgw.scaling.claiming import Claiming
@@ -213,6 +213,10 @@ class Growth(Claiming):
             for worker, target in self._targets.items()
             if target.state in (LOADING, READY) and target.predicted and not target.starved
         }
+
+    def edges(self) -> list[EdgeOrder]:
+        """Return the edges that are open."""
+        return [book.order for book in self._execution.open_edges()]
 
     def coming(self, now: float) -> tuple[Coming, ...]:
         """Return the instances that are claimed and do not serve yet, by the view at least."""

@@ -30,6 +30,9 @@ stop planning nor draw all traffic to its node."""
 MIN_PORT_SHARE = 0.05
 """Of a port that is promised to others altogether: they end, a slow plan is better than none."""
 
+NOTHING = (0.0, 0.0)
+"""What is promised of a port of which nothing is."""
+
 SETUP_S = 0.01
 """From a plan to an edge's first byte: two messages to the node, one to the worker, a handshake."""
 
@@ -37,13 +40,17 @@ HOP_S = 0.0005
 """A relay's own delay for a piece besides its time on the wire: two threads wake up."""
 
 
+Promises = Mapping[tuple[str, str], tuple[float, float]]
+"""(tx, rx) in bytes per second, by (node, network)."""
+
+
 def links_of(
-    view: ClusterView, own: Mapping[tuple[str, str], tuple[float, float]] | None = None
+    view: ClusterView, own: Promises | None = None, others: Promises | None = None
 ) -> Links:
     """Return what plans may use of the network, promises to other operations taken off.
 
-    `own` is what an operation that plans anew has been promised: (tx, rx) by (node, network), which
-    is at its disposal again.
+    `own` is what an operation that plans anew has been promised, which is at its disposal again.
+    `others` is what others are known to have been promised, which nodes may not have told yet.
     """
     known = view.picture.recall(_MACHINES)
     links = Links(
@@ -56,13 +63,14 @@ def links_of(
         piece_bytes=LAG_BYTES,
         named=tuple(sorted(known.networks)),
     )
-    if not own:
+    own, others = own or {}, others or {}
+    if not own and not others:
         return links
     ours = {
-        (name, network.name): _port(network, own[name, network.name])
-        for name in {name for name, _ in own} & known.told.keys()
+        (name, network.name): _port(network, own.get(place, NOTHING), others.get(place, NOTHING))
+        for name in {name for name, _ in (*own, *others)} & known.told.keys()
         for network in known.told[name].networks
-        if (name, network.name) in own
+        if (place := (name, network.name)) in own or place in others
     }
     return replace(links, ports={**known.ports, **ours}, named=links.networks)
 
@@ -95,7 +103,7 @@ class _Machines:
             self.told[name], self.zones[name] = host, host.zone
             self.networks += Counter({network.name for network in host.networks})
             for network in host.networks:
-                self.ports[name, network.name] = _port(network, (0.0, 0.0))
+                self.ports[name, network.name] = _port(network)
             if MIN_RATE_BYTES_PER_S <= host.disk_bytes_per_s <= MAX_RATE_BYTES_PER_S:
                 self.disks[name] = host.disk_bytes_per_s
             rate = told_rate(host.host_bytes_per_s, HOST_BYTES_PER_S)
@@ -143,13 +151,17 @@ def dial_address(view: ClusterView, worker: str, network: str) -> tuple[str, int
     return None
 
 
-def _port(network: NetworkFacts, own: tuple[float, float]) -> Port:
+def _port(
+    network: NetworkFacts,
+    own: tuple[float, float] = NOTHING,
+    others: tuple[float, float] = NOTHING,
+) -> Port:
     rate = told_rate(network.rate_bytes_per_s, RATE_BYTES_PER_S)
     left = [
-        min(rate, max(rate - _part(reserved, rate) + ours, MIN_PORT_SHARE * rate))
-        for reserved, ours in (
-            (network.reserved_tx_bytes_per_s, own[0]),
-            (network.reserved_rx_bytes_per_s, own[1]),
+        min(rate, max(rate - max(_part(told, rate) - ours, theirs), MIN_PORT_SHARE * rate))
+        for told, ours, theirs in (
+            (network.reserved_tx_bytes_per_s, own[0], others[0]),
+            (network.reserved_rx_bytes_per_s, own[1], others[1]),
         )
     ]
     return Port(left[0], left[1], _part(network.serving_tx_bytes_per_s, rate))

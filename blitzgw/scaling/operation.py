@@ -25,6 +25,7 @@ from blitzgw.core.plan import Links, Task
 from blitzgw.core.view import ClusterView
 from blitzgw.scaling.effects import OperationEffect, OperationEnded, Record, Send
 from blitzgw.scaling.hindsight import Outcome
+from blitzgw.scaling.links import Promises
 from blitzgw.scaling.survey import ModelDefinition
 from blitzgw.scaling.waterfall import Waterfall
 
@@ -44,7 +45,8 @@ class Surroundings:
 
     `boot` and `node` are its own. `secret` returns 32 fresh random bytes, `wall_s` Unix time;
     `choose` is the planner (planner/choose.py) and raises PlanError or ValueError. `due_s` says by
-    worker and blob in how many seconds operations that have begun before bring the same weights.
+    worker and blob in how many seconds operations that have begun before bring the same weights,
+    `promised` what all others of this owner have been promised of ports (links.py).
     """
 
     boot: str
@@ -54,6 +56,7 @@ class Surroundings:
     wall_s: Callable[[], float]
     choose: Callable[[Task, Links, str], Choice]
     due_s: Callable[[], Mapping[str, tuple[float, ...]]] = dict
+    promised: Callable[[], Promises] = dict
 
 
 class Operation(ABC):

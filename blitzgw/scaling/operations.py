@@ -6,11 +6,11 @@ with what the others have claimed, so that nothing is claimed or counted twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from blitzgw.core.operation import OperationFacts, ScaleAnswer, ScaleOrder
+from blitzgw.core.operation import EdgeOrder, OperationFacts, ScaleAnswer, ScaleOrder
 from blitzgw.core.view import ClusterView
 from blitzgw.scaling.autoevents import Underway
 from blitzgw.scaling.conflicts import MAX_BESIDE, Verdict, judge
@@ -30,6 +30,7 @@ from blitzgw.scaling.growth import Growth
 from blitzgw.scaling.hindsight import Hindsight, foresee
 from blitzgw.scaling.livechoice import objection
 from blitzgw.scaling.operation import Operation, Surroundings
+from blitzgw.scaling.orders import promised
 from blitzgw.scaling.retreat import Retreat
 from blitzgw.scaling.survey import ModelDefinition, instances_of
 
@@ -197,6 +198,10 @@ class Operations:
                 due_s |= growth.due_s(self._now)
         return due_s
 
+    def _edges_but_of(self, name: str) -> Iterator[EdgeOrder]:
+        """Yield the edges that all growths but one of this name have open."""
+        return (edge for each in self._growths() if each.id != name for edge in each.edges())
+
     # Orders.
 
     def _on_order(self, event: OrderGiven, now: float) -> list[OperationEffect]:
@@ -262,6 +267,7 @@ class Operations:
             self._around,
             view=lambda: self._seen_by(name),
             due_s=lambda: self._brought_before(name, definition.weights),
+            promised=lambda: promised(self._edges_but_of(name)),
         )
         present = instances_of(definition.name, around.view())
         n_present = len(present)

@@ -83,6 +83,15 @@ def test_the_last_of_a_chain_sends_on_what_it_gets():
     assert ready_s < 2.2 * 4 * BLOB_S, "they come at one pace"
 
 
+def test_what_is_promised_counts_before_a_view_shows_it():
+    world = two(first=2, second=3)
+    former, later = facts(world)
+    reserved = {node.name: node.host_facts.networks[0] for node in world.view().nodes.values()}
+    assert reserved["n0"].reserved_tx_bytes_per_s == 0.0
+    assert sources(later) == set(targets(former))
+    assert [each.epoch for each in ended(world)] == [1, 1]
+
+
 def test_none_waits_for_who_may_wait_for_it():
     """What an operation brings is known to those that have begun after it, and to nobody else."""
     world = two(first=3, second=5)

@@ -148,6 +148,12 @@ def test_ports_less_what_is_promised_to_others():
     own = {("a", "net"): (30.0, 60.0)}
     port = links_of(view(node("a", net=net)), own).ports["a", "net"]
     assert (port.tx_bytes_per_s, port.rx_bytes_per_s) == (100.0, 60.0)
+    others = {("a", "net"): (50.0, 10.0), ("gone", "net"): (1.0, 1.0)}
+    port = links_of(view(node("a", net=net)), None, others).ports["a", "net"]
+    assert port.tx_bytes_per_s == 50.0, "the node has not told of all of it yet"
+    assert port.rx_bytes_per_s == 100.0 * MIN_PORT_SHARE
+    port = links_of(view(node("a", net=net)), own, others).ports["a", "net"]
+    assert (port.tx_bytes_per_s, port.rx_bytes_per_s) == (50.0, 60.0)
     port = links_of(view(node("a", net=NetworkFacts("net", "h")))).ports["a", "net"]
     assert port.tx_bytes_per_s == RATE_BYTES_PER_S
 
