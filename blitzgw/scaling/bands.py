@@ -15,9 +15,9 @@ prefill     W/hi … W/lo, hi = 0.7 T, lo = 0.5 T, aim at 0.6 T. A request that 
             Nor are more of use to a queue than it has requests: a prompt is computed by one.
 growing     While A is more than what serves can do, the queue grows until the new ones are there.
             What they will find is W_L = max(0, W + A·L − what is done until then), and they are
-            enough if yet another one, ordered when they are there, would find no more than hi:
-            n·(L + hi) ≥ W_L + A·L. So a burst is answered for what it is going to be, and once:
-            after the answer only what is certain of A can ask for more.
+            enough if no more than hi of it is left after half of the time in which yet another one
+            could be there: n·(L/2 + hi) ≥ W_L + A·L/2. So a burst is answered for what it is going
+            to be, and once: after the answer only what is certain of A can ask for more.
 utilisation A/0.95 … A/0.7 over the last seconds, aim at 0.8: a queue is short by chance close to
             full use, and with fewer instances it would not be. 0.7 leaves the waiting time of a
             queue (which goes with 1/(1 − utilisation)) at a third of what it is at 0.9. It makes
@@ -47,6 +47,11 @@ USE_HI, USE_MIDDLE, USE_LO = 0.95, 0.8, 0.7
 
 BATCH_HI, BATCH_MIDDLE, BATCH_LO = 1.0, 0.9, 0.8
 """Of the batch whose decode steps take the target of TPOT."""
+
+SOON = 0.5
+"""Of a loading, in which new instances are to work off what they find. At 1 the first requests of a
+burst wait for two loadings. At 0 instances come for all that waits at once, and hardly any has been
+seen to be answered sooner than at a half: it is the evidence that comes too late."""
 
 ENOUGH_REQUESTS = 50
 """Of which a steady rate is right to within some 20 %, at lengths that vary as much as they mean:
@@ -98,9 +103,10 @@ def prefill(figures: Figures, terms: ScaleTerms, outlook: Outlook) -> Band:
     work_s, later_s = work_ahead_s(queue_s, inflow, outlook), outlook.load_s
     most = figures.requests or math.inf
     then = most + _requests_within(later_s + middle, inflow, figures)
-    grown, aim = min(then, work_s / (later_s + hi)), work_s / (later_s + middle)
+    soon_s = SOON * later_s
+    grown, aim = min(then, work_s / (soon_s + hi)), work_s / (soon_s + middle)
     aim = min(then, max(aim, inflow / USE_MIDDLE))
-    growing = f"growing ({work_s:.3g} s)/({later_s:.3g} s + hi {hi:.3g} s) = {grown:.2f}"
+    growing = f"growing ({work_s:.3g} s)/({soon_s:.3g} s + hi {hi:.3g} s) = {grown:.2f}"
     high = min(most + 1, max(queue_s / lo, (queue_s + figures.prompt_s) / hi))
     if outlook.answering:
         return Band("growing", grown, aim, high, growing)
@@ -122,9 +128,10 @@ def _requests_within(seconds: float, inflow: float, figures: Figures) -> float:
 
 
 def work_ahead_s(queue_s: float, inflow: float, outlook: Outlook) -> float:
-    """Return W_L + A·L, in seconds of one instance: what is left for those ordered now."""
+    """Return W_L + A·L/2, in seconds of one instance: what is left for those ordered now."""
     done_s = worked_tokens(outlook.load_s, 1.0, outlook.joins_s)
-    return max(0.0, queue_s + inflow * outlook.load_s - done_s) + inflow * outlook.load_s
+    found_s = max(0.0, queue_s + inflow * outlook.load_s - done_s)
+    return found_s + inflow * SOON * outlook.load_s
 
 
 def utilisation(figures: Figures) -> Band | None:

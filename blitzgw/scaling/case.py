@@ -12,8 +12,10 @@ from blitzgw.scaling.figures import Figures
 from blitzgw.scaling.fleet import Fleet, PolicyState
 from blitzgw.scaling.forecast import joins_s
 
-GROW_PAUSE_S = 0.25
-"""Between two orders for one and the same growing queue: its rate is better known by then."""
+GROW_PAUSE_S = 0.1
+"""Between two orders for one and the same growing queue: its rate is better known by then. Longer
+would save plans, but none need wait for another: a growth gets its blobs from where the one before
+is bringing them."""
 
 SHORTEST_PATIENCE_S = 0.1
 """Between two steps down: the last one must have shown."""

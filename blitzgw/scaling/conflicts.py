@@ -22,9 +22,10 @@ from blitzgw.scaling.growth import Growth
 from blitzgw.scaling.operation import Operation
 from blitzgw.scaling.retreat import Retreat
 
-MAX_BESIDE = 4
-"""Growths of a model at once: each answers a rise of demand that came during those before it, and
-all of them share the ports of those that have the weights."""
+MAX_BESIDE = 16
+"""Growths of a model at once: each answers a rise of demand that came during those before it. Where
+a loading takes long there are many before the first is through; they get their blobs from each
+other, and what all of a node's operations may be is bounded besides (operations.py)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,7 +126,7 @@ def test_down_and_further_down():
 
 
 def test_a_model_has_only_so_many_growths():
-    world = World(nodes=12, devices=1)
+    world = World(nodes=3 + MAX_BESIDE, devices=1)
     world.put(0)
     for number in range(2, 3 + MAX_BESIDE):
         auto(world, number)

@@ -300,7 +300,7 @@ def test_what_goes_on_arriving_is_answered_for_what_it_will_be():
     batch = figures(backlog_tokens=800, running=1)
     stream = replace(batch, sustained_tokens_per_s=8000.0, certain_tokens_per_s=6000.0)
     assert wanted(batch, fleet(1)) == 2
-    assert wanted(stream, fleet(1)) == 10
+    assert wanted(stream, fleet(1)) == 11, "7.8 s are left after a second, and 4 s more come soon"
 
 
 # Bounds, zero, unknown.
