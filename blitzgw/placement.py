@@ -13,9 +13,10 @@ from blitzgw.core.manifest import BlobDigest, Manifest
 from blitzgw.core.messages import LoadModel
 from blitzgw.core.model import TextSpec
 from blitzgw.core.span import Span
-from blitzgw.core.step import BLOCK_TOKENS, KvGeometry
+from blitzgw.core.step import BLOCK_TOKENS, RUN_TOKENS, KvGeometry
 from blitzgw.core.transfer import DataNetwork
 from blitzgw.errors import BlitzError, CheckpointError
+from blitzgw.hugepages import HUGE_BYTES
 from blitzgw.scaling.lifecycle import BORN, illegal
 from blitzgw.scheduler.events import ServedInstance
 from blitzgw.weights.cache import resolve
@@ -36,6 +37,10 @@ HOST_WORKER = "host"
 
 SLOTS_PER_SEQUENCE = 2
 """Slots beyond those that can run keep the prefixes of finished sequences."""
+
+IDLE_SHARE = 0.25
+"""Of a budget for KV, that slots may leave idle in huge pages beyond it, all of them together: a
+run of positions and a page each at most (engine/kv.py)."""
 
 
 @dataclass(slots=True)
@@ -186,7 +191,9 @@ def kv_geometry(
     slots = SLOTS_PER_SEQUENCE * config.max_num_seqs
     if device.kind is DeviceKind.CUDA:
         slots = min(slots, affordable)
-    return KvGeometry(slots, per_slot, block_bytes)
+    idle_bytes = slots * (RUN_TOKENS // BLOCK_TOKENS * block_bytes + HUGE_BYTES)
+    huge = device.kind is DeviceKind.CPU and idle_bytes <= IDLE_SHARE * budget_bytes
+    return KvGeometry(slots, per_slot, block_bytes, huge)
 
 
 def place(

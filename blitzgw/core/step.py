@@ -17,6 +17,9 @@ from blitzgw.core.span import Span
 BLOCK_TOKENS = 16
 """Tokens in a KV block: small enough to share short prefixes, large enough to keep tables short."""
 
+RUN_TOKENS = 128
+"""Positions whose KV kernels may read in one go, while that of the next lies elsewhere (kv.py)."""
+
 
 @record(frozen=True, slots=True)
 class NewSequence:
@@ -146,11 +149,14 @@ class KvGeometry:
 
     A sequence lives in one slot, its block table is a run of consecutive ids, so a kernel without
     block tables can address it as one contiguous range.
+
+    `huge_pages`: memory may be taken by huge pages, in which a sequence leaves some idle.
     """
 
     slots: int
     blocks_per_slot: int
     block_bytes: int
+    huge_pages: bool = False
 
     @property
     def slot_tokens(self) -> int:

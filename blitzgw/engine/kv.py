@@ -2,7 +2,8 @@
 
 A slot is one run, contiguous in positions, for kernels that need that. For others runs are short,
 and one of all layers lies together. So a sequence fills its memory from the front, and that can be
-huge pages without much of them lying idle: a step finds its KV with a fraction of the TLB misses.
+huge pages without much of them lying idle (`KvGeometry.huge_pages`, where the budget allows for
+it): a step finds its KV with a fraction of the TLB misses.
 
 Legend: S slots, N runs, L layers, K kv heads, P positions of a run, D head dimension.
 """
@@ -45,7 +46,7 @@ class KvArena:
         self._map: mmap.mmap | None = None
         if device.type == "cpu":
             self._map = anonymous_map(count * dtype.size_bytes)
-            if run and hasattr(mmap, "MADV_HUGEPAGE"):
+            if run and geometry.huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
                 self._map.madvise(mmap.MADV_HUGEPAGE)
             flat = torch.frombuffer(self._map, dtype=TORCH_DTYPES[dtype], count=count)
         else:

@@ -3,8 +3,8 @@
 A sequence occupies one slot and uses its blocks from the first on. A slot is *active* while a
 sequence occupies it; then *retained* while it holds named blocks that a later sequence may reuse,
 else *blank*. A slot's account is the largest number of blocks touched since it was last released:
-memory that the worker really holds, to within a run of positions and a huge page on a CPU
-(engine/kv.py). So blank slots cost budget too until they are released.
+memory that the worker really holds, to within a run of positions and a huge page where these are
+allowed (`KvGeometry.huge_pages`). So blank slots cost budget too until they are released.
 
 All of it rests on the worker's order of execution (core/step.py): what is handed out here is first
 used by the step that is posted next, after everything posted before. Within that step releases come

@@ -40,7 +40,8 @@ class Rig:
         self.spec = resolve_model("tested", path, dtype, None).spec
         shape = self.spec.shape
         blocks = -(-min(context, self.spec.max_model_len) // BLOCK_TOKENS)
-        self.kv = KvGeometry(slots, blocks, shape.kv_bytes_per_token(dtype) * BLOCK_TOKENS)
+        block_bytes = shape.kv_bytes_per_token(dtype) * BLOCK_TOKENS
+        self.kv = KvGeometry(slots, blocks, block_bytes, huge_pages=True)
         self.engine = new_engine(self.spec, self.kv, device)
         load_into(self.engine, path, self.spec)
         self.whole = Span(0, shape.n_layers)

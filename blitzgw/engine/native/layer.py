@@ -10,11 +10,10 @@ import torch
 
 from blitzgw.core.instance import ModelSpec
 from blitzgw.core.model import Dtype, ModelShape
+from blitzgw.core.step import RUN_TOKENS
 from blitzgw.engine.attention import Extent
 
 TILE, TILE_K, MAX_HEAD_DIM = 16, 32, 256
-KV_RUN = 128
-"""Positions that they read in one go, and that may lie apart from the next ones (`BLOCK`)."""
 
 
 class _Shape(ctypes.Structure):
@@ -83,7 +82,7 @@ class NativeBatch:
 class NativeKernels:
     """The kernels for one model's shape, with the scratch memory that they need."""
 
-    kv_run = KV_RUN
+    kv_run = RUN_TOKENS  # `BLOCK` of shapes.h
 
     def __init__(self, library: ctypes.CDLL, spec: ModelSpec) -> None:
         s = spec.shape
@@ -166,7 +165,7 @@ class NativeLayer:
         """Return K and V as the kernels read them; made once for the same tuple."""
         if cache is not self._cache:
             keys, values = self._cache = cache
-            gap = keys.stride(1) - KV_RUN * keys.stride(3) if len(keys.shape) == 5 else 0
+            gap = keys.stride(1) - RUN_TOKENS * keys.stride(3) if len(keys.shape) == 5 else 0
             strides = (keys.stride(0), keys.stride(-3), gap)
             self._bound = _Cache(keys.data_ptr(), values.data_ptr(), *strides)
         return self._bound
