@@ -58,11 +58,16 @@ def build_table(
     for index in special:
         hidden[index] = ""
     errors = ERRORS_PER_BYTE if rules.byte_fallback else "replace"
-    shown_json = [dumps(piece) if isinstance(piece, str) else None for piece in shown]
+    shown_json = [_json(piece) if isinstance(piece, str) else None for piece in shown]
     hidden_json = list(shown_json)
     for index in special:
         hidden_json[index] = dumps("")
     return TokenTable(raw, shown, hidden, errors, rules.strip_start, shown_json, hidden_json)
+
+
+def _json(text: str) -> bytes:
+    """Return a text as JSON, in memory of its own size: what orjson returns keeps a kilobyte."""
+    return bytes(memoryview(dumps(text)))
 
 
 def _text_if_whole(piece: bytes) -> str | bytes:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from unittest.mock import patch
 
 import torch
 
 from blitzgw.core.model import Dtype
 from blitzgw.engine.gpu.engine import GpuEngine
+from blitzgw.engine.torch_layer import TorchKernels
 from tests.support.capturing import RecordingShell, gathered
 from tests.support.engines import GREEDY, Rig
 
@@ -25,7 +27,9 @@ class GpuRig(Rig):
 
     def _new(self, spec, kv, device):
         self.choice = gathered(spec)
-        return GpuEngine(spec, kv, device, None, lambda: self.time, self.shell, lambda: self.choice)
+        arguments = (spec, kv, device, None, lambda: self.time, self.shell, lambda: self.choice)
+        with patch("blitzgw.engine.decoder.choose_kernels", lambda spec, _: TorchKernels(spec)):
+            return GpuEngine(*arguments)  # a GPU has none of a CPU's kernels to begin with
 
     def capture_all(self):
         """Use moments until there is nothing to do; return how many there were."""
