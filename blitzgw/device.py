@@ -92,7 +92,13 @@ class DeviceRunner:
         for m in models:
             name = self.instance_name(m.spec.name)
             self.instances[name] = place(
-                name, m.spec, m.config, device, self._kv_bytes, m.manifest.blobs
+                name,
+                m.spec,
+                m.config,
+                device,
+                self._kv_bytes,
+                m.manifest.blobs,
+                [*self.instances.values()],
             )
         loads = [instance.load for instance in self.instances.values()]
         self.supervisor = WorkerSupervisor(
@@ -145,7 +151,8 @@ class DeviceRunner:
         if not self.instances:
             self._kv_bytes = kv_bytes(self.device, [spec])
             self._scheduler = self._new_scheduler()
-        instance = place(name, spec, config, self.device, self._kv_bytes, blobs)
+        others = [*self.instances.values()]
+        instance = place(name, spec, config, self.device, self._kv_bytes, blobs, others)
         instance.load, instance.digest = replace(instance.load, reads=()), digest
         self.instances[name] = instance
         self.supervisor.load(instance.load)

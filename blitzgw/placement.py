@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from blitzgw.config import Config, ModelConfig
@@ -173,11 +173,15 @@ def kv_bytes(device: DeviceSpec, models: Sequence[ModelSpec]) -> int:
 
 
 def kv_geometry(
-    spec: ModelSpec, config: ModelConfig, device: DeviceSpec, budget_bytes: int
+    spec: ModelSpec,
+    config: ModelConfig,
+    device: DeviceSpec,
+    budget_bytes: int,
+    others: Iterable[KvGeometry] = (),
 ) -> KvGeometry:
     """Cut a model's KV into slots. On a GPU slots are real memory and must fit the budget.
 
-    Raises BlitzError where not even one sequence of full length fits.
+    `others` share the budget. Raises BlitzError where not even one sequence of full length fits.
     """
     block_bytes = spec.shape.kv_bytes_per_token(spec.dtype) * BLOCK_TOKENS
     per_slot = -(-spec.max_model_len // BLOCK_TOKENS)
@@ -191,9 +195,15 @@ def kv_geometry(
     slots = SLOTS_PER_SEQUENCE * config.max_num_seqs
     if device.kind is DeviceKind.CUDA:
         slots = min(slots, affordable)
-    idle_bytes = slots * (RUN_TOKENS // BLOCK_TOKENS * block_bytes + HUGE_BYTES)
-    huge = device.kind is DeviceKind.CPU and idle_bytes <= IDLE_SHARE * budget_bytes
-    return KvGeometry(slots, per_slot, block_bytes, huge)
+    cut = KvGeometry(slots, per_slot, block_bytes)
+    idle = sum(idle_bytes(other) for other in others if other.huge_pages) + idle_bytes(cut)
+    huge = device.kind is DeviceKind.CPU and idle <= IDLE_SHARE * budget_bytes
+    return replace(cut, huge_pages=huge)
+
+
+def idle_bytes(kv: KvGeometry) -> int:
+    """Return what slots leave idle at most in huge pages: a run of positions and a page each."""
+    return kv.slots * (RUN_TOKENS // BLOCK_TOKENS * kv.block_bytes + HUGE_BYTES)
 
 
 def place(
@@ -203,12 +213,14 @@ def place(
     device: DeviceSpec,
     budget_bytes: int,
     blobs: tuple[BlobDigest, ...] = (),
+    others: Iterable[Instance] = (),
 ) -> Instance:
     """Return the instance `name` of a model on a device, to be read from the model's path.
 
-    Raises BlitzError where it cannot fit.
+    `others` are on it as well. Raises BlitzError where it cannot fit.
     """
-    geometry = kv_geometry(spec, config, device, budget_bytes)
+    shared = (other.served.kv for other in others)
+    geometry = kv_geometry(spec, config, device, budget_bytes, shared)
     served = ServedInstance(
         id=name,
         model=spec.name,

@@ -245,7 +245,7 @@ class Links:
 
     def _establish(self, peer: Conversation, link: PeerLink) -> None:
         peer.establish(link)
-        link.on_plain = self._listener.on_plain
+        link.on_plain = None if self._stopped else self._listener.on_plain
         self._look_after()
         log.info("peer_link_up boot=%s dialled=%s", peer.boot, link.dialled)
         self._listener.on_link_up(peer.boot)

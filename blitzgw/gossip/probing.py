@@ -182,13 +182,15 @@ class Prober:
         It has come here, and it would carry an accusation had the last answer not come back: whom
         nobody answers accuses before it pings again. This node's turn is next, a little earlier
         than the other one would ping again, and no later after a sign of life than without this.
+        Who doubts itself pings rarely, would always be put off, and only answers end the doubt.
         """
         boot = self._members.me.boot
         doubted = other.rumour.status is not Status.ALIVE or other in self._probed
+        doubted = doubted or self._health.score > 0
         if self._timer is None or doubted or any(claim.boot == boot for claim in packet.rumours):
             return
         self._timer.cancel()
-        pause_s = TURN_SHARE * self._knobs.probe_interval_s * self._health.factor
+        pause_s = TURN_SHARE * self._knobs.probe_interval_s
         self._timer = self._agenda.at(now + pause_s, self._tick)
 
     def on_ack(self, event: PacketArrived, _sender: Member | None, _now: float) -> None:

@@ -101,6 +101,7 @@ class Execution:
         self.epoch += 1
         task, links = self._problem(lacking, held, given_up)
         choice = self._paired(self._choose(task, links, held), links, held)
+        self._plan.forget()
         orders = edge_orders(
             choice.plan,
             links,

@@ -34,8 +34,9 @@ from blitzgw.scaling.orders import promised
 from blitzgw.scaling.retreat import Retreat
 from blitzgw.scaling.survey import ModelDefinition, instances_of
 
-MAX_RUNNING = 64
-"""Operations of one owner at once, of all its models: more would come from a client run wild."""
+MAX_RUNNING = 16 * MAX_BESIDE
+"""Operations of one owner at once, of all its models, some of which may grow by as many as are
+allowed side by side: more would come from a client run wild."""
 
 MAX_ENDED = 64
 """Ended operations that are remembered for whoever asks how they went."""

@@ -25,6 +25,10 @@ class Remembered:
         self._known: dict[str, tuple[Task, Links, Choice]] = {}
         """By strategy: the last question, and the answer."""
 
+    def forget(self) -> None:
+        """Drop what is known: thousands of holders, and nobody is going to ask again soon."""
+        self._known.clear()
+
     def __call__(self, task: Task, links: Links, strategy: str) -> Choice:
         """Return a plan. Raises PlanError and ValueError as `choose` does."""
         nearby = _nearby(task, links)

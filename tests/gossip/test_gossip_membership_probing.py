@@ -98,6 +98,17 @@ def test_of_two_members_that_take_turns_a_death_is_suspected_as_soon(seed):
     assert suspected <= 2 * KNOBS.probe_interval_s + 0.02 + 0.003  # its steps; what was on its way
 
 
+def test_of_two_members_who_doubts_itself_gets_over_it():
+    """Its pings are rarer than the other one's, which must not put them off for ever."""
+    net = Network(5)
+    net.start("a")
+    net.start("b", "a")
+    net.run(3.0)
+    net.nodes["b"]._health.worsen(3)
+    net.run(10 * KNOBS.probe_interval_s * 4)
+    assert net.nodes["b"]._health.score == 0
+
+
 def next_ping(m):
     """Return when a node pings next, unless it hears of somebody before."""
     while not packets(m.handle(e.TimePassed(), now := m.deadline()), PING):

@@ -1,5 +1,7 @@
 """How the KV of an instance is cut, and when huge pages are worth what they leave idle."""
 
+from dataclasses import replace
+
 import pytest
 
 from blitzgw.config import ModelConfig
@@ -7,7 +9,7 @@ from blitzgw.core.instance import DeviceKind, DeviceSpec, ModelSpec
 from blitzgw.core.model import Dtype, ModelShape, Rope
 from blitzgw.errors import BlitzError
 from blitzgw.hugepages import HUGE_BYTES
-from blitzgw.placement import IDLE_SHARE, SLOTS_PER_SEQUENCE, kv_geometry
+from blitzgw.placement import IDLE_SHARE, SLOTS_PER_SEQUENCE, idle_bytes, kv_geometry
 
 SHAPE = ModelShape(
     *("llama", 30, 576, 9, 3, 64, 1536, 49152, 1e-5),
@@ -37,3 +39,13 @@ def test_a_budget_below_one_sequence_is_refused():
     assert cut(whole, DeviceKind.CUDA).slots == 1
     with pytest.raises(BlitzError, match="lower max_model_len or raise kv_bytes"):
         cut(whole - 1)
+
+
+def test_models_of_one_device_share_what_may_be_idle():
+    one = cut(1 << 34)
+    assert one.huge_pages
+    budget = int(1.5 * idle_bytes(one) / IDLE_SHARE)
+    device = DeviceSpec("d", DeviceKind.CPU)
+    assert kv_geometry(SPEC, CONFIG, device, budget).huge_pages
+    assert not kv_geometry(SPEC, CONFIG, device, budget, [one]).huge_pages
+    assert kv_geometry(SPEC, CONFIG, device, budget, [replace(one, huge_pages=False)]).huge_pages

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <utility>
 
 #include "attention.h"
 #include "linear.h"
@@ -53,7 +54,7 @@ struct QueryTile {
 
 // How many tiles of a thread's share are taken.
 struct alignas(LINE) Taken {
-    std::atomic<int> count{0};
+    std::atomic<int> count{1};  // the first is for who never asks
 };
 
 // Deals tiles of queries to the threads, one by one: every thread takes those of its own share, whose
@@ -67,6 +68,7 @@ class Deal {
 
     // Take a tile; false when all are dealt.
     bool take(QueryTile& out) {
+        if (std::exchange(first_, false) && find(work_.thread, out)) return true;
         for (; others_ < work_.threads; others_++) {
             const int share = (work_.thread + others_) % work_.threads;
             if (find(share + work_.threads * taken_[share].count.fetch_add(1), out)) return true;
@@ -121,6 +123,7 @@ class Deal {
     const Scratch& scratch_;
     const Work work_;
     Taken* taken_;
+    bool first_ = true;
     int others_ = 0;               // whose share this thread takes from: its own is 0
     int extent_ = 0, before_ = 0;  // where the last tile was, and how many lie in earlier extents
 };
