@@ -98,7 +98,7 @@ class DeviceRunner:
                 device,
                 self._kv_bytes,
                 m.manifest.blobs,
-                [*self.instances.values()],
+                self.instances.values(),
             )
         loads = [instance.load for instance in self.instances.values()]
         self.supervisor = WorkerSupervisor(
@@ -151,7 +151,7 @@ class DeviceRunner:
         if not self.instances:
             self._kv_bytes = kv_bytes(self.device, [spec])
             self._scheduler = self._new_scheduler()
-        others = [*self.instances.values()]
+        others = self.instances.values()
         instance = place(name, spec, config, self.device, self._kv_bytes, blobs, others)
         instance.load, instance.digest = replace(instance.load, reads=()), digest
         self.instances[name] = instance

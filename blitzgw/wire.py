@@ -155,8 +155,6 @@ _TYPES = {tag: cls for tag, cls, _ in MESSAGES}
 _LIMITS = {tag: limit for tag, _, limit in MESSAGES}
 _DECODERS = {tag: msgspec.msgpack.Decoder(cls) for tag, cls, _ in MESSAGES}
 _FACT_DECODERS = {kind: msgspec.msgpack.Decoder(cls) for kind, cls in FACTS.items()}
-_PLAIN_HEAD = b"\x54\x81\xa6tokens"  # tag 84, a map of one: what is before a PlainTokens' tokens
-_PLAIN_LIMIT = 1 + _LIMITS[84]
 _PLAIN_DECODER = msgspec.msgpack.Decoder(list[PlainToken])
 _CARD_DECODER = msgspec.msgpack.Decoder(ModelCard)
 _REQUESTS_DECODER = msgspec.msgpack.Decoder(list[view.RequestFacts])
@@ -164,6 +162,9 @@ _OPERATIONS_DECODER = msgspec.msgpack.Decoder(list[operation.OperationFacts])
 _WHY_DECODER = msgspec.msgpack.Decoder(list[scale.WhyFacts])
 _ERRORS = (msgspec.MsgspecError, ValueError, KeyError, UnicodeDecodeError, RecursionError)
 _encode = msgspec.msgpack.Encoder().encode
+_PLAIN_TAG = _TAGS[peer.PlainTokens]
+_PLAIN_HEAD = _PLAIN_TAG.to_bytes(1) + _encode(peer.PlainTokens([]))[:-1]  # up to the tokens
+_PLAIN_TOKENS, _PLAIN_END = len(_PLAIN_HEAD), 1 + _LIMITS[_PLAIN_TAG]
 
 
 def pack(message: Any) -> bytes:
@@ -203,10 +204,10 @@ def parse_plain(data: bytes) -> list[PlainToken] | None:
 
     As `parse` does, without the object around them: this runs for every step.
     """
-    if data[:9] != _PLAIN_HEAD or len(data) > _PLAIN_LIMIT:
+    if data[:_PLAIN_TOKENS] != _PLAIN_HEAD or len(data) > _PLAIN_END:
         return None
     try:
-        return _PLAIN_DECODER.decode(data[9:])
+        return _PLAIN_DECODER.decode(data[_PLAIN_TOKENS:])
     except _ERRORS as e:
         raise ProtocolError(f"plain tokens that do not decode: {e}") from e
 

@@ -133,6 +133,11 @@ class Holder:
     tier: Tier | None = None
     due_s: tuple[float, ...] = ()
 
+    @property
+    def awaits(self) -> bool:
+        """Whether another operation is bringing it some of its blobs."""
+        return any(self.due_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Task:

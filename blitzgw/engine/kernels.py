@@ -14,14 +14,9 @@ from blitzgw.engine.attention import Extent
 
 
 class Layer(Protocol):
-    """One decoder layer; `plan` is what its kernels prepared for the step."""
+    """One decoder layer, for the kernels that have made it."""
 
     tensors: dict[str, torch.Tensor]
-
-    def forward(
-        self, x_TE: torch.Tensor, plan: Any, cache: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
-        """Return the layer's output, writing its KV; `x` may be overwritten."""
 
 
 class Kernels(Protocol):
@@ -48,7 +43,10 @@ class Kernels(Protocol):
         plan: Any,
         caches: Sequence[tuple[torch.Tensor, torch.Tensor]],
     ) -> torch.Tensor:
-        """Run layers of its own making that follow each other; `x` may be overwritten."""
+        """Return the output of layers of its own making that follow each other, writing their KV.
+
+        `plan` is what it has prepared for the step; `x` may be overwritten.
+        """
 
     def head(self, x_RE: torch.Tensor, norm: torch.Tensor, matrix_VE: torch.Tensor) -> torch.Tensor:
         """Return fp32 logits `[R, V]` of hidden states before the final norm."""

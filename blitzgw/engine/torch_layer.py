@@ -55,7 +55,7 @@ class TorchKernels:
 
     def run(
         self,
-        layers: Sequence[Layer],
+        layers: Sequence[Any],
         x_TE: torch.Tensor,
         plan: Any,
         caches: Sequence[tuple[torch.Tensor, torch.Tensor]],

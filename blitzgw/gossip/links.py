@@ -172,11 +172,7 @@ class Links:
                 return
         if isinstance(message, Heartbeat) or self._stopped:
             return
-        try:
-            self._listener.on_message(link.boot, message)
-        except Exception:  # whatever it was about would hang; with the link it is tried elsewhere
-            log.exception("peer_message_failed boot=%s kind=%s", link.boot, type(message).__name__)
-            link.drop("a message could not be handled")
+        self._listener.on_message(link.boot, message)
 
     def link_ended(self, link: PeerLink, reason: str) -> None:
         """Draw the consequences of a connection's end."""

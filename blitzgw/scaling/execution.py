@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from blitzgw.core.live import LivePolicy, Pair, StagePlan
-from blitzgw.core.operation import POLICY, EdgeFacts, EdgeNews, Engage, ReadOrder
+from blitzgw.core.operation import POLICY, EdgeFacts, EdgeNews, EdgeOrder, Engage, ReadOrder
 from blitzgw.core.plan import Links, Task, node_of
 from blitzgw.core.view import ClusterView
 from blitzgw.scaling.links import links_of
@@ -109,10 +109,10 @@ class Execution:
             name=f"{self._operation}.{self.epoch}",
             secret=self._around.secret,
             unpromised=self.sourcing.unpromised,
-            former=[book.order for book in self.open_edges()],
+            former=self.open_orders(),
             held=held,
         )
-        awaited = {holder.worker for holder in task.holders if any(holder.due_s)}
+        awaited = {holder.worker for holder in task.holders if holder.awaits}
         self.borrows = any(edge.source in awaited for edge in choice.plan.edges)
         self.pairing.settle()
         self.sourcing.planned(choice.plan)
@@ -130,7 +130,7 @@ class Execution:
         given_up: Collection[str],
     ) -> tuple[Task, Links]:
         view = self._around.view()
-        own, due_s = promised(book.order for book in self.open_edges()), self._around.due_s()
+        own, due_s = promised(self.open_orders()), self._around.due_s()
         also = {*(node for node, _ in own), *map(node_of, due_s)}
         task = self.sourcing.task(view, lacking, held, given_up, also, due_s)
         return task, links_of(view, own, self._around.promised())
@@ -257,6 +257,10 @@ class Execution:
     def open_edges(self) -> list[EdgeBook]:
         """Return the edges that are not at their end."""
         return [book for book in self.edges.values() if book.state in ("opening", "flowing")]
+
+    def open_orders(self) -> list[EdgeOrder]:
+        """Return the orders of the edges that are not at their end."""
+        return [book.order for book in self.open_edges()]
 
     def take(self, news: EdgeNews, boot_of_target: str, boot: str, now: float) -> bool:
         """Note news of an edge from the process `boot`; return whether they are the first bytes."""

@@ -216,7 +216,7 @@ class Growth(Claiming):
 
     def edges(self) -> list[EdgeOrder]:
         """Return the edges that are open."""
-        return [book.order for book in self._execution.open_edges()]
+        return self._execution.open_orders()
 
     def coming(self, now: float) -> tuple[Coming, ...]:
         """Return the instances that are claimed and do not serve yet, by the view at least."""

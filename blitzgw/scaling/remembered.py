@@ -7,6 +7,7 @@ be the same, and bytes would wait for it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from blitzgw.core.plan import Links, Task, node_of
@@ -43,14 +44,11 @@ def _nearby(task: Task, links: Links) -> Links:
     workers = (*task.targets, *(holder.worker for holder in task.holders))
     nodes = dict.fromkeys(map(node_of, workers))
     places = [(node, network) for node in nodes for network in links.networks]
-    return Links(
-        {place: links.ports[place] for place in places if place in links.ports},
-        {node: links.disks[node] for node in nodes if node in links.disks},
-        {node: links.hosts[node] for node in nodes if node in links.hosts},
-        {node: links.zones[node] for node in nodes if node in links.zones},
-        local_bytes_per_s=links.local_bytes_per_s,
-        setup_s=links.setup_s,
-        hop_s=links.hop_s,
-        piece_bytes=links.piece_bytes,
+    return replace(
+        links,
+        ports={place: links.ports[place] for place in places if place in links.ports},
+        disks={node: links.disks[node] for node in nodes if node in links.disks},
+        hosts={node: links.hosts[node] for node in nodes if node in links.hosts},
+        zones={node: links.zones[node] for node in nodes if node in links.zones},
         named=links.networks,
     )

@@ -3,9 +3,9 @@
 The order of insertion decides every tie and nothing iterates over a set, so a seed gives the same
 run, byte for byte, whatever the hashes of strings are.
 
-What happens later than within the present GRAIN_S waits unsorted, by its grain: a large cluster has
-tens of thousands of events ahead, and to sift one through all of them is to look at a dozen that
-the caches have long forgotten.
+What happens later than within the present grain (`GRAINS_PER_S`) waits unsorted, by its grain: a
+large cluster has tens of thousands of events ahead, and to sift one through all of them is to look
+at a dozen that the caches have long forgotten.
 """
 
 from __future__ import annotations

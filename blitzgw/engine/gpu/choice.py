@@ -193,7 +193,7 @@ def _answers(choice: Choice, spec: ModelSpec, device: torch.device) -> list[torc
             inputs = DecodeInputs(torch.stack((at, on_device(order, device), at)))
             plan = kernels.plan_of(FixedAttention(inputs, rows, dry=False), cos[at], sin[at])
         hidden = drawn(len(at), shape.hidden) * shape.hidden**0.5
-        return layer.forward(hidden, plan, cache)
+        return kernels.run([layer], hidden, plan, [cache])
 
     prompts = [range(count) for count in TRIED]
     return [

@@ -181,8 +181,9 @@ class GpuEngine(TorchEngine):
         x_TE = F.embedding(self._with_latest(inputs.ids, inputs.slots), self._embedding)
         at = inputs.positions
         plan = self._choice.kernels.plan_of(attend, self._cos[at], self._sin[at])
-        for i in range(self._shape.n_layers):
-            x_TE = self._layers[i].forward(x_TE, plan, self._kv.layer(i))
+        every = range(self._shape.n_layers)
+        layers, caches = [self._layers[i] for i in every], [self._kv.layer(i) for i in every]
+        x_TE = self._choice.kernels.run(layers, x_TE, plan, caches)
         return x_TE, self._logits_of(x_TE)
 
     def _adopt(self) -> None:

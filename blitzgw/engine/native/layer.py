@@ -101,7 +101,7 @@ class NativeKernels:
 
     def layer(self, tensors: dict[str, torch.Tensor]) -> NativeLayer:
         """Return a layer over views into its blob."""
-        return NativeLayer(self, tensors)
+        return NativeLayer(tensors)
 
     def plan(
         self, extents: Sequence[Extent], n_decode: int, cos: torch.Tensor, sin: torch.Tensor
@@ -153,8 +153,7 @@ class NativeKernels:
 class NativeLayer:
     """One decoder layer over views into its blob; `weights` is where the kernels find them."""
 
-    def __init__(self, kernels: NativeKernels, tensors: dict[str, torch.Tensor]) -> None:
-        self._kernels = kernels
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self.tensors = tensors
         pointers = (tensors.get(name) for name in _Weights.NAMES)
         self.weights = _Weights(*(None if t is None else t.data_ptr() for t in pointers))
@@ -169,9 +168,3 @@ class NativeLayer:
             strides = (keys.stride(0), keys.stride(-3), gap)
             self._bound = _Cache(keys.data_ptr(), values.data_ptr(), *strides)
         return self._bound
-
-    def forward(
-        self, x_TE: torch.Tensor, plan: NativeBatch, cache: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
-        """Replace `x` `[T, E]` by the layer's output and return it."""
-        return self._kernels.run([self], x_TE, plan, [cache])

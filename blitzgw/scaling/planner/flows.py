@@ -140,7 +140,7 @@ def flows_of(plan: Plan, task: Task, links: Links) -> tuple[list[Flow], Resource
         flows[-1].begin_s = links.setup_s
     sources = {edge.source for edge in plan.edges}
     for holder in task.holders:
-        if any(holder.due_s) and holder.worker in sources:
+        if holder.awaits and holder.worker in sources:
             flows.append(_arrival(len(flows), holder, task, resources))
     _Cutter(flows, task, links, resources).cut()
     return flows, resources
@@ -190,7 +190,7 @@ class _Cutter:
     def cut(self) -> None:
         resident = resident_blobs(self._task)
         for holder in self._task.holders:
-            if any(holder.due_s):
+            if holder.awaits:
                 resident[holder.worker] -= set(_coming(holder))
         for flow in self._flows:
             for place, blob in enumerate(flow.blobs):

@@ -78,7 +78,7 @@ class Ground:
         worker, tier = holder.worker, holder.tier
         if tier is None:
             self.resident[worker] = self.resident.get(worker, frozenset()) | holder.blobs
-            if any(holder.due_s):
+            if holder.awaits:
                 self.due_s[worker] = holder.due_s
             return
         tiers = self.behind.setdefault(worker, {})

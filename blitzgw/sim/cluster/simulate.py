@@ -41,13 +41,13 @@ def simulate_cluster(setup: ClusterSetup, progress: Progress = lambda *_: None) 
     with virtual_loop(world.heap), _few_collections(), _quiet():
         world.open()
         Faults(world).draw()
-        _run(world, progress, Gathering())
+        _run(world, progress)
     return _record(world, time.perf_counter() - began_s)
 
 
-def _run(world: ClusterWorld, progress: Progress, memory: Gathering) -> None:
+def _run(world: ClusterWorld, progress: Progress) -> None:
     """Let time pass until all is answered, and the window is over."""
-    setup = world.setup
+    setup, memory = world.setup, Gathering()
     last_s = max([a.at_s for model in setup.models for a in model.arrivals[-1:]], default=0.0)
     until_s = START_S + max(setup.duration_s, last_s)
     longest_s = until_s + setup.patience_s + LONGEST_S
