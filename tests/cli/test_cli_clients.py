@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from scripts.clients.vllmcpu import vllm_env
-from tests.support.nodes import ROOT, free_port
+from tests.support.nodes import ROOT
+from tests.support.ports import free_port
 
 
 @pytest.fixture

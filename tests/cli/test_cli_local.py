@@ -5,7 +5,6 @@ import os
 import pty
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,16 +17,9 @@ from blitzgw.cli.children import MAX_LINE_BYTES, Output
 from blitzgw.cli.main import main
 from tests.cli.local_kit import ROOT, family
 from tests.support.nodes import is_gone
+from tests.support.ports import free_port
 
 KEY = "k" * 40
-
-
-def free_port():
-    """Return a port that is free, as very probably those after it are."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    return port if port < 65000 else free_port()
 
 
 def test_each_node_has_its_name_ports_and_share_and_knows_the_others(tmp_path):

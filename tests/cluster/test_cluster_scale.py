@@ -43,7 +43,7 @@ def test_instances_come_up_with_the_weights_of_a_peer_and_go_again(four, strateg
     assert done["state"] == "done", done
     assert {t["worker"]: t["state"] for t in done["targets"]} == {
         f"{name}/p0": "ready" for name in "bcd"
-    }
+    }, done
     assert all(t["arrived"] == LAYERS + 2 for t in done["targets"])
     serves(four, "d", set("abcd"))
     up = "instance_ready instance=small@a/p0"

@@ -15,7 +15,6 @@ from tests.support.nodes import (
     client,
     completion,
     cpu,
-    free_port,
     is_gone,
     paced,
     running,
@@ -23,6 +22,7 @@ from tests.support.nodes import (
     stream,
     until,
 )
+from tests.support.ports import free_port
 from tests.worker.worker_kit import write_checkpoint
 
 

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from tests.support.nodes import completion, free_port, paced, running, stream_all, until
+from tests.support.nodes import completion, paced, running, stream_all, until
+from tests.support.ports import free_port
 
 TOKENS = 30
 NGINX = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -11,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.support.nodes import PATIENCE_S, Node, free_port, is_gone, start, until
-
-KEY = "only-the-nodes-of-these-tests-share-this-key"
+from tests.support.nodes import PATIENCE_S, Node, is_gone, start, until
+from tests.support.ports import free_port
 
 PACED = """
 [[devices]]
@@ -70,11 +70,15 @@ def cpu(threads: int = 1, model: str = "") -> str:
 
 @dataclass
 class Cluster:
-    """Nodes by name, in the order of their start."""
+    """Nodes by name, in the order of their start.
+
+    They share a key that nodes of other tests, which may get ports that these have had, do not.
+    """
 
     folder: Path
     ports: list[int] = field(default_factory=list)
     nodes: dict[str, Node] = field(default_factory=dict)
+    key: str = field(default_factory=secrets.token_hex)
 
     def add(
         self,
@@ -85,7 +89,6 @@ class Cluster:
         node: str = "",
         transfer: str = "",
         http: str = "",
-        key: str = KEY,
     ) -> Node:
         """Start a node, and do not wait for it."""
         port = free_port()
@@ -113,7 +116,7 @@ copies_dir = "copies-{name}"
         file = self.folder / f"{name}.toml"
         file.write_text(toml)
         self.nodes[name] = started = start(
-            self.folder, "--config", str(file), env={"BLITZGW_CLUSTER_KEY": key}
+            self.folder, "--config", str(file), env={"BLITZGW_CLUSTER_KEY": self.key}
         )
         return started
 

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+from tests.support.ports import free_port
 
 PATIENCE_S = 60.0
 POLL_S = 0.02
 END_S = 10.0
 KEPT_LINES = 40
-PORTS = range(20_000, 26_000)
-"""Below those that the system gives to clients, so that nobody takes one while its process is
-restarted; one more for each, PORTS.stop and above, is left where it needs a second."""
 
 
 class FleetFailed(Exception):
@@ -133,7 +130,7 @@ class Fleet:
     def start(self, name: str) -> None:
         """Start a process, or one in the place of another that has ended."""
         seed = next(iter(self._ports.values()), None)
-        port = self._ports.setdefault(name, _free_port(self._ports.values()))
+        port = self._ports.setdefault(name, free_port(self._ports.values()))
         self.up_s.pop(name, None)
         command = self._kind.command(
             name, port, "" if seed in {None, port} else f"127.0.0.1:{seed}"
@@ -227,22 +224,6 @@ def fleet(
         yield made
     finally:
         made.close()
-
-
-def _free_port(taken: Collection[int]) -> int:
-    """Return a port that is free for UDP and TCP on loopback."""
-    while True:
-        port = random.choice(PORTS)
-        if port in taken:
-            continue
-        with (
-            contextlib.suppress(OSError),
-            socket.socket(type=socket.SOCK_DGRAM) as udp,
-            socket.socket() as tcp,
-        ):
-            udp.bind(("127.0.0.1", port))
-            tcp.bind(("127.0.0.1", port))
-            return port
 
 
 def _dying_with_us() -> list[str]:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import http.client
 import json
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
+
+from tests.support.ports import free_port
 
 MODEL = "smollm2-135m"
 CONTEXT = 2048
@@ -106,12 +107,6 @@ def paced_node(layer_us: float, *, caching: bool = True, max_num_seqs: int = 64)
         with run_node("--config", file.name) as node:
             node.await_ready()
             yield node
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def cpu_s(pid: int) -> float:

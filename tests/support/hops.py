@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.gateway import CONTEXT, MODEL, PATIENCE_S, Node, cpu_s, free_port, run_node
+from tests.support.gateway import CONTEXT, MODEL, PATIENCE_S, Node, cpu_s, run_node
 from tests.support.nodes import children
+from tests.support.ports import free_port
 from tests.support.servers import serving
 
 SERVING = """

@@ -6,7 +6,8 @@ import re
 import sys
 from pathlib import Path
 
-from tests.support.fleet import PORTS, Kind
+from tests.support.fleet import Kind
+from tests.support.ports import PORTS
 
 NODE = """
 {rest}

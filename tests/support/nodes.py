@@ -75,14 +75,6 @@ def _base(tables) -> str:
     return BASE.format(**{"node": "", "http": "", "cluster": ""} | tables)
 
 
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 def children(pid: int) -> list[int]:
     """The processes that a process has started and not reaped."""
     found: list[int] = []
