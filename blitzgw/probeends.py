@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from blitzgw.core.operation import ProbeDone, ProbeOrder
 from blitzgw.core.plan import node_of
+from blitzgw.core.probe import ProbeDone, ProbeOrder
 from blitzgw.core.transfer import (
     MAX_PROBE_BYTES,
     PROBE,

@@ -15,8 +15,8 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from blitzgw.core.operation import (
-    EdgeOrder,
+from blitzgw.core.operation import EdgeOrder
+from blitzgw.core.probe import (
     ProbeCancel,
     ProbeDone,
     ProbeFacts,

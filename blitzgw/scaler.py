@@ -24,6 +24,7 @@ from blitzgw.core import operation as op
 from blitzgw.core.clock import Clock
 from blitzgw.core.live import LiveMessage
 from blitzgw.core.operation import OperationFacts
+from blitzgw.core.probe import ProbeCancel, ProbeDone, ProbeOrder
 from blitzgw.core.rumours import Rumour
 from blitzgw.core.scale import Cede, Demand, WhyFacts
 from blitzgw.core.transfer import TrafficReport
@@ -209,7 +210,7 @@ class Scaler:
                 self.orders.answered(boot, message)
             case Demand() | Cede() | op.ScaleOrder() | op.CancelOrder():
                 self.numbers.said(boot, message)
-            case op.ProbeOrder() | op.ProbeDone() | op.ProbeCancel():
+            case ProbeOrder() | ProbeDone() | ProbeCancel():
                 self.probes.said(boot, message)
             case _ if isinstance(message, LIVE):
                 self.pairings.said(boot, message)

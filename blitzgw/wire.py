@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from blitzgw.core import live, operation, parcels, peer, rumours, scale, transfer, view
+from blitzgw.core import live, operation, parcels, peer, probe, rumours, scale, transfer, view
 from blitzgw.core import messages as m
 from blitzgw.core.card import ModelCard
 from blitzgw.core.finite import finite_check
@@ -85,9 +85,9 @@ MESSAGES: tuple[tuple[int, type[Any], int], ...] = (
     (51, operation.ScaleOrder, 64 * KIB),
     (52, operation.ScaleAnswer, 4 * MIB),
     (53, operation.CancelOrder, 64 * KIB),
-    (54, operation.ProbeOrder, 64 * KIB),
-    (55, operation.ProbeDone, 64 * KIB),
-    (56, operation.ProbeCancel, 64 * KIB),
+    (54, probe.ProbeOrder, 64 * KIB),
+    (55, probe.ProbeDone, 64 * KIB),
+    (56, probe.ProbeCancel, 64 * KIB),
     (57, live.Attach, 64 * KIB),
     (58, live.Attached, 64 * KIB),
     (59, live.Detach, 64 * KIB),
@@ -121,7 +121,7 @@ MESSAGES: tuple[tuple[int, type[Any], int], ...] = (
 PEER_MESSAGES: frozenset[type[Any]] = frozenset(
     get_args(peer.PeerMessage)
     + get_args(operation.OperationMessage)
-    + get_args(operation.ProbeMessage)
+    + get_args(probe.ProbeMessage)
     + get_args(live.LiveMessage)
     + get_args(scale.ScaleMessage)
 )
@@ -143,7 +143,7 @@ FACTS: dict[str, type[Any]] = {
 _FINITE = {
     cls: check
     for cls in get_args(operation.OperationMessage)
-    + get_args(operation.ProbeMessage)
+    + get_args(probe.ProbeMessage)
     + get_args(live.LiveMessage)
     + get_args(scale.ScaleMessage)
     if (check := finite_check(cls)) is not None

@@ -27,7 +27,7 @@ from blitzgw.api.exchange import Exchange, read_body
 from blitzgw.api.limits import Limits
 from blitzgw.api.respond import json_bytes
 from blitzgw.api.status import ProbePort
-from blitzgw.core.operation import ProbeFacts, ProbeWish
+from blitzgw.core.probe import ProbeFacts, ProbeWish
 from blitzgw.core.transfer import MAX_PROBE_BYTES, TrafficClass
 from blitzgw.errors import InvalidRequest
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from blitzgw.core.operation import OperationFacts, ProbeFacts, ProbeWish
+from blitzgw.core.operation import OperationFacts
+from blitzgw.core.probe import ProbeFacts, ProbeWish
 from blitzgw.core.scale import WhyFacts
 from blitzgw.core.view import ClusterView, RequestList
 

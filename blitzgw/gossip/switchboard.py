@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, get_args
 
 from blitzgw.core.live import LiveMessage
-from blitzgw.core.operation import OperationMessage, ProbeMessage
+from blitzgw.core.operation import OperationMessage
 from blitzgw.core.peer import (
     Abort,
     Content,
@@ -19,6 +19,7 @@ from blitzgw.core.peer import (
     Submit,
     Tokens,
 )
+from blitzgw.core.probe import ProbeMessage
 from blitzgw.core.scale import ScaleMessage
 from blitzgw.gossip.content import ContentClient, ContentServer
 from blitzgw.gossip.remote import RemoteIngress

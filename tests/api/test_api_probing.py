@@ -5,7 +5,7 @@ import json
 import aiohttp
 import pytest
 
-from blitzgw.core.operation import ProbeFacts, ProbeWish
+from blitzgw.core.probe import ProbeFacts, ProbeWish
 from blitzgw.core.transfer import MAX_PROBE_BYTES, TrafficClass
 from blitzgw.errors import Overloaded, Unavailable
 from blitzgw.probeends import MAX_SECONDS

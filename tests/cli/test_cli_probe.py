@@ -5,7 +5,7 @@ import json
 import pytest
 
 from blitzgw.cli.main import main
-from blitzgw.core.operation import ProbeFacts, ProbeWish
+from blitzgw.core.probe import ProbeFacts, ProbeWish
 from blitzgw.core.transfer import MAX_PROBE_BYTES, TrafficClass
 from blitzgw.errors import InvalidRequest
 from tests.support.probing import FakeProbing

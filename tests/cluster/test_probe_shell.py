@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from blitzgw import probeends, probes
-from blitzgw.core.operation import ProbeCancel, ProbeDone, ProbeOrder, ProbeWish
+from blitzgw.core.probe import ProbeCancel, ProbeDone, ProbeOrder, ProbeWish
 from blitzgw.core.transfer import (
     PROBE,
     CloseEdge,

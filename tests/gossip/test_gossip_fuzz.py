@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blitzgw import wire
-from blitzgw.core import live, peer, scale
+from blitzgw.core import live, peer, probe, scale
 from blitzgw.core import operation as op
 from blitzgw.core.plan import Tier
 from blitzgw.core.request import (
@@ -98,9 +98,9 @@ _MESSAGES: tuple[Any, ...] = (
     op.ScaleOrder(1, "m", 4, True, "chain"),
     op.CancelOrder(2, "o"),
     op.ScaleAnswer(1, _OPERATION, "", ""),
-    op.ProbeOrder(_EDGE, 5, 1.0, TrafficClass.KV, 7),
-    op.ProbeDone("p", True, "lost", 5, 0.5),
-    op.ProbeCancel("p"),
+    probe.ProbeOrder(_EDGE, 5, 1.0, TrafficClass.KV, 7),
+    probe.ProbeDone("p", True, "lost", 5, 0.5),
+    probe.ProbeCancel("p"),
     live.Attach("p", live.Purpose.HELP, "g", "h", 3, _ROAD, live.LivePolicy.ZIGZAG, 4),
     live.Attached("p"),
     live.Detach("p", "gone"),

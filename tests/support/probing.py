@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from blitzgw.core.operation import ProbeFacts, ProbeWish
+from blitzgw.core.probe import ProbeFacts, ProbeWish
 from blitzgw.errors import RequestError
 
 
