@@ -97,7 +97,11 @@ def _instances(
 @click.argument("model")
 @click.argument("instances", required=False, metavar="[N|auto]", callback=_instances)
 @click.option("--dry-run", is_flag=True, help="Show the plan and what it would take; do nothing.")
-@click.option("--wait", is_flag=True, help="Show the progress, and end when it has ended.")
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="Show the progress, and end when it has ended: with 1 where fewer came than wanted.",
+)
 @click.option("--strategy", metavar="S", default="", help="Plan by this one, not by the quickest.")
 @click.option(
     "--live",
@@ -144,7 +148,8 @@ def scale(
     if options["wait"]:
         operation = _wait(asker, operation, options["layout"])
     _print(operation, options["layout"], bool(options["wait"]))
-    context.exit(EXIT_FAILED if operation.get("state") in ("failed", "cancelled") else 0)
+    well = operation.get("state") not in ("failed", "cancelled") and not _falls_short(operation)
+    context.exit(0 if well else EXIT_FAILED)
 
 
 def _check_usage(instances: int | str | None, options: dict[str, Any]) -> None:
@@ -244,6 +249,13 @@ def _remains(operation: Operation) -> str:
         f"the operation goes on: `blitzgw inspect plan {printable(operation['id'])}` shows it,"
         f" `blitzgw scale {printable(operation['model'])} --cancel` gives it up"
     )
+
+
+def _falls_short(operation: Operation) -> bool:
+    """Tell whether an operation is done and has brought up fewer instances than were wanted."""
+    ready = [target for target in operation.get("targets", ()) if target["state"] == "ready"]
+    lacking = operation["instances_wanted"] - operation["instances_before"]
+    return operation.get("state") == "done" and bool(operation["reason"]) and len(ready) < lacking
 
 
 @guarded

@@ -60,10 +60,11 @@ def said(capsys, *command, code=0):
 class Progressing(ExplainingScaling):
     """An operation that has got on whenever one looks, and then ends as told."""
 
-    def __init__(self, end="done", reason=""):
+    def __init__(self, end="done", reason="", *, short=False):
         super().__init__()
         self.looks = 0
         self.end = end, reason
+        self.short = short
 
     async def operations(self):
         self.looks += 1
@@ -71,7 +72,8 @@ class Progressing(ExplainingScaling):
             now = chain(at_s=self.looks * 1.9, number=int(id_[3:]))
             if now.state == "done":
                 state, reason = self.end
-                now = replace(now, state=state, reason=reason)
+                targets = now.targets[:-1] if self.short else now.targets
+                now = replace(now, state=state, reason=reason, targets=targets)
             self.known[id_] = now if facts.state != "cancelled" else facts
         return tuple(self.known.values())
 
@@ -154,6 +156,13 @@ def test_waiting_ends_as_the_operation_does(monkeypatch, capsys, end, code):
     assert any("node-4/cpu0 ready" in line for line in lines)
     assert f", {end} after 5.43 s" in lines[-1]
     assert lines[-1].endswith("no way") == (code == 1)
+
+
+def test_waiting_for_more_than_came_is_a_failure(monkeypatch, capsys):
+    with scale_node_beside(Progressing("done", "3 of 4 instances: no answer", short=True)) as url:
+        monkeypatch.setenv("BLITZGW_ADMIN_KEY", ADMIN_KEY)
+        _, err = said(capsys, "scale", "m", "4", "--wait", "--url", url, code=1)
+    assert err.splitlines()[-1].endswith("3 of 4 instances: no answer")
 
 
 def test_waiting_for_json_prints_how_it_ended(monkeypatch, capsys):
