@@ -11,7 +11,6 @@ import builtins
 import errno
 import fcntl
 import os
-import re
 import stat
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -22,6 +21,15 @@ from pathlib import Path
 from blitzgw.core.layout import BlobLayout
 from blitzgw.core.manifest import BlobDigest
 from blitzgw.errors import HostCopyError
+from blitzgw.weights.copyfiles import (
+    copies_in,
+    copy_name,
+    is_linked,
+    open_trusted,
+    translated,
+    try_lock,
+    unlink,
+)
 from blitzgw.weights.hostcopy import CHECKED, CopyForm, HostCopy, states
 
 LOCK_PATIENCE_S = 0.5
@@ -33,9 +41,7 @@ LOCK_POLL_S = 0.01
 NO_ROOM = "make the tmpfs larger (mount -o remount,size=…)"
 """In what HostCopyError says where memory is lacking, and in that case alone."""
 
-_SUFFIX = ".blobs"
 _OWNER = ".owner"
-_WEIGHTS = re.compile(r"[0-9A-Za-z_-]{1,128}")
 
 
 def default_folder() -> Path:
@@ -72,9 +78,9 @@ class HostCopies:
         """
         while self._owned < 0:  # again only where a former owner has just removed the file
             self._make()
-            with self._opened() as folder, _translated(self.folder / _OWNER, "cannot be made"):
+            with self._opened() as folder, translated(self.folder / _OWNER, "cannot be made"):
                 fd = os.open(_OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=folder)
-                locked = _try_lock(fd, fcntl.LOCK_EX)
+                locked = try_lock(fd, fcntl.LOCK_EX)
                 if locked and os.fstat(fd).st_nlink:
                     self._owned = fd
                     break
@@ -109,13 +115,13 @@ class HostCopies:
         """
         form = CopyForm(weights, layouts, digests)
         with self._opened() as folder:
-            fd = _open(folder, _file_name(weights), os.O_RDWR)
+            fd = open_trusted(folder, copy_name(weights), os.O_RDWR)
             if fd is None:
                 return None
             if not form.fits(fd) or not _complete(states(fd)):
                 os.close(fd)
                 return None
-            with _translated(self.folder / _file_name(weights), "cannot be mapped"):
+            with translated(self.folder / copy_name(weights), "cannot be mapped"):
                 return HostCopy(form, fd, private=private)
 
     def create(
@@ -130,9 +136,9 @@ class HostCopies:
         ValueError for digests that are not of that layout.
         """
         form = CopyForm(weights, layouts, digests)
-        path = self.folder / _file_name(weights)
+        path = self.folder / copy_name(weights)
         self._make()
-        with self._opened() as folder, _translated(path, "cannot be made"):
+        with self._opened() as folder, translated(path, "cannot be made"):
             fd = self._locked(folder, form)
             try:
                 if not form.fits(fd):
@@ -146,8 +152,8 @@ class HostCopies:
         """Return what is in the folder, by name; nothing where it was not made yet."""
         found = []
         with self._opened() as folder:
-            for weights, fd in _copies(folder):
-                filling = not _try_lock(fd, fcntl.LOCK_SH)
+            for weights, fd in copies_in(folder):
+                filling = not try_lock(fd, fcntl.LOCK_SH)
                 size = os.fstat(fd).st_blocks * 512
                 found.append(CopyFile(weights, size, _complete(states(fd)), filling))
         return found
@@ -157,18 +163,18 @@ class HostCopies:
 
         Who has it mapped, or fills it, keeps it until they unmap it.
         """
-        name = _file_name(weights)
-        with self._opened() as folder, _translated(self.folder / name, "cannot be removed"):
-            return folder >= 0 and _unlink(folder, name)
+        name = copy_name(weights)
+        with self._opened() as folder, translated(self.folder / name, "cannot be removed"):
+            return folder >= 0 and unlink(folder, name)
 
     def sweep(self, wanted: Collection[str]) -> builtins.list[str]:
         """Remove all copies but those wanted and those being filled; return what was removed."""
         removed = []
         with self._opened() as folder:
-            for weights, fd in _copies(folder):
+            for weights, fd in copies_in(folder):
                 # Under the lock: who waits for it finds the file gone and makes another.
-                free = weights not in wanted and _try_lock(fd, fcntl.LOCK_EX)
-                if free and _unlink(folder, _file_name(weights)):
+                free = weights not in wanted and try_lock(fd, fcntl.LOCK_EX)
+                if free and unlink(folder, copy_name(weights)):
                     removed.append(weights)
         return removed
 
@@ -211,15 +217,15 @@ class HostCopies:
 
     def _locked(self, folder: int, form: CopyForm) -> int:
         """Return the file of some weights, locked: empty, or of the right form."""
-        name = _file_name(form.weights)
+        name = copy_name(form.weights)
         deadline = time.monotonic() + LOCK_PATIENCE_S
         while True:
-            fd = _open(folder, name, os.O_RDWR | os.O_CREAT)
+            fd = open_trusted(folder, name, os.O_RDWR | os.O_CREAT)
             if fd is not None:
-                if _try_lock(fd, fcntl.LOCK_EX) and _is_linked(folder, name, fd):
+                if try_lock(fd, fcntl.LOCK_EX) and is_linked(folder, name, fd):
                     if os.fstat(fd).st_size == 0 or form.fits(fd):
                         return fd
-                    _unlink(folder, name)  # never emptied: somebody may have it mapped
+                    unlink(folder, name)  # never emptied: somebody may have it mapped
                 os.close(fd)
             if time.monotonic() > deadline:
                 raise HostCopyError(
@@ -231,7 +237,7 @@ class HostCopies:
         try:
             form.take(fd)
         except OSError as error:
-            _unlink(folder, _file_name(form.weights))
+            unlink(folder, copy_name(form.weights))
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM):
                 raise
             free = os.fstatvfs(folder)
@@ -242,77 +248,5 @@ class HostCopies:
             ) from error
 
 
-def _file_name(weights: str) -> str:
-    if not _WEIGHTS.fullmatch(weights):
-        raise ValueError(f"{weights!r:.80} does not name weights")
-    return weights + _SUFFIX
-
-
-def _open(folder: int, name: str, flags: int) -> int | None:
-    """Open a file of the folder that can be trusted; None where there is none."""
-    if folder < 0:
-        return None
-    try:
-        fd = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise HostCopyError(f"{name}: cannot be opened ({error.strerror}); remove it") from error
-    facts = os.fstat(fd)
-    if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
-        os.close(fd)
-        raise HostCopyError(f"{name}: is not a file of this user; remove it")
-    return fd
-
-
-def _copies(folder: int) -> Iterator[tuple[str, int]]:
-    """Yield the files of the folder, by name, each with a descriptor that is closed after."""
-    for name in sorted(os.listdir(folder)) if folder >= 0 else ():
-        weights = name.removesuffix(_SUFFIX)
-        if name == weights or not _WEIGHTS.fullmatch(weights):
-            continue
-        fd = None
-        with suppress(HostCopyError):  # a name that is no copy is left alone
-            fd = _open(folder, name, os.O_RDONLY | os.O_NONBLOCK)
-        if fd is not None:
-            try:
-                yield weights, fd
-            finally:
-                os.close(fd)
-
-
 def _complete(blobs: bytes) -> bool:
     return len(blobs) > 0 and blobs.count(CHECKED) == len(blobs)
-
-
-def _try_lock(fd: int, kind: int) -> bool:
-    try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_linked(folder: int, name: str, fd: int) -> bool:
-    """Tell whether a name still leads to an open file, rather than to none or to a newer one."""
-    try:
-        linked = os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(linked, os.fstat(fd))
-
-
-def _unlink(folder: int, name: str) -> bool:
-    try:
-        os.unlink(name, dir_fd=folder)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-@contextmanager
-def _translated(path: Path, what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise HostCopyError(f"{path}: {what} ({error.strerror or error})") from error
