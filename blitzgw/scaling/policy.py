@@ -60,7 +60,7 @@ def decide(
         return _fixed(case, fleet.fixed)
     if _to_zero(case):
         return _verdict(case, 0, 0, f"no request for {figures.idle_s:.3g} s")
-    if case.lacking or case.floor > case.worth:
+    if case.lacking or case.floor > case.level:
         return _grow(case)
     if case.level > case.cap:
         return _verdict(case, case.cap, case.level, f"no more than {case.cap} are allowed")
@@ -80,8 +80,8 @@ def _to_zero(case: Case) -> bool:
 def _grow(case: Case) -> Verdict:
     """Return the verdict where there are too few."""
     causes = case.lacking
-    needed = max(case.floor, *(whole(band.aim) for band in causes), 0)
-    target = case.level + max(0, math.ceil(needed - case.worth - 1e-9))
+    needed = max((whole(band.aim) for band in causes), default=0)
+    target = max(case.floor, case.level + max(0, math.ceil(needed - case.worth - 1e-9)))
     needed = max(needed, target)
     wanted = min(target, case.cap)
     case.state = _since(case.state, None, 0)

@@ -288,6 +288,15 @@ def test_a_loading_instance_that_comes_late_counts_as_a_fraction():
     assert wanted(told, fleet(1, coming=late)) > 2
 
 
+@pytest.mark.parametrize(("serving", "least", "expected"), [(1, 2, 2), (0, 1, 1), (1, 4, 4)])
+def test_the_least_there_are_to_be_come_no_sooner_for_others_besides(serving, least, expected):
+    late = (Coming("c", 0.1, 60.0, False),)
+    has = fleet(serving, coming=late, least=least, load_s=0.5)
+    assert wanted(figures(), has) == expected
+    answered = decide(figures(), TERMS, has, PolicyState(ordered=4, ordered_until_s=101.0), 100.0)
+    assert answered.wanted == 4
+
+
 @pytest.mark.parametrize(("held", "expected"), [(1, 1), (2, 2)])
 def test_a_held_request_wakes_one_instance_however_late_that_is(held, expected):
     late = (Coming("c", 0.3, 5.0, False),)
