@@ -246,16 +246,21 @@ class Autoscaler:
         self._ordering.over(charge, event, now)
         charge.look_soon(now, at_once=True)
         if event.asked and self._wishes.wanted(event.model) >= 0:
+            charge.level_at = None
             return self._level(charge, now)
         return []
 
     def _level(self, charge: Charge, now: float) -> list[AutoEffect]:
-        """Wish for what is there: an operator has cancelled what brings more, or fewer."""
-        charge.level_at = now + LAG_S
-        serving = self._census.standing(charge.model).serving
-        if serving == self._wishes.wanted(charge.model):
+        """Wish for what there is, and what else comes: an operator has cancelled an operation.
+
+        Looks again when views show its end, and all others have claimed what they bring.
+        """
+        outlook = self._judge.judge(charge, now).outlook
+        again = charge.level_at is None or outlook.unclaimed
+        charge.level_at = now + LAG_S if again else None
+        if outlook.present == self._wishes.wanted(charge.model):
             return []
-        wish = self._wishes.give(charge.model, serving)
+        wish = self._wishes.give(charge.model, outlook.present)
         return [PublishWish(wish)] if wish is not None else []
 
     # Looking.
@@ -265,7 +270,6 @@ class Autoscaler:
         effects: list[AutoEffect] = []
         if charge.level_at is not None and now >= charge.level_at:
             effects += self._level(charge, now)
-            charge.level_at = None
         judged = self._judged[charge.model] = self._judge.judge(charge, now)
         charge.looked(judged.present, now)
         acts = self._ordering.act(charge, judged, now)

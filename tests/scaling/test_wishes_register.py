@@ -22,7 +22,7 @@ from blitzgw.scaling.autoevents import (
 from blitzgw.scaling.census import MAX_MODELS
 from blitzgw.scaling.events import NodeDied
 from blitzgw.scaling.wishes import MAX_STAMP, MAX_WANTED, Wishes, newer
-from tests.scaling.autoscaler_kit import AUTO, Bench, decided, load, of, orders
+from tests.scaling.autoscaler_kit import AUTO, Bench, Running, decided, load, of, orders
 
 WISHES = st.builds(
     ScaleWish,
@@ -214,6 +214,31 @@ def test_what_gets_ready_while_an_order_is_cancelled_stays():
     effects = bench.run(20.0)
     assert not orders(effects)
     assert wishes(effects)[-1].wanted == 2
+
+
+@pytest.mark.parametrize("claimed", [True, False])
+def test_what_others_bring_goes_on_when_one_of_several_is_cancelled(claimed):
+    bench = Bench({"m": replace(AUTO, min_instances=2)}, devices=6)
+    bench.put("a/g0")
+    assert orders(bench.settle()) == [2]
+    bench.claim("o1")
+    bench.operations["x"] = Running("x", "m", 4, True, "boot-a")
+    if claimed:
+        bench.claim("x")
+    bench.say(WishGiven("m", 4, ordered=True))
+    effects = bench.finish("o1", "cancelled", "by hand", asked=True)
+    if not claimed:
+        bench.run(0.1)
+        bench.operations["x"].wanted = 3  # what it finds lacking is for it to say
+        bench.claim("x")
+        bench.operations["x"].wanted = 4
+    effects += bench.run(5.0)
+    assert not of(effects, CancelOperation)
+    bench.finish("x")
+    effects += bench.run(20.0)
+    assert not orders(effects)
+    assert wishes(effects)[-1].wanted == 3
+    assert len(bench.counted("m", InstanceState.SERVING)) == 3
 
 
 def test_an_automatic_operation_that_was_cancelled_is_not_begun_again_at_once():
