@@ -42,7 +42,8 @@ log = logging.getLogger(__name__)
 
 REFRESH_S = 0.05
 """Between two looks at what to publish: fresh enough for routing. Each wakes a process that perhaps
-nobody asks, so that a node which has nothing to look at waits until it is told of something."""
+nobody asks, so that a node which has nothing to look at waits until it is told of something. Loads
+change untold, but where no peer uses the instances a look at each tick of the node is enough."""
 
 FOLLOW_S = 0.02
 """Between two times that the consequences of others' news are drawn: each looks at every instance,
@@ -90,6 +91,7 @@ class Cluster:
         self.routes = Routes(router, self.network, self.definitions, clock)
         router.summon = lambda instance: self.routes.summon(instance, self.view())
         self._publisher = Publisher(self.directory, self.network, clock)
+        self._users = self.network.serving.users
         self._lists = RequestLists(router, self.network, clock)
         self._reasons: dict[str, str] = {}
         self._news = asyncio.Event()
@@ -107,6 +109,7 @@ class Cluster:
         self._dirty = True
         self._stirred = asyncio.Event()
         """Set with whatever there may be to look at from now on."""
+        self._users.on_new = self._stirred.set
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -153,6 +156,11 @@ class Cluster:
         """Publish with the next refresh what has changed on a device."""
         self._dirty = True
         self._stirred.set()
+
+    def tick(self) -> None:
+        """Look at loads, which change untold; several times a second."""
+        if self._publisher.pending:
+            self._publisher.loads(self._loads())
 
     def drain(self) -> None:
         """Take nothing more from peers, and tell them."""
@@ -270,9 +278,10 @@ class Cluster:
                 log.exception("refresh_failed")
 
     def _restless(self) -> bool:
-        """Tell whether another look may find something though nobody has told of a change."""
+        """Tell whether another look, before the next tick, may find something for somebody."""
         changed = self._dirty or self._draining
-        return changed or self._publisher.pending or self.routes.unforgiving
+        used = self._publisher.pending and self._users.at(self._clock.now())
+        return changed or bool(used) or self.routes.unforgiving
 
     def _refresh(self) -> None:
         """Publish what has changed since the last time."""

@@ -258,6 +258,7 @@ class Node:
                 self.router.tick()
                 for device in self.devices:
                     device.tick()
+                self.cluster.tick()
             except Exception:  # the next one may do better, and running streams do not need it
                 log.exception("tick_failed")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 USERS_S = 60.0
 """For so long who has submitted something is sent reports. All others hear by gossip, up to a
 second late: enough for a first request, too late for one that meets a burst of others'."""
@@ -15,9 +17,13 @@ class Users:
 
     def __init__(self) -> None:
         self._used_s: dict[str, float] = {}  # the latest last
+        self.on_new: Callable[[], None] = lambda: None
+        """Called when somebody uses them who did not before."""
 
     def used(self, boot: str, now: float) -> None:
         """Note that a peer has submitted something."""
+        if not self.has(boot, now):
+            self.on_new()
         self._used_s.pop(boot, None)
         self._used_s[boot] = now
         if len(self._used_s) > MAX_USERS:

@@ -31,6 +31,7 @@ from blitzgw.gossip.events import MemberChanged, StateChanged
 from blitzgw.gossip.knobs import Knobs
 from blitzgw.gossip.remote import TooLong
 from blitzgw.network import REPORT_LOADS
+from blitzgw.publishing import GOSSIP_LOAD_S
 from blitzgw.reporting import FAILED, FETCHING, hindrance
 from blitzgw.requestlist import ALL_REQUESTS, NODE_REQUESTS, RequestLists, gathered
 from blitzgw.router.router import Router
@@ -371,14 +372,39 @@ async def test_a_node_with_nothing_to_tell_looks_only_when_it_is_told_of_somethi
     world.own.append(instance("m@me/d"))
     world.cluster.changed()
     await until(lambda: "m@me/d" in world.cluster.view().nodes[ME].instances)
-    await until(lambda: len(looks) > 4)  # an instance's load changes untold
-    world.own.clear()
-    world.cluster.changed()
-    await until(lambda: "m@me/d" not in world.cluster.view().nodes[ME].instances)
     await asyncio.sleep(2 * REFRESH_S)
     looks.clear()
     await asyncio.sleep(6 * REFRESH_S)
     assert not looks
+    world.loads.append(LoadFacts("m@me/d", 1, 0, 0, 0.0, None, None))
+    world.cluster.tick()  # an instance's load changes untold
+    assert world.cluster.view().nodes[ME].loads["m@me/d"].running == 1
+    world.loads.clear()
+    world.own.clear()
+    world.cluster.changed()
+    await until(lambda: "m@me/d" not in world.cluster.view().nodes[ME].instances)
+    world.clock.ahead_s += GOSSIP_LOAD_S
+    world.cluster.tick()  # that the load is gone is told by gossip, too
+    await asyncio.sleep(2 * REFRESH_S)
+    looks.clear()
+    world.cluster.tick()
+    await asyncio.sleep(6 * REFRESH_S)
+    assert not looks
+
+
+async def test_a_peer_that_uses_instances_hears_of_each_change_of_their_load(world):
+    world.news(A)
+    await world.local(Port())
+    await asyncio.sleep(2 * REFRESH_S)
+    request = GenerationRequest("r", "m", (1, 2), 2, SamplingParams(10))
+    world.cluster.network.serving.on_submit(A, Submit("m@me/d", 1, request))
+    for running in (1, 2, 3):
+        world.loads[:] = [LoadFacts("m@me/d", running, 0, 0, 0.0, None, None)]
+        await until(lambda: reported(world)[-1:] == [(A, running)])  # noqa: B023  at once
+
+
+def reported(world):
+    return [(boot, m.loads[0].running) for boot, m in world.sent if isinstance(m, LoadReport)]
 
 
 @pytest.mark.parametrize(

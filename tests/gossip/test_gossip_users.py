@@ -15,6 +15,16 @@ def test_a_user_is_one_for_a_while():
     assert users.at(1.0 + USERS_S) == []
 
 
+def test_of_a_new_user_somebody_is_told():
+    users, told = Users(), []
+    users.on_new = lambda: told.append(1)
+    for moment_s, n_told in ((0.0, 1), (1.0, 1), (1.0 + USERS_S, 2), (2.0 + USERS_S, 2)):
+        users.used("a", moment_s)
+        assert len(told) == n_told
+    users.used("b", 2.0 + USERS_S)
+    assert len(told) == 3
+
+
 def test_who_is_gone_is_forgotten():
     users = Users()
     users.used("a", 0.0)
