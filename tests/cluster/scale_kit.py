@@ -87,8 +87,8 @@ def admin(nodes: Cluster) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-def scale(nodes: Cluster, asked: str, instances: int, **more: Any) -> dict[str, Any]:
-    """Order so many instances; the operation as it began, or the error."""
+def scale(nodes: Cluster, asked: str, instances: int | str, **more: Any) -> dict[str, Any]:
+    """Order so many instances, or `auto`; the operation as it began, or the error."""
     body = {"instances": instances, **more}
     path = f"/admin/v1/models/{MODEL}/scale"
     return nodes.nodes[asked].post(path, body, **admin(nodes)).json

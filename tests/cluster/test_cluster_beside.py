@@ -69,7 +69,7 @@ def two_growths(nodes: Cluster) -> Iterator[tuple[dict[str, Any], dict[str, Any]
     serves(nodes, "a", {"a"})
     until(lambda: all(at_rest(nodes, name) for name in living(nodes)), "all to see free ports")
     alone = tokens(nodes, "a")
-    scale(nodes, "b", "auto")  # type: ignore[arg-type]
+    scale(nodes, "b", "auto")
     first = until(lambda: bringing(nodes), "blobs of the owner's growth")
     begun = scale(nodes, "c", 4)
     assert begun["id"] != first["id"], begun
