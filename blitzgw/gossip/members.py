@@ -51,12 +51,15 @@ class Member:
 
     `mark` is its part in the census. `differs` is the digest of its own state that it sent and we
     lack, and `held` what we held then, both None while there is nothing to catch up with;
-    `sync_at_s` and `sync_spacing_s` say when it may be synced for that reason next. `told_at_s` is
+    `sync_at_s` and `sync_spacing_s` say when it may be synced for that reason next. `gap` is what
+    our sum lacked of its when versions were last equal, since `gap_s`; 0: nothing. `told_at_s` is
     when it was last told of its death, `turns` has a bit for each `Turns` that it is in.
     """
 
     __slots__ = (
         "differs",
+        "gap",
+        "gap_s",
         "held",
         "mark",
         "rumour",
@@ -77,6 +80,8 @@ class Member:
         self.timer: Timer | None = None
         self.differs: Digest | None = None
         self.held: Digest | None = None
+        self.gap = 0
+        self.gap_s = 0.0
         self.sync_at_s = 0.0
         self.sync_spacing_s = 0.0
         self.told_at_s = -math.inf

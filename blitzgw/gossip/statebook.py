@@ -1,8 +1,9 @@
 """What every member has published, and who lacks what: entries by key, versions, digests.
 
 A holder's entries are those of their origin or older ones, so its sum of versions reaches the
-origin's only when it has them all: comparing with the origin is exact. Two others may by chance
-have equal sums of different entries; the origin's next packet tells each of them what it lacks.
+origin's only when it has them all: comparing with the origin is exact, also at an earlier version
+of which the origin remembers the sum. Two others may by chance have equal sums of different
+entries; the origin's next packet tells each of them what it lacks.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ the same; a node would have to miss that many changes without being given up to 
 
 SYNC_UPDATES_MAX_BYTES = 8 << 20
 """Updates in one message of a sync, half of that message's limit; the next sync brings the rest."""
+
+TOTALS_KEPT = 128
+"""Versions of the own state of which the sum is remembered: some seconds of a node whose loads are
+news twenty times a second. Whoever is further behind is sent everything."""
 
 UPDATE_OVERHEAD_BYTES = 96
 """Boot id, version and framing of an update, generously."""
@@ -91,6 +96,8 @@ class StateBook:
         self.own = NodeState()
         self.digest = Digest(me, 0, 0)
         self.states: dict[str, NodeState] = {me: self.own}
+        self._totals: dict[int, int] = {}
+        """What whoever has all of the own state at a version has for a sum, for the last ones."""
 
     def publish(self, entries: Mapping[str, bytes | None]) -> list[Update]:
         """Change the own state; return what is new.
@@ -102,6 +109,9 @@ class StateBook:
         self._check_room(updates)
         for update in updates:
             self.own.apply(update)
+            self._totals[update.version] = self.own.total
+        while len(self._totals) > TOTALS_KEPT:
+            del self._totals[next(iter(self._totals))]
         self.digest = Digest(self._me, self.own.version, self.own.total)
         return updates
 
@@ -162,12 +172,18 @@ class StateBook:
         updates: list[Update] = []
         room = SYNC_UPDATES_MAX_BYTES
         for boot, state in self.states.items():
-            for update in _newer(state, known.get(boot)):
+            for update in _newer(state, self._unless_holed(known.get(boot))):
                 room -= _size_bytes(update) + UPDATE_OVERHEAD_BYTES
                 if room < 0:
                     return tuple(updates)
                 updates.append(update)
         return tuple(updates)
+
+    def _unless_holed(self, theirs: Digest | None) -> Digest | None:
+        """Return what another one holds; None where it lacks some of the own state before that."""
+        if theirs is None or theirs.boot != self._me or theirs.version >= self.own.version:
+            return theirs
+        return theirs if self._totals.get(theirs.version) == theirs.total else None
 
     def check_integrity(self) -> None:
         """Raise AssertionError if any state contradicts itself."""
@@ -180,8 +196,9 @@ class StateBook:
 def _newer(state: NodeState, theirs: Digest | None) -> Iterable[Update]:
     """Return what to send to a holder of `theirs`.
 
-    One at the same version with another sum has a hole, and which it is only all entries tell. One
-    at a later version gets nothing: it is first to send what it has.
+    One at the same version with another sum has a hole, and which it is only all entries tell. Of
+    one at an earlier version only the origin knows that (`theirs` is None then). One at a later
+    version gets nothing: it is first to send what it has.
     """
     if theirs is None:
         return state.entries.values()

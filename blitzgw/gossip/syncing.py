@@ -161,15 +161,27 @@ class Syncs:
         state = self._states.states.get(member.boot)
         version, total = (0, 0) if state is None else (state.version, state.total)
         if digest.version == version and digest.total == total:
-            if member.differs is not None or member.sync_at_s:
-                member.differs, member.sync_at_s = None, 0.0
+            if member.differs is not None or member.sync_at_s or member.gap:
+                member.differs, member.sync_at_s, member.gap = None, 0.0, 0
                 member.sync_spacing_s = self._knobs.sync_spacing_s
-        elif digest.version < version or digest.boot != member.boot:
+            return
+        if digest.version < version or digest.boot != member.boot:
             return  # an old packet, or nonsense
-        elif member.differs is None and (state is None or not state.full):
+        lasts = digest.version == version and self._lasts(member, digest.total - total, now)
+        if member.differs is None and (state is None or not state.full):
             member.differs = digest
-            member.held = self._states.digest_of(member.boot)
+            member.held = None if lasts else self._states.digest_of(member.boot)
             self._agenda.at(now + self._knobs.sync_patience_s, self._check, member)
+
+    def _lasts(self, member: Member, gap: int, now: float) -> bool:
+        """Whether the same is lacking as a while ago, whatever else has come since.
+
+        Rumours of a member that publishes all the time never cease, and do not bring an entry that
+        they have left out, or that no packet can carry.
+        """
+        if gap != member.gap:
+            member.gap, member.gap_s = gap, now
+        return now - member.gap_s >= self._knobs.sync_spacing_s
 
     def _check(self, member: Member, now: float) -> None:
         """Sync a member whose state rumours have not brought nearer meanwhile."""
@@ -177,7 +189,7 @@ class Syncs:
         if member.differs is None or not member.living or held == member.differs:
             member.differs = None
             return
-        if held != member.held:
+        if member.held not in (None, held):
             member.differs = None  # rumours do bring it; the next packet tells how far
         elif now < member.sync_at_s:
             self._agenda.at(member.sync_at_s, self._check, member)

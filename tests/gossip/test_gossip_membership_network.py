@@ -92,6 +92,24 @@ def test_a_large_entry_is_everywhere_soon():
     assert net.time_to(net.converged, 15.0) < 5.0
 
 
+@pytest.mark.parametrize("n", [4, 10])
+def test_what_rumours_leave_out_arrives_though_its_node_publishes_all_the_time(n):
+    net, number = cluster(n), 0
+    net.handle("n3", e.StatePublished({"large": bytes(2000)}))
+    begun = net.now
+    while any("large" not in m.entries("n3") for m in net.nodes.values()):
+        number += 1
+        net.handle("n3", e.StatePublished({"load": bytes([number % 256]) * 20}))
+        net.run(0.05)
+        assert net.now - begun < 5.0
+    started = sum(m.statistics().syncs["started"] for m in net.nodes.values())
+    for number in range(400):
+        net.handle("n3", e.StatePublished({"load": bytes([number % 256]) * 20}))
+        net.run(0.05)
+    more = sum(m.statistics().syncs["started"] for m in net.nodes.values()) - started
+    assert more <= 20 / KNOBS.sync_interval_s * n * 1.5, "none but the periodic ones"
+
+
 def test_a_death_is_known_to_all_within_two_seconds():
     times = []
     for seed in range(5):
