@@ -7,7 +7,7 @@ given away as soon as the step that last uses it has been posted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from blitzgw.core.record import record
@@ -96,6 +96,10 @@ class Step:
     A step that stops below the last layer leaves the hidden states of its rows with their
     sequences: their *frontier*. A span that starts above 0 takes its rows' hidden states from
     there; they must be at `span.start`, by a step or a parcel, and are forgotten with their use.
+
+    With `after`, which is the id of the instance's last step with rows, this one has the rows of
+    that one, each a position further, and `rows` are those of them that bring blocks (`LastRows`).
+    Most steps are like this, and rows that nobody makes, writes or reads cost nothing.
     """
 
     id: int
@@ -110,6 +114,44 @@ class Step:
     """Tokens that another worker has sampled, as (sequence, token): appended before the rows."""
     imports: tuple[Import, ...] = ()
     sends: tuple[Send, ...] = ()
+    after: int = 0
+
+
+class LastRows:
+    """What the rows of an instance's next step may go on from: those of its last one with rows.
+
+    Whoever carries out steps has one for each instance, and shows it every step in order.
+    """
+
+    __slots__ = ("_rows", "_step")
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._rows: tuple[Row, ...] = ()
+
+    def in_full(self, step: Step) -> Step:
+        """Return a step with all its rows; raises ValueError where they cannot be known."""
+        if step.after:
+            rows = self._onward(step)
+            step = replace(step, rows=rows, after=0)
+        if step.rows:
+            self._step, self._rows = step.id, step.rows
+        return step
+
+    def _onward(self, step: Step) -> tuple[Row, ...]:
+        if step.after != self._step:
+            raise ValueError(f"step {step.id} goes on from {step.after}, the last is {self._step}")
+        told, rows = {row.seq: row for row in step.rows}, list[Row]()
+        for seq, start, count, sample, _ in self._rows:
+            if count != 1 or not sample:
+                raise ValueError(f"step {step.id} goes on from {step.after}, which has a prompt")
+            row = Row(seq, start + 1, 1, sample=True)
+            rows.append(told.pop(seq, row) if told else row)
+            if rows[-1][:4] != row[:4]:
+                raise ValueError(f"step {step.id} does not go on at {start} of sequence {seq}")
+        if told:
+            raise ValueError(f"step {step.id} has rows of {[*told]}, step {step.after} has not")
+        return tuple(rows)
 
 
 NO_TOKEN = (1 << 32) - 1

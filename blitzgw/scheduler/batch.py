@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from blitzgw.core.request import GenerationRequest
@@ -19,13 +19,25 @@ make_row = partial(tuple.__new__, Row)
 
 
 class Decoding:
-    """Rows that decode, and whose they are."""
+    """Who has a row of the step that comes next, and who of them has been given a block for it.
 
-    __slots__ = ("rows", "samplers")
+    The rows themselves are made by `rows_of`, once, where somebody has to be told of them.
+    """
+
+    __slots__ = ("grown", "samplers")
 
     def __init__(self) -> None:
-        self.rows: list[Row] = []
         self.samplers: list[Sequence] = []
+        self.grown: list[Sequence] = []
+
+
+def rows_of(samplers: Iterable[Sequence]) -> list[Row]:
+    """Make the rows of sequences for which the position before `scheduled` comes next."""
+    rows: list[Row] = []
+    for seq in samplers:
+        rows.append(make_row((seq.number, seq.scheduled - 1, 1, True, seq.new_blocks)))
+        seq.new_blocks = ()
+    return rows
 
 
 class Batch:
@@ -56,7 +68,7 @@ class Batch:
     def __init__(self, lane: Lane, span: Span | None = None, begun: Decoding | None = None) -> None:
         self._lane = lane
         self.span = span or lane.span
-        self.rows: list[Row] = [] if begun is None else begun.rows
+        self.rows: list[Row] = [] if begun is None else rows_of(begun.samplers)
         self.samplers: list[Sequence] = [] if begun is None else begun.samplers
         self._chunks: list[tuple[Sequence, int, int]] = []
         self._new: list[NewSequence] = []

@@ -47,6 +47,16 @@ class PostedStep:
 
     ASIDE and TAKEN_IN: it has no row of that one."""
 
+    def is_followed_by(self, samplers: list[Sequence]) -> bool:
+        """Tell whether a step of these samplers, and all who decode, has just the same rows.
+
+        Each a position further.
+        """
+        only = not (self.chunks or self.imported or self.relays)
+        whole = self.layers == self.lane.instance.n_layers
+        everybody = len(samplers) == len(self.lane.decoding)
+        return only and whole and everybody and self.samplers == samplers != []
+
     def members(self) -> list[Sequence]:
         """Return the sequences that still depend on this step, each once."""
         current = [seq for seq, number, _ in self.chunks if seq.number == number]

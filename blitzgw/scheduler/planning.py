@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from blitzgw.core.step import BLOCK_TOKENS, Step
-from blitzgw.scheduler.batch import Batch, Decoding
+from blitzgw.scheduler.batch import Batch, Decoding, rows_of
 from blitzgw.scheduler.budget import KvBudget
 from blitzgw.scheduler.events import Effect, RunStep
 from blitzgw.scheduler.fairness import INPUT_WEIGHT
@@ -108,19 +108,21 @@ class Planner:
         need = len(lane.decoding) * lane.instance.kv.block_bytes
         return self._budget.available_bytes < need
 
-    def repeat(self, lane: Lane, begun: Decoding) -> RunStep | None:
-        """Post a step that only decodes, with the rows that are there for it already.
+    def repeat(self, last: PostedStep, begun: Decoding) -> RunStep | None:
+        """Post a step that has the rows of the `last` one, each a position further.
 
-        None where somebody has none, or the worker is to be told of more: then `fill` completes it.
+        None where not everybody has one, or the worker is to be told of more: then `fill` posts it.
         """
-        if len(begun.rows) != len(lane.decoding) or lane.has_news or not begun.rows:
+        lane = last.lane
+        if not last.is_followed_by(begun.samplers) or lane.has_news:
             self._begun = begun
             return None
         self._last_step = number = self._last_step + 1
-        n_rows, layers = len(begun.rows), lane.instance.n_layers
+        n_rows, layers = len(begun.samplers), lane.instance.n_layers
         posted = PostedStep(number, lane, begun.samplers, [], 0, n_rows, [], 0, layers)
         self.in_flight[number] = posted
-        return RunStep(Step(number, lane.instance.id, lane.span, tuple(begun.rows)))
+        grown = tuple(rows_of(begun.grown))
+        return RunStep(Step(number, lane.instance.id, lane.span, grown, after=last.id))
 
     def hold(self, lane: Lane) -> None:
         """Post nothing more for an instance until what is in flight now has been reported.

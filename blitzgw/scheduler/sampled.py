@@ -1,7 +1,7 @@
 """What a step has sampled: each token goes to its sequence, and that on into the next step.
 
 Mostly it is certain that the step which is posted next has a row for everybody who goes on
-(`Planner.follow`). Then the rows are made in the same pass: between two steps the caches forget the
+(`Planner.follow`). Then they get it in the same pass: between two steps the caches forget the
 sequences, so that what counts is to look at each of them once.
 """
 
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from itertools import repeat
 
 from blitzgw.core.request import PlainToken, StepTokens, TokenEvent
-from blitzgw.core.step import BLOCK_TOKENS, Row, StepResult
-from blitzgw.scheduler.batch import Batch, Decoding, make_row
+from blitzgw.core.step import BLOCK_TOKENS, StepResult
+from blitzgw.scheduler.batch import Decoding
 from blitzgw.scheduler.fairness import OUTPUT_WEIGHT
 from blitzgw.scheduler.lane import PostedStep
 from blitzgw.scheduler.planning import Planner
@@ -24,19 +24,18 @@ def take_sampled(
     posted: PostedStep,
     result: StepResult,
     planner: Planner,
-    batch: Batch | Decoding | None,
+    begun: Decoding | None,
     end: Callable[[Sequence], None],
 ) -> StepTokens:
     """Append sampled tokens to their sequences, `end` those that are done; return what to tell.
 
-    Those who go on get a row of `batch`, if it is there. This runs for every token: no calls but
+    Those who go on have a row of `begun`, if it is there. This runs for every token: no calls but
     the necessary ones.
     """
     running, ended, lane = Phase.RUNNING, Phase.ENDED, posted.lane
     plain: list[PlainToken] = []
     events: list[TokenEvent] = []
-    rows: list[Row] = [] if batch is None else batch.rows
-    samplers: list[Sequence] = [] if batch is None else batch.samplers
+    samplers: list[Sequence] = [] if begun is None else begun.samplers
     for seq, token, logprobs in zip(
         posted.samplers, result.tokens, result.logprobs or repeat(None), strict=False
     ):
@@ -62,12 +61,12 @@ def take_sampled(
                 end(seq)
                 continue
         start = seq.scheduled
-        if batch is not None and start + 1 < limit and phase is running:
+        if begun is not None and start + 1 < limit and phase is running:
             if start >= seq.capacity:
                 lane.grow(seq)
-            rows.append(make_row((seq.number, start, 1, True, seq.new_blocks)))
+                begun.grown.append(seq)
             samplers.append(seq)
-            seq.new_blocks, seq.scheduled = (), start + 1
+            seq.scheduled = start + 1
             continue  # the token that has come and the one that will come make no difference
         seq.samples_in_flight -= 1
         if phase is not running and not seq.samples_in_flight:

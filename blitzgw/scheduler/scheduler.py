@@ -293,11 +293,12 @@ class Scheduler:
         posted = planner.in_flight.get(result.step)
         if posted is None or planner.lacks_blocks(posted.lane):
             return []
+        last = next(reversed(planner.in_flight.values()))
         del planner.in_flight[result.step]
         posted.lane.pace.observe_decoding((result.duration_s,))
         begun = Decoding()
         tokens = take_sampled(posted, result, planner, begun, self._end)
-        step = planner.repeat(posted.lane, begun)
+        step = planner.repeat(last, begun)
         self._steady = step is not None
         steps: list[Effect] = planner.fill(planner.now) if step is None else [step]
         return [*steps, EmitTokens(tokens)]

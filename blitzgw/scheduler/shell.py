@@ -138,7 +138,7 @@ class SchedulerShell:
 
     def _run_step(self, effect: RunStep) -> None:
         step = effect.step
-        if step.rows or step.imports or step.sends:
+        if step.rows or step.after or step.imports or step.sends:
             if self._news:
                 self._post_news()
             self._steps.post(step)

@@ -14,7 +14,7 @@ from typing import Any
 
 from blitzgw.core.parcels import Parcel
 from blitzgw.core.span import Span
-from blitzgw.core.step import Import, Send, Step, StepResult
+from blitzgw.core.step import Import, LastRows, Send, Step, StepResult
 
 LAYER_S = 0.001
 """What deciders are told that a unit takes: their own limits in seconds are then far away."""
@@ -77,12 +77,13 @@ class IdealWorker:
     resident: int = 0
     work: list[Work] = field(default_factory=list)
     _posted: deque[Step] = field(default_factory=deque)
+    _last: LastRows = field(default_factory=LastRows)
     _held: dict[int, Held] = field(default_factory=dict)
     _inbox: dict[tuple[str, int], list[Parcel]] = field(default_factory=dict)
 
     def post(self, step: Step) -> None:
         """Carry out a step after all that have been posted before."""
-        self._posted.append(step)
+        self._posted.append(self._last.in_full(step))
         if len(self._posted) == 1:
             self._begin()
 

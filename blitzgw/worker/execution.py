@@ -49,6 +49,7 @@ class Executor:
         if instance is None:
             raise StepRefused(f"unknown instance {step.instance}")
         try:
+            step = _in_full(step, instance)
             return Begun(step, instance, started, instance.begin(step))
         except BaseException:
             instance.forget(step)
@@ -90,3 +91,11 @@ class Executor:
 
     def _launching(self) -> Iterator[LaunchingEngine[Any, Any]]:
         return (each.launching for each in self.instances.values() if each.launching is not None)
+
+
+def _in_full(step: Step, instance: InstanceExecutor) -> Step:
+    """Return a step with all its rows; raises StepRefused where they cannot be known."""
+    try:
+        return instance.last_rows.in_full(step)
+    except ValueError as error:
+        raise StepRefused(str(error)) from error

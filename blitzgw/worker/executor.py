@@ -9,7 +9,16 @@ from typing import Any, Protocol
 from blitzgw.core.parcels import Parcel
 from blitzgw.core.request import Logprobs, SamplingParams
 from blitzgw.core.span import Span
-from blitzgw.core.step import Import, NewSequence, PromptLogprobs, Row, Send, SequenceKv, Step
+from blitzgw.core.step import (
+    Import,
+    LastRows,
+    NewSequence,
+    PromptLogprobs,
+    Row,
+    Send,
+    SequenceKv,
+    Step,
+)
 from blitzgw.engine.base import (
     PENDING,
     LaunchingEngine,
@@ -81,13 +90,14 @@ class InstanceExecutor:
         if isinstance(engine, LaunchingEngine):
             self.launching = engine
         self._latest: Outcome = Known([])
+        self.last_rows = LastRows()
 
     def execute(self, step: Step) -> list[Sampled]:
         """Carry out a step, and wait for its tokens; see `begin`."""
         return self.begin(step).settle()
 
     def begin(self, step: Step) -> Outcome:
-        """Carry out a step in the order that `core/step.py` lays down.
+        """Carry out a step, told with all its rows, in the order that `core/step.py` lays down.
 
         What it samples may still be on its way; of the steps begun before, one's may be, too.
         Raises StepRefused for what cannot be meant, and whatever the engine raises. What came

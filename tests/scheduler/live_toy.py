@@ -7,7 +7,7 @@ out or run twice, and KV or hidden states that are lost, stale or another's, giv
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -15,7 +15,7 @@ from blitzgw.core.messages import StepFailed
 from blitzgw.core.parcels import DropParcels, Parcel, ParcelArrived, ParcelsSent
 from blitzgw.core.request import FinishReason, GenerationRequest
 from blitzgw.core.span import Span
-from blitzgw.core.step import BLOCK_TOKENS, Import, Row, Send, Step, StepResult
+from blitzgw.core.step import BLOCK_TOKENS, Import, LastRows, Row, Send, Step, StepResult
 from blitzgw.scheduler.events import ServedInstance
 
 VOCAB = 97
@@ -114,9 +114,10 @@ class LayerToy:
         self.dropped: set[tuple[str, int]] = set()
         self.outgoing: dict[str, deque[Outgoing]] = {}
         self.ran: list[Step] = []
+        self._last_rows: defaultdict[str, LastRows] = defaultdict(LastRows)
 
     def post(self, step: Step) -> None:
-        self.posted.append(step)
+        self.posted.append(self._last_rows[step.instance].in_full(step))
 
     def drop(self, command: DropParcels) -> None:
         for ticket in command.tickets:

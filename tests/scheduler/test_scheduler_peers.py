@@ -6,7 +6,7 @@ import pytest
 
 from blitzgw.core.peer import Declined, PlainTokens, Submit, Tokens
 from blitzgw.core.request import FinishReason, GenerationRequest, SamplingParams
-from blitzgw.core.step import Step, StepResult
+from blitzgw.core.step import LastRows, Step, StepResult
 from blitzgw.errors import InvalidRequest
 from blitzgw.gossip.serving import Serving
 from blitzgw.router.router import Router
@@ -20,6 +20,7 @@ class Node:
 
     def __init__(self):
         self.steps: list[Step] = []
+        self.last = LastRows()
         self.sent: list[tuple[str, object]] = []
         self.pushed: list[int] = []
         self.finish: FinishReason | None = None
@@ -35,7 +36,7 @@ class Node:
         return 1.0
 
     def post(self, step):
-        self.steps.append(step)
+        self.steps.append(self.last.in_full(step))
 
     def send(self, boot, _address, message):
         self.sent.append((boot, message))

@@ -9,7 +9,7 @@ against the budget.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,6 +19,7 @@ from blitzgw.core.request import FinishReason, GenerationRequest, Logprobs, Samp
 from blitzgw.core.step import (
     BLOCK_TOKENS,
     NO_TOKEN,
+    LastRows,
     NewSequence,
     PromptLogprobs,
     Row,
@@ -194,9 +195,11 @@ class ToyWorker:
     def __init__(self, kv_bytes: int, tenants: dict[int, str]) -> None:
         self.kv_bytes = kv_bytes
         self.posted: deque[Step | str] = deque()
+        self.told: list[Step] = []
         self.instances: dict[str, ToyInstance] = {}
         self._tenants = tenants
         self._last_step = 0
+        self._last_rows: defaultdict[str, LastRows] = defaultdict(LastRows)
 
     def load(self, served: ServedInstance) -> None:
         self.instances[served.id] = ToyInstance(served, self._tenants)
@@ -208,8 +211,10 @@ class ToyWorker:
     def post(self, step: Step) -> None:
         assert step.id > self._last_step
         self._last_step = step.id
+        step = self._last_rows[step.instance].in_full(step)
         assert step.rows or step.drop or step.release, "an idle step"
         self.posted.append(step)
+        self.told.append(step)
 
     def run_next(self, *, fail: bool = False) -> StepResult | StepFailed | None:
         """Carry out the next step and return the report; None if an instance was unloaded."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import Any, TextIO
 
 from blitzgw import device
 from blitzgw.cli.main import main as blitzgw
-from blitzgw.core.step import Step, StepResult
+from blitzgw.core.step import LastRows, Step, StepResult
 from blitzgw.scheduler.events import (
     EmitTokens,
     Event,
@@ -44,13 +45,17 @@ class TracedShell(SchedulerShell):
 
     file: TextIO = sys.stderr
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._last_rows: defaultdict[str, LastRows] = defaultdict(LastRows)
+
     def on_result(self, result: StepResult) -> None:
         """Note that a step is done."""
         self._note("done", step=result.step, instance=result.instance, duration=result.duration_s)
         super().on_result(result)
 
     def _run_step(self, effect: RunStep) -> None:
-        step = effect.step
+        step = self._last_rows[effect.step.instance].in_full(effect.step)
         span, rows = [step.span.start, step.span.stop], self._rows(step)
         self._note("posted", step=step.id, instance=step.instance, span=span, requests=rows)
         super()._run_step(effect)

@@ -58,6 +58,13 @@ class Posted:
     costs: bool
     """Whether it computes anything; else it only tells the worker something."""
 
+    def onward(self, step: Step) -> Posted:
+        """Return the step that goes on from this one; AssertionError where it is another one's."""
+        assert step.after == self.id, f"step {step.id} goes on from {step.after}, not {self.id}"
+        found = Posted(step, step.id, self.tokens, self.context, self.samplers, self.layers, True)
+        found.shift(1)
+        return found
+
     def shift(self, count: int) -> None:
         """Become the step that comes `count` later in a series of equal ones."""
         self.context += count * len(self.samplers)
@@ -101,6 +108,8 @@ class StepWorker:
         self._others = 0
         """Who computed as well when the present step began."""
         self._queue: deque[Posted] = deque()
+        self._latest: Posted | None = None
+        """The last step posted that computes something."""
         self._ends: dict[int, int] = {}
         self._due: list[float] = []
         """When the step that runs ends and, of a series, those after it."""
@@ -123,7 +132,14 @@ class StepWorker:
         for new in step.new:
             self._ends[new.seq] = new.sampling.seed
         self._last_step = step.id
-        self._queue.append(_posted(step))
+        if step.after:
+            assert self._latest is not None, f"step {step.id} goes on from none"
+            posted = self._latest.onward(step)
+        else:
+            posted = _posted(step)
+        if posted.costs:
+            self._latest = posted
+        self._queue.append(posted)
 
     def send(self, command: DropParcels) -> None:
         """Forget parcels."""
