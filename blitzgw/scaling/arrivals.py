@@ -79,12 +79,11 @@ class Arrivals:
         """
         seen, certain = 0.0, 0.0
         requests, tokens, last = self._requests, self._tokens, self._until(now)
-        if requests[last] - requests[self._until(now - 2 * SLICES_S[-1])] < 2 * ENOUGH:
-            return seen, certain
-        for d in SLICES_S:
-            if 2 * d < prompt_s:
-                continue
-            middle, first = self._until(now - d), self._until(now - 2 * d)
+        for d in reversed(SLICES_S):
+            first = self._until(now - 2 * d)
+            if 2 * d < prompt_s or requests[last] - requests[first] < 2 * ENOUGH:
+                break  # shorter slices are too short as well, or have still fewer in them
+            middle = self._until(now - d)
             fewest = min(requests[last] - requests[middle], requests[middle] - requests[first])
             if fewest >= ENOUGH:
                 fewer = min(tokens[last] - tokens[middle], tokens[middle] - tokens[first])

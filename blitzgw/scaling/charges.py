@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from blitzgw.core.scale import Demand
 from blitzgw.scaling.census import MAX_MODELS, Census
 from blitzgw.scaling.charge import OWNER_SETTLE_S, Charge
-from blitzgw.scaling.monitor import STALE_S, Monitor
+from blitzgw.scaling.monitor import Monitor
 from blitzgw.scaling.survey import ModelDefinition
+from blitzgw.scaling.tellings import STALE_S
 
 MAX_SENDERS = 8192
 """Nodes that tell of demand: more than one gossip has members."""

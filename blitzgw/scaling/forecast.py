@@ -14,6 +14,7 @@ whole model, and what ALGORITHMS.md section 4 calls the SLO signal.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from blitzgw.core.view import ScaleTerms
@@ -56,11 +57,12 @@ def work_off_s(tokens: float, tokens_per_s: float, joins_s: Sequence[float]) -> 
     """
     if tokens <= 0:
         return 0.0
-    joins = sorted(max(0.0, at) for at in joins_s)
+    joins = sorted([at if at > 0.0 else 0.0 for at in joins_s])
     if not joins or tokens_per_s <= 0:
         return UNBOUNDED_S
     left = tokens / tokens_per_s
-    for k, at in enumerate(joins):
+    begins = max(1, bisect_right(joins, 0.0))  # with all that work already
+    for k, at in enumerate(joins[begins - 1 :], begins - 1):
         until = joins[k + 1] if k + 1 < len(joins) else UNBOUNDED_S
         span = left / (k + 1)
         if at + span <= until:
@@ -71,7 +73,8 @@ def work_off_s(tokens: float, tokens_per_s: float, joins_s: Sequence[float]) -> 
 
 def worked_tokens(seconds: float, tokens_per_s: float, joins_s: Sequence[float]) -> float:
     """Return what instances that join at these times can do within `seconds`, in tokens."""
-    return tokens_per_s * sum(max(0.0, seconds - max(0.0, at)) for at in joins_s)
+    whole = max(0.0, seconds)
+    return tokens_per_s * sum([max(0.0, seconds - at) if at > 0.0 else whole for at in joins_s])
 
 
 def predicted_ttft_s(

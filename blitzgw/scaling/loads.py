@@ -45,6 +45,11 @@ def newest(*sources: Iterable[LoadFacts]) -> dict[str, LoadFacts]:
     return found
 
 
+def pace_figures(load: LoadFacts) -> tuple[float | None, int]:
+    """Return what of a load tells how fast its instance is, and how much it holds."""
+    return load.prefill_tokens_per_s, load.kv_tokens
+
+
 def robust_mean(values: Sequence[float]) -> float | None:
     """Return the mean of those that are within a factor of two of the median; None of nothing.
 

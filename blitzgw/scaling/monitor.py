@@ -13,15 +13,15 @@ from blitzgw.scaling.decodesteps import DecodeSteps
 from blitzgw.scaling.figures import Figures, prompt_s
 from blitzgw.scaling.forecast import foresee, joins_s
 from blitzgw.scaling.loads import (
-    busy,
     kv_tokens,
     more_to_do,
-    newest,
+    pace_figures,
     prefill_rate,
     robust_mean,
     together,
 )
 from blitzgw.scaling.quantiles import SlidingQuantiles
+from blitzgw.scaling.tellings import Tellings, Told
 
 STEADY_S = 10.0
 """Over which the steady rate of arrivals is measured: some hundred requests of a busy model, and
@@ -33,10 +33,6 @@ default, for what arrives in one step down's time has to be served after it."""
 
 WINDOW_S = 10.0
 """Over which quantiles of latencies are taken."""
-
-STALE_S = 5.0
-"""A demand that is not zero is repeated every second (core/scale.py): one that has not been for
-this long is of a node that tells another owner, or cannot be heard."""
 
 LOAD_S = 1.0
 """What a loading takes, while nobody says: the order of magnitude of weights over a network."""
@@ -53,23 +49,6 @@ NAMES = {
     for q in QUANTILES
 }
 """What they are called."""
-
-
-@dataclass(slots=True)
-class Told:
-    """What a node has told last, and when."""
-
-    demand: Demand
-    at_s: float
-
-    def current(self, now: float) -> bool:
-        """Whether it still holds: nothing, which is not repeated, or heard lately."""
-        return now - self.at_s <= STALE_S
-
-    @property
-    def busy(self) -> bool:
-        """Whether it tells of a request."""
-        return self.demand.held > 0 or any(busy(load) for load in self.demand.loads)
 
 
 @dataclass(slots=True)
@@ -93,12 +72,8 @@ class Monitor:
 
     def __init__(self, model: str, now: float) -> None:
         self.model = model
-        self._told: dict[str, Told] = {}
-        self._silent: dict[str, Told] = {}
-        """What nodes have told that have said nothing for longer than it holds."""
-        self._sorted_s = now
+        self._tellings = Tellings(now)
         self._devices: dict[str, str] = {}
-        self._viewed: dict[str, LoadFacts] = {}
         self._paces: dict[str, Pace] = {}
         self._means: dict[str, Pace] = {}
         self._steps = DecodeSteps()
@@ -110,11 +85,10 @@ class Monitor:
 
     def take(self, boot: str, demand: Demand, now: float) -> bool:
         """Take a node's demand in place of its former one; False for one that is older."""
-        former = self._told.get(boot) or self._silent.get(boot)
+        former = self._tellings.last(boot)
         if former is not None and demand.number <= former.demand.number:
             return False
-        self._silent.pop(boot, None)
-        self._told[boot] = Told(demand, now)
+        told = self._tellings.take(boot, demand, now)
         self.rises = former is None or more_to_do(former.demand, demand)
         arrived = self._count_arrivals(former, demand, now)
         for sliding, counts in (
@@ -124,7 +98,7 @@ class Monitor:
         ):
             if counts:
                 sliding.add(counts, now)
-        if arrived or self._told[boot].busy or (former is not None and former.busy):
+        if arrived or told.busy or (former is not None and former.busy):
             self._active_s = max(self._active_s, now)
         for load in demand.loads:
             if load.decode_step_s is not None:
@@ -133,8 +107,8 @@ class Monitor:
 
     def forget(self, boot: str, now: float) -> None:
         """Forget what a node has told that has died: its held requests and the loads."""
-        self._learn_paces(self._loads(now))
-        gone = self._told.pop(boot, None) or self._silent.pop(boot, None)
+        self._learn_paces(self._tellings.loads(now))
+        gone = self._tellings.forget(boot)
         if gone is not None and gone.busy:
             self._active_s = max(self._active_s, now)
 
@@ -145,13 +119,11 @@ class Monitor:
         called (kind and name, any text): rates are remembered by it. `loads` are those of the
         model's instances; where a node's demand tells something newer, that counts.
         """
-        self._learn_paces(self._loads(now))
-        before = self._viewed.values()
+        self._learn_paces(self._tellings.loads(now))
         if self._devices != devices:
             self._devices = dict(devices)
             self._means.clear()
-        self._viewed = newest(loads)
-        if any(busy(load) for load in (*before, *self._viewed.values())):
+        if self._tellings.show(loads):
             self._active_s = max(self._active_s, now)
 
     def figures(
@@ -168,9 +140,9 @@ class Monitor:
         `device` is the kind of device that an instance would come on: its rate is used while no
         instance has one. `load_s` is what a loading takes, for those `coming` that do not say.
         """
-        loads = self._loads(now)
+        loads = self._tellings.loads(now)
         self._learn_paces(loads)
-        held, held_tokens = self._held(now)
+        held, held_tokens = self._tellings.held(now)
         sums = together(loads)
         if held or sums.busy:
             self._active_s = max(self._active_s, now)
@@ -184,7 +156,7 @@ class Monitor:
             committed_tokens=sums.committed_tokens(held, held_tokens),
             held=held,
             held_tokens=held_tokens,
-            held_s=self._held_s(now),
+            held_s=self._tellings.held_s(now),
             waiting=sums.waiting,
             running=sums.running,
             arrivals_per_s=arrivals_per_s,
@@ -215,7 +187,7 @@ class Monitor:
         for sliding in (self._ttft, self._tpot, self._queue):
             sliding.check_integrity()
         assert len(self._paces) <= KINDS
-        assert not self._told.keys() & self._silent.keys(), "a node is silent and is not"
+        self._tellings.check_integrity()
 
     def _count_arrivals(self, former: Told | None, demand: Demand, now: float) -> bool:
         """Count what has arrived since a node's former demand.
@@ -232,45 +204,11 @@ class Monitor:
         self._arrivals.add(max(0, requests), tokens, now)
         return requests > 0
 
-    def _loads(self, now: float) -> list[LoadFacts]:
-        """Return the newest load known of each instance."""
-        self._sort_out(now)
-        told = [
-            each.demand.loads  # most nodes have no instance of the model
-            for each in self._told.values()
-            if each.demand.loads and now - each.at_s <= STALE_S
-        ]
-        return list(newest(self._viewed.values(), *told).values())
-
-    def _sort_out(self, now: float) -> None:
-        """Put aside what does not hold any more, so that looks do not go through it."""
-        if now >= self._sorted_s + STALE_S:
-            self._sorted_s = now
-            for boot in [boot for boot, told in self._told.items() if not told.current(now)]:
-                self._silent[boot] = self._told.pop(boot)
-
-    def _held(self, now: float) -> tuple[int, int]:
-        """Return how many requests are held, and their tokens."""
-        requests = tokens = 0
-        for told in self._told.values():
-            demand = told.demand
-            if (demand.held or demand.held_tokens) and told.current(now):
-                requests += demand.held
-                tokens += demand.held_tokens
-        return requests, tokens
-
-    def _held_s(self, now: float) -> float:
-        return max(
-            (
-                told.demand.held_s + now - told.at_s
-                for told in self._told.values()
-                if told.demand.held and told.current(now)
-            ),
-            default=0.0,
-        )
-
     def _learn_paces(self, loads: Iterable[LoadFacts]) -> None:
         """Remember what instances that are known to be whole do, by the kind of their device."""
+        if self._tellings.paces_known:
+            return
+        self._tellings.paces_known = True
         kinds: dict[str, list[LoadFacts]] = {}
         for load in loads:
             kind = self._devices.get(load.instance)
@@ -278,7 +216,7 @@ class Monitor:
                 kinds.setdefault(kind, []).append(load)
         for kind, own in kinds.items():
             known = self._paces.pop(kind, None) or Pace()
-            measured = [(load.prefill_tokens_per_s, load.kv_tokens) for load in own]
+            measured = [pace_figures(load) for load in own]
             if measured != known.measured:
                 rate, tokens = prefill_rate(own), kv_tokens(own)
                 rate = rate or known.prefill_tokens_per_s

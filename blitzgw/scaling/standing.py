@@ -47,6 +47,8 @@ class Standing:
     """Those that drain or are kept on nodes that stay."""
     working: list[Here] = field(default_factory=list)
     """Those that serve or drain, and so have loads."""
+    incomplete: list[Here] = field(default_factory=list)
+    """Those that load."""
 
     def add(self, here: Here, *, stays: bool) -> None:
         """Count an instance; `stays`: its node does."""
@@ -55,6 +57,8 @@ class Standing:
             self.counted.append(here)
         if state is InstanceState.SERVING:
             self.serving += 1
+        if state is InstanceState.LOADING:
+            self.incomplete.append(here)
         if state in (InstanceState.SERVING, InstanceState.DRAINING):
             self.working.append(here)
         if stays and state in REVIVABLE:
@@ -78,10 +82,9 @@ class Standing:
     def loading(self, view: ClusterView) -> list[InstanceFacts]:
         """Return those that load, as a view has them."""
         found = []
-        for here in self.counted:
-            if here.facts.state is InstanceState.LOADING:
-                node = view.nodes.get(here.boot)
-                found.append((node and node.instances.get(here.facts.id)) or here.facts)
+        for here in self.incomplete:
+            node = view.nodes.get(here.boot)
+            found.append((node and node.instances.get(here.facts.id)) or here.facts)
         return found
 
     def loads(self, view: ClusterView) -> list[LoadFacts]:

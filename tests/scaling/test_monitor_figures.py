@@ -7,7 +7,8 @@ from blitzgw.core.view import LoadFacts, ScaleTerms
 from blitzgw.scaling.arrivals import Arrivals
 from blitzgw.scaling.autoevents import Coming
 from blitzgw.scaling.decodesteps import DecodeSteps
-from blitzgw.scaling.monitor import KINDS, STALE_S, Monitor
+from blitzgw.scaling.monitor import KINDS, Monitor
+from blitzgw.scaling.tellings import STALE_S
 
 TERMS = ScaleTerms(ttft_s=1.0, tpot_s=0.1)
 
@@ -214,7 +215,7 @@ def test_of_who_has_been_silent_for_long_only_what_is_new_counts():
         monitor.take(boot, demand(7, arrived=100, arrived_tokens=9000), 0.0)
     monitor.figures(TERMS, 1, (), 60.0)
     monitor.check_integrity()
-    assert not monitor._told, "a look goes through those who have told something of late"
+    assert not monitor._tellings._told, "a look goes through those who have told something of late"
     assert not monitor.take("a", demand(7, held=1), 60.0), "it is no news"
     assert monitor.take("a", demand(8, arrived=110, arrived_tokens=9500), 60.0)
     figures = monitor.figures(TERMS, 1, (), 60.0)
