@@ -29,7 +29,7 @@ tpot        running/B … running/0.8 B, aim at 0.9: B is the batch whose steps 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from blitzgw.core.view import ScaleTerms
@@ -57,16 +57,22 @@ ENOUGH_REQUESTS = 50
 """Of which a steady rate is right to within some 20 %, at lengths that vary as much as they mean:
 less than what lies between `USE_LO` and `USE_HI`."""
 
+UNMEASURED = "no rate measured: one instance, to measure it"
+"""In place of a formula."""
+
 
 @dataclass(slots=True)
 class Band:
-    """How many instances one thing asks for, and how that was worked out."""
+    """How many instances one thing asks for; `formula` returns how that was worked out, in words.
+
+    Nobody asks it of a look by which nothing is decided: of hundreds one.
+    """
 
     name: str
     low: float
     aim: float
     high: float
-    formula: str
+    formula: Callable[[], str]
 
 
 @dataclass(slots=True)
@@ -93,7 +99,7 @@ def prefill(figures: Figures, terms: ScaleTerms, outlook: Outlook) -> Band:
     backlog = figures.backlog_tokens
     if rate is None:
         some = 1.0 if backlog or figures.held or figures.waiting else 0.0
-        return Band("prefill", some, some, 0.0, "no rate measured: one instance, to measure it")
+        return Band("prefill", some, some, 0.0, lambda: UNMEASURED)
     hi = drain_s(figures, terms)
     middle, lo = hi * MIDDLE / HI, hi * LO / HI
     inflow = figures.sustained_tokens_per_s / rate
@@ -106,15 +112,21 @@ def prefill(figures: Figures, terms: ScaleTerms, outlook: Outlook) -> Band:
     soon_s = SOON * later_s
     grown, aim = min(then, work_s / (soon_s + hi)), work_s / (soon_s + middle)
     aim = min(then, max(aim, inflow / USE_MIDDLE))
-    growing = f"growing ({work_s:.3g} s)/({soon_s:.3g} s + hi {hi:.3g} s) = {grown:.2f}"
     high = min(most + 1, max(queue_s / lo, (queue_s + figures.prompt_s) / hi))
+
+    def growing() -> str:
+        return f"growing ({work_s:.3g} s)/({soon_s:.3g} s + hi {hi:.3g} s) = {grown:.2f}"
+
     if outlook.answering:
         return Band("growing", grown, aim, high, growing)
     low, middling = min(most, queue_s / hi), min(most, queue_s / middle)
-    text = f"prefill ({backlog} tokens)/({rate:.3g} tokens/s)/(hi {hi:.3g} s) = {queue_s / hi:.2f}"
-    text += f", of use to {most} requests" if low == most else ""
-    text += f", {growing}" if aim > middling else ""
-    return Band("prefill", low, max(aim, middling), high, text)
+
+    def formula() -> str:
+        share = f"({backlog} tokens)/({rate:.3g} tokens/s)/(hi {hi:.3g} s) = {queue_s / hi:.2f}"
+        useful = f", of use to {most} requests" if low == most else ""
+        return f"prefill {share}{useful}" + (f", {growing()}" if aim > middling else "")
+
+    return Band("prefill", low, max(aim, middling), high, formula)
 
 
 def _requests_within(seconds: float, inflow: float, figures: Figures) -> float:
@@ -147,8 +159,10 @@ def utilisation(figures: Figures) -> Band | None:
         use / USE_HI if known else 0.0,
         use / USE_MIDDLE,
         latest / USE_LO,
-        f"utilisation ({figures.steady_tokens_per_s:.3g} tokens/s)/({rate:.3g} tokens/s)/"
-        f"{USE_HI:g} = {use / USE_HI:.2f}",
+        lambda: (
+            f"utilisation ({figures.steady_tokens_per_s:.3g} tokens/s)/({rate:.3g} tokens/s)/"
+            f"{USE_HI:g} = {use / USE_HI:.2f}"
+        ),
     )
 
 
@@ -162,8 +176,10 @@ def decode(figures: Figures) -> Band | None:
         full / KV_HI,
         full / KV_MIDDLE,
         full / KV_LO,
-        f"decode ({figures.committed_tokens} tokens)/({figures.kv_tokens} tokens)/{KV_HI:g} = "
-        f"{full / KV_HI:.2f}",
+        lambda: (
+            f"decode ({figures.committed_tokens} tokens)/({figures.kv_tokens} tokens)/{KV_HI:g} = "
+            f"{full / KV_HI:.2f}"
+        ),
     )
 
 
@@ -177,5 +193,7 @@ def tpot(figures: Figures) -> Band | None:
         full / BATCH_HI,
         full / BATCH_MIDDLE,
         full / BATCH_LO,
-        f"tpot ({figures.running} running)/({figures.batch_within} within target) = {full:.2f}",
+        lambda: (
+            f"tpot ({figures.running} running)/({figures.batch_within} within target) = {full:.2f}"
+        ),
     )

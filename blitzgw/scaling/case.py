@@ -86,7 +86,8 @@ def assess(case: Case) -> None:
         case.state = state = replace(state, answering=False)
     queue = bands.prefill(figures, case.terms, Outlook(joins, ready_s, state.answering))
     if state.answering and case.now - state.grown_s < GROW_PAUSE_S:
-        queue = replace(queue, low=0.0, aim=0.0, formula=f"{queue.formula}, answered just now")
+        formula = queue.formula
+        queue = replace(queue, low=0.0, aim=0.0, formula=lambda: f"{formula()}, answered just now")
     found = queue, bands.utilisation(figures), bands.decode(figures), bands.tpot(figures)
     case.found = [band for band in found if band is not None]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from blitzgw.core.record import record
 from blitzgw.scaling.autoevents import Coming
@@ -71,20 +72,19 @@ class Verdict:
     """How many instances are wanted, and why.
 
     `wanted` is within the bounds of the fleet. `needed` is what the figures ask for, whatever the
-    bounds: where it is above `wanted`, devices or `max_instances` are lacking. `action`, `reason`,
-    `formula` and `inputs` are those of `core.scale.DecisionFacts`: `hold` where nothing is to be
-    done. `again_s` is when to ask again at the latest, on the clock of `now`; None: when figures
-    change.
+    bounds: where it is above `wanted`, devices or `max_instances` are lacking. `action` and
+    `reason` are those of `core.scale.DecisionFacts`: `hold` where nothing is to be done. `basis`
+    returns its `formula` and `inputs`. `again_s` is when to ask again at the latest, on the clock
+    of `now`; None: when figures change.
     """
 
     wanted: int
     needed: int
     action: str
     reason: str
-    formula: str
     state: PolicyState
-    inputs: dict[str, float] = field(default_factory=dict)
     again_s: float | None = None
+    basis: Callable[[], tuple[str, dict[str, float]]] = lambda: ("", {})
 
     @property
     def changes(self) -> bool:

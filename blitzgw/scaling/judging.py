@@ -172,7 +172,7 @@ def _verdict(
     """Return what the policy says, in the owner's words: it knows what was wanted before."""
     if mode is ScaleMode.MANUAL and fleet.fixed is None:
         reason = "an operator decides, and has not said how many"
-        return Verdict(fleet.present, fleet.present, "hold", reason, "", PolicyState())
+        return Verdict(fleet.present, fleet.present, "hold", reason, PolicyState())
     verdict = decide(figures, terms, fleet, charge.state, now)
     if verdict.changes and fleet.fixed is not None:
         return replace(verdict, action="order" if charge.commanded else "mend")

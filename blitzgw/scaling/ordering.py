@@ -75,6 +75,7 @@ class Ordering:
     def decision(self, charge: Charge, judged: Judgement, *, acted: bool) -> DecisionFacts:
         """Return a judgement as the decision that it is."""
         verdict = judged.verdict
+        formula, inputs = verdict.basis()
         return DecisionFacts(
             model=charge.model,
             owner=self._node,
@@ -84,8 +85,8 @@ class Ordering:
             wanted=verdict.wanted,
             acted=acted,
             reason=verdict.reason,
-            formula=verdict.formula,
-            inputs=verdict.inputs,
+            formula=formula,
+            inputs=inputs,
         )
 
     # More or fewer.

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 from blitzgw.core.view import ScaleTerms
 from blitzgw.scaling.case import Case, assess, whole
 from blitzgw.scaling.figures import Figures
 from blitzgw.scaling.fleet import Fleet, PolicyState, Verdict
-from blitzgw.scaling.reasons import inputs, why_floor, why_more
+from blitzgw.scaling.reasons import basis, why_floor, why_more
 
 __all__ = ["Fleet", "PolicyState", "Verdict", "decide"]
 
@@ -133,9 +134,8 @@ def _verdict(case: Case, wanted: int, needed: int, reason: str) -> Verdict:
     """Return a verdict, with what follows for the state."""
     action = _action(case, wanted)
     state = _after(case, wanted)
-    formula = "; ".join(band.formula for band in case.found)
     return Verdict(
-        wanted, needed, action, reason, formula, state, inputs(case), _again_s(case, state)
+        wanted, needed, action, reason, state, _again_s(case, state), partial(basis, case)
     )
 
 

@@ -32,10 +32,10 @@ def why_more(case: Case, cause: Band) -> str:
     )
 
 
-def inputs(case: Case) -> dict[str, float]:
-    """Return the figures that have gone into a verdict, by name."""
+def basis(case: Case) -> tuple[str, dict[str, float]]:
+    """Return how a verdict was worked out, and the figures that have gone into it, by name."""
     figures, fleet = case.figures, case.fleet
-    return {
+    return "; ".join(band.formula() for band in case.found), {
         "backlog_tokens": float(figures.backlog_tokens),
         "held_requests": float(figures.held),
         "committed_tokens": float(figures.committed_tokens),

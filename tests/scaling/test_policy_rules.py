@@ -385,9 +385,10 @@ def test_a_verdict_says_why_with_numbers():
     verdict = decide(told, TERMS, fleet(1), PolicyState(), 0.0)
     assert "6000 prompt tokens" in verdict.reason
     assert "target 1 s" in verdict.reason
-    assert "(6000 tokens)/(1e+03 tokens/s)/(hi 0.7 s) = 8.57" in verdict.formula
-    assert verdict.inputs["backlog_tokens"] == 6000.0
-    assert verdict.inputs["serving_instances"] == 1.0
+    formula, inputs = verdict.basis()
+    assert "(6000 tokens)/(1e+03 tokens/s)/(hi 0.7 s) = 8.57" in formula
+    assert inputs["backlog_tokens"] == 6000.0
+    assert inputs["serving_instances"] == 1.0
 
 
 # What holds for all.
