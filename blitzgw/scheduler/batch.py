@@ -55,6 +55,7 @@ class Batch:
         "_imported",
         "_imports",
         "_lane",
+        "_layers",
         "_new",
         "_prefill_tokens",
         "room",
@@ -68,6 +69,7 @@ class Batch:
     def __init__(self, lane: Lane, span: Span | None = None, begun: Decoding | None = None) -> None:
         self._lane = lane
         self.span = span or lane.span
+        self._layers = self.span.stop - self.span.start
         self.rows: list[Row] = [] if begun is None else rows_of(begun.samplers)
         self.samplers: list[Sequence] = [] if begun is None else begun.samplers
         self._chunks: list[tuple[Sequence, int, int]] = []
@@ -135,7 +137,7 @@ class Batch:
         seq.new_blocks = ()
         self.room -= count
         self._prefill_tokens += self._share(count)
-        self.work += count * len(self.span)
+        self.work += count * self._layers
         course.stop = self.span.stop
         if complete:
             course.layer, course.at = self.span.stop, course.start
@@ -229,7 +231,7 @@ class Batch:
             self._decode_rows,
             self._imported,
             self.work,
-            len(self.span),
+            self._layers,
         )
         return step, posted
 
@@ -244,7 +246,7 @@ class Batch:
         seq.scheduled = end
         self.room -= count
         self._prefill_tokens += count
-        self.work += count * len(self.span)
+        self.work += count * self._layers
         if complete:
             seq.samples_in_flight += 1
             self.samplers.append(seq)

@@ -139,11 +139,10 @@ class Lane:
         self.instance = instance
         self.span = Span(0, instance.n_layers)
         self.budget = budget
-        self.context = min(
-            instance.max_model_len,
-            kv.slot_tokens,
-            budget.total_bytes // kv.block_bytes * BLOCK_TOKENS,
-        )
+        in_budget = budget.total_bytes // kv.block_bytes * BLOCK_TOKENS
+        self.context = min(instance.max_model_len, kv.slot_tokens, in_budget)
+        self.kv_tokens = min(kv.slots * kv.slot_tokens, in_budget)
+        """What its KV can hold while no other instance uses the budget."""
         # a token of every step for every sequence, so that nobody is left out of a step
         self.max_running = min(instance.max_num_seqs, instance.max_batched_tokens, kv.slots)
         self.allocator = SlotAllocator(kv, budget, prefix_caching=instance.prefix_caching)
@@ -255,13 +254,6 @@ class Lane:
         self.decoding.pop(seq.number, None)
         self.prefilling.pop(seq.number, None)
         seq.forget_kv()
-
-    @property
-    def kv_tokens(self) -> int:
-        """Return how many tokens its KV can hold while no other instance uses the budget."""
-        kv = self.instance.kv
-        in_budget = self.budget.total_bytes // kv.block_bytes * BLOCK_TOKENS
-        return min(kv.slots * kv.slot_tokens, in_budget)
 
     def queued_tokens(self) -> int:
         """Return the prefill ahead: tokens that wait, are posted, or are admitted and are neither.

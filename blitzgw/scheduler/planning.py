@@ -135,7 +135,7 @@ class Planner:
 
     def is_held(self, lane: Lane) -> bool:
         """Tell whether an instance waits for what was in flight when a step failed."""
-        return any(
+        return bool(lane.held_until) and any(
             step.lane is lane and step.id <= lane.held_until for step in self.in_flight.values()
         )
 
@@ -206,7 +206,7 @@ class Planner:
     def _post_next(self, effects: list[Effect]) -> bool:
         """Post a step for the next instance that has something to run."""
         for lane in self._turns:
-            if lane.held_until and self.is_held(lane):
+            if self.is_held(lane):
                 continue
             if lane.is_idle:
                 self._begun = None  # which has no rows

@@ -58,6 +58,9 @@ MAX_IN_FLIGHT = 2
 MAX_QUEUE = 1024
 """Requests waiting at an instance: seconds of prefill at any rate; more had better go elsewhere."""
 
+_RESULTS = StepCompleted, StepsRepeated
+"""What ends steps. A union would be made anew for each of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerStatistics:
@@ -150,7 +153,7 @@ class Scheduler:
         steps = self._planner.fill(now)
         if self._live.is_busy:
             told += self._live.conclude()
-        if isinstance(event, StepCompleted | StepsRepeated):
+        if isinstance(event, _RESULTS):
             self._steady = is_steady(self._planner, self._live)
         return steps + told if steps else told
 
@@ -324,7 +327,7 @@ class Scheduler:
             take_scores(posted, event.result.prompt_logprobs)
         batch = self._planner.follow(posted) if self._live.is_still else None
         tokens = take_sampled(posted, event.result, self._planner, batch, self._end)
-        if not tokens:
+        if not (tokens.plain or tokens.events):
             return []
         if not self._live.kept:
             return [EmitTokens(tokens)]

@@ -128,7 +128,8 @@ class Live:
 
     def pump(self, now: float) -> None:
         """Go on with what moves, after an event and before steps are posted."""
-        self.moving.pump(now)
+        if self.moving.departing.sides:
+            self.moving.departing.pump(now)
         if self.pipelines.returning.leads:
             self.pipelines.stages.pump()
 

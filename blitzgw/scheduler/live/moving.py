@@ -41,11 +41,6 @@ class Moving:
         """Whether there is anything to go on with, or to wait for."""
         return bool(self.departing.sides or self.arriving.arrivals)
 
-    def pump(self, now: float) -> None:
-        """Go on with what leaves, after an event and before steps are posted."""
-        if self.departing.sides:
-            self.departing.pump(now)
-
     def handlers(self, others: dict[type, Handler]) -> dict[type, Handler]:
         """Return how events are handled: the moves' own here, all others as before."""
         own: dict[type, Callable[[Any, float], None]] = {
