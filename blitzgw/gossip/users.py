@@ -15,6 +15,8 @@ MAX_USERS = 32
 class Users:
     """Peers that have submitted something within USERS_S, MAX_USERS of them. Moments in seconds."""
 
+    __slots__ = ("_used_s", "on_new")
+
     def __init__(self) -> None:
         self._used_s: dict[str, float] = {}  # the latest last
         self.on_new: Callable[[], None] = lambda: None

@@ -21,6 +21,8 @@ some fifty events are in one."""
 FAR_S = 1e12
 """What is later than this, never for instance, is all in one grain."""
 
+FAR_GRAIN = int(FAR_S * GRAINS_PER_S)
+
 Entry = tuple[float, int, Callable[..., object], tuple[Any, ...]]
 
 
@@ -43,7 +45,8 @@ class EventHeap:
 
     def at(self, moment_s: float, call: Callable[..., object], *arguments: Any) -> None:
         """Let `call(*arguments)` happen at a moment; one that is past means now."""
-        self._put(max(moment_s, self.now), call, arguments)
+        now = self.now
+        self._put(moment_s if moment_s > now else now, call, arguments)
 
     def after(self, delay_s: float, call: Callable[..., object], *arguments: Any) -> None:
         """Let `call(*arguments)` happen after a delay."""
@@ -53,7 +56,7 @@ class EventHeap:
         self, moment_s: float, call: Callable[..., object], arguments: tuple[Any, ...]
     ) -> None:
         self._order += 1
-        grain = int(min(moment_s, FAR_S) * GRAINS_PER_S)
+        grain = int(moment_s * GRAINS_PER_S) if moment_s < FAR_S else FAR_GRAIN
         if grain <= self._reached:
             heappush(self._near, (moment_s, self._order, call, arguments))
             return

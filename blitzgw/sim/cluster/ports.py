@@ -27,7 +27,7 @@ class SeenInstance(RemoteInstance):
     ) -> None:
         super().__init__(remote, ingress.links, ingress.clock, node, facts)
         self._asker, self._world = ingress.node.boot, ingress.node.world
-        latencies = self._world.latencies
+        self._heap, latencies = self._world.heap, self._world.latencies
         self._period_s, self._way_s = latencies.report_s, latencies.message_s
         self._rtt_s = 2 * latencies.message_s
         self._phase = crc32(node.boot.encode()) % 997 / 997
@@ -36,29 +36,24 @@ class SeenInstance(RemoteInstance):
 
     def outlook(self) -> Outlook:
         """Return how busy it was at the last report, and what has been sent there since."""
-        now = self._world.heap.now
-        period_s, way_s, phase = self._period_s, self._way_s, self._phase
-        runner = self._runner
+        now, runner = self._heap.now, self._runner
         if runner is None or not runner.up:
             runner = self._runner = self._find()
-        if runner is None or not runner.serving.gate.users.has(self._asker, now):
+        if runner is not None and runner.users.has(self._asker, now):
+            period_s, way_s = self._period_s, self._way_s
+        else:
             period_s, way_s = GOSSIP_LOAD_S, self._gossip_s
         told_s = now - way_s
-        told_s -= (told_s - phase * period_s) % period_s
+        told_s -= (told_s - self._phase * period_s) % period_s
         since_s, queued, rate = (told_s, 0, None) if runner is None else runner.seen_at(told_s)
-        heard_s = min(told_s, since_s + period_s) + way_s
+        since_s += period_s
+        heard_s = (told_s if told_s <= since_s else since_s) + way_s
         sent = self._sent
         if sent:
             self._settle(heard_s - REPORT_LAG_S)
-            queued += sum(tokens for _, tokens in sent)
-        return Outlook(
-            queued,
-            rate,
-            self._rtt_s,
-            max(0.0, now - heard_s),
-            self._open,
-            self._reluctant,
-        )
+            queued += sum([tokens for _, tokens in sent])
+        age_s = now - heard_s if now > heard_s else 0.0
+        return Outlook(queued, rate, self._rtt_s, age_s, self._open, self._reluctant)
 
     def _find(self) -> Runner | None:
         node = self._world.process(self._node.boot)

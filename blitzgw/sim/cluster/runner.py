@@ -58,16 +58,17 @@ class Runner:
     def __init__(self, serving: Serving, there: SimInstance, generation: int) -> None:
         world = serving.node.world
         profile = there.model.profile
+        # next to each other in memory: routers of other nodes look at them all the time
+        self.up, self.users = True, serving.gate.users
+        self.history: deque[tuple[float, int, float | None]] = deque(((-1.0, 0, None),))
+        """When figures changed that routers see: queued tokens, prefill rate."""
         self.serving, self.there, self.claim = serving, there, there.claim
         self.instances: dict[str, SimInstance] = {there.id: there}
-        self.up = True
         self.opened = self.staged = False
         self.port: LocalInstance | None = None
         self.supervisor = self
         self._heap = world.heap
         self._ticking, self._joined_s = False, -JOINED_S
-        self.history: deque[tuple[float, int, float | None]] = deque(((-1.0, 0, None),))
-        """When figures changed that routers see: queued tokens, prefill rate."""
         layers = profile.layers
         per_layer = profile.kv_token_bytes / layers
         self._end = RoadEnd(serving.node.index, self._road_told, profile.hidden_bytes, per_layer)

@@ -68,6 +68,7 @@ class ClusterWorld:
         self._processes: dict[str, SimNode] = {}
         self._heard_s: dict[tuple[str, str], float] = {}
         """Until when a link is held up by what takes longer than a message."""
+        self._seen = ClusterView("", {})
         self._everywhere = {m.name: m.facts(int(EPOCH_S)) for m in setup.models}
         self.offered = sum(offered.values())
 
@@ -109,7 +110,9 @@ class ClusterWorld:
     def view(self) -> ClusterView:
         """Return the present picture, as seen from nowhere."""
         picture = self.sights.shown
-        return ClusterView("", picture.nodes, picture)
+        if self._seen.picture is not picture:
+            self._seen = ClusterView("", picture.nodes, picture)
+        return self._seen
 
     def owner_of(self, model: str) -> str:
         """Return the boot id of a model's owner."""
