@@ -253,10 +253,11 @@ class Autoscaler:
     def _level(self, charge: Charge, now: float) -> list[AutoEffect]:
         """Wish for what there is, and what else comes: an operator has cancelled an operation.
 
-        Looks again when views show its end, and all others have claimed what they bring.
+        Looks again until views show its end, and all others have claimed what they bring: of its
+        targets some may be deaf, and load until they are believed to be dead.
         """
         outlook = self._judge.judge(charge, now).outlook
-        again = charge.level_at is None or outlook.unclaimed
+        again = charge.level_at is None or outlook.astray
         charge.level_at = now + LAG_S if again else None
         if outlook.present == self._wishes.wanted(charge.model):
             return []

@@ -66,7 +66,8 @@ class Outlook:
     """What a model will have: `serving` now and for good, and `coming`.
 
     `shown` is how many the view shows. `growths` and `retreats` are the operations that run,
-    `growing` and `shrinking` whether one runs or is ordered.
+    `growing` and `shrinking` whether one runs or is ordered. `astray` are those of `coming` that
+    none of them has claimed: what they will claim yet, and what others have begun.
     """
 
     serving: int = 0
@@ -76,6 +77,7 @@ class Outlook:
     retreats: tuple[str, ...] = ()
     growing: bool = False
     shrinking: bool = False
+    astray: int = 0
 
     @property
     def present(self) -> int:
@@ -176,6 +178,7 @@ class Reckoning:
         coming += [Coming("", 0.0, UNKNOWN_S, False)] * (least - present)
         if most < standing.serving + len(coming):
             coming = coming[: max(0, most - standing.serving)]
+        claimed = {each.instance for one in operations for each in one.coming}
         return Outlook(
             serving=min(standing.serving, most),
             coming=tuple(coming),
@@ -184,6 +187,7 @@ class Reckoning:
             retreats=tuple(each.operation for each in operations if not each.grows),
             growing=self._any(operations, grows=True),
             shrinking=self._any(operations, grows=False),
+            astray=sum(each.instance not in claimed for each in coming),
         )
 
     def deadline(self) -> float | None:

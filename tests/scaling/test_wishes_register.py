@@ -203,6 +203,22 @@ def test_a_cancelled_order_makes_what_is_there_the_wish():
     )
 
 
+def test_what_a_cancelled_order_leaves_behind_for_long_is_not_wished_for():
+    bench = Bench(devices=6)
+    bench.put("a/g0")
+    bench.say(WishGiven("m", 3))
+    bench.claim("o1")
+    bench.run(0.1)
+    gone = bench.operations.pop("o1").coming
+    effects = bench.say(OperationOver("m", "o1", "cancelled", "by hand", asked=True))
+    effects += bench.run(4.0)  # its targets do not answer
+    for boot, device in gone:
+        bench.put(f"{bench.nodes[boot].name}/{device}", None)
+    effects += bench.changed() + bench.run(20.0)
+    assert not orders(effects)
+    assert wishes(effects)[-1].wanted == 1
+
+
 def test_what_gets_ready_while_an_order_is_cancelled_stays():
     bench = Bench(devices=6)
     bench.put("a/g0")
