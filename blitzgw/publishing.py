@@ -15,6 +15,10 @@ GOSSIP_LOAD_S = 1.0
 """Between two publications of loads by gossip, which takes them to everybody. Who uses an instance
 hears of its load over the peer link at every refresh."""
 
+EARLY_S = 0.02
+"""So much sooner it may be: looks come by timers, which are late, and not always as late. Who looks
+a few times in that period would leave out every other look that it is to be told at."""
+
 
 class Publisher:
     """Tells what has changed since the last time, and nothing else."""
@@ -53,7 +57,7 @@ class Publisher:
             self._tell(news)
         now = self._clock.now()
         if self._load_news and now >= self._load_gossip_s:
-            self._load_gossip_s = now + GOSSIP_LOAD_S
+            self._load_gossip_s = now + GOSSIP_LOAD_S - EARLY_S
             self._network.publish(_encoded(self._load_news))
             self._load_news = {}
 
