@@ -6,14 +6,8 @@ from dataclasses import replace
 import pytest
 
 from blitzgw.core.finite import finite_check, is_rate, lease_within
-from blitzgw.core.operation import (
-    Claim,
-    EdgeNews,
-    EdgeOrder,
-    Engage,
-    ProbeDone,
-    Renew,
-)
+from blitzgw.core.operation import Claim, EdgeNews, EdgeOrder, Engage, Renew
+from blitzgw.core.probe import ProbeDone
 from blitzgw.errors import ProtocolError
 from blitzgw.wire import PEER_MESSAGES, dump, parse
 
