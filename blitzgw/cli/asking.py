@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from blitzgw.cli.output import format_option
+
 if TYPE_CHECKING:
     from blitzgw.cli.ask import Asker
 
@@ -16,13 +18,8 @@ F = TypeVar("F", bound=Callable[..., None])
 def asking(command: F) -> F:
     """Give a command the options that all have: which node, which key, which form."""
     for option in (
-        click.option(
-            "--format",
-            "layout",
-            type=click.Choice(["table", "json"]),
-            default="table",
-            show_default=True,
-            help="How to print it. A table leaves out what does not fit; JSON has everything.",
+        format_option(
+            "How to print it. A table leaves out what does not fit; JSON has everything."
         ),
         click.option(
             "--api-key",

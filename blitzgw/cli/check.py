@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from blitzgw.cli.output import columns, size
+from blitzgw.cli.output import columns, format_option, size
 
 if TYPE_CHECKING:
     from blitzgw.config import Config
@@ -15,14 +15,7 @@ if TYPE_CHECKING:
 
 @click.command("check-config", epilog="\b\nExample:\n  blitzgw check-config blitzgw.toml\n")
 @click.argument("file", required=False, type=Path)
-@click.option(
-    "--format",
-    "layout",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="How to print it.",
-)
+@format_option()
 def check_config(file: Path | None, layout: str) -> None:
     """Print what the configuration FILE comes to on this machine (no FILE: the defaults).
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from blitzgw.cli.output import ProgressLine, columns
+from blitzgw.cli.output import ProgressLine, columns, format_option
 
 EXAMPLES = """\b
 Examples:
@@ -44,14 +44,7 @@ def add(source: str, name: str | None) -> None:
 
 
 @models.command("list", epilog="\b\nExample:\n  blitzgw models list --format json\n")
-@click.option(
-    "--format",
-    "layout",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="How to print it.",
-)
+@format_option()
 def list_(layout: str) -> None:
     """Print the models that were added: name, digest of the weights, path.
 

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
-from typing import Any, Self, TextIO
+from typing import Any, Self, TextIO, TypeVar
 
 import click
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
 BAR_CELLS = 24
 """Characters of a progress bar: it fits a line of 80 with what stands beside it."""
+
+
+def format_option(text: str = "How to print it.") -> Callable[[Command], Command]:
+    """Return `--format table|json`, which a command gets as `layout`; `text` is its help."""
+    return click.option(
+        "--format",
+        "layout",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        show_default=True,
+        help=text,
+    )
 
 
 def columns(rows: Sequence[Sequence[str]], indent: int = 0) -> str:

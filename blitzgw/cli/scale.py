@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from blitzgw.cli.grid import guarded
-from blitzgw.cli.output import print_json, printable, quoted
+from blitzgw.cli.output import format_option, print_json, printable, quoted
 
 if TYPE_CHECKING:
     from blitzgw.cli.ask import Asker
@@ -65,14 +65,7 @@ def node_options(command: F) -> F:
             show_default=True,
             help="The node to ask, any of the cluster; also $BLITZGW_URL.",
         ),
-        click.option(
-            "--format",
-            "layout",
-            type=click.Choice(["table", "json"]),
-            default="table",
-            show_default=True,
-            help="How to print it; JSON has everything.",
-        ),
+        format_option("How to print it; JSON has everything."),
     ):
         command = option(command)
     return command
@@ -255,7 +248,7 @@ def _falls_short(operation: Operation) -> bool:
     """Tell whether an operation is done and has brought up fewer instances than were wanted."""
     ready = [target for target in operation.get("targets", ()) if target["state"] == "ready"]
     lacking = operation["instances_wanted"] - operation["instances_before"]
-    return operation.get("state") == "done" and bool(operation["reason"]) and len(ready) < lacking
+    return operation.get("state") == "done" and len(ready) < lacking
 
 
 @guarded

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from blitzgw.cli.output import format_option
 from blitzgw.cli.simulatelive import LIVE_EXAMPLES, live
 from blitzgw.cli.simulatetrace import trace
-from blitzgw.cli.simulating import no_collector, status
+from blitzgw.cli.simulating import HEADING, no_collector, status
 
 if TYPE_CHECKING:
     from blitzgw.sim.trial import Outcome
-
-HEADING = "\b\nExamples:\n"
 
 GOSSIP_EXAMPLES = """\
   blitzgw simulate gossip --nodes 1000 --seed 7
@@ -112,14 +111,7 @@ simulate.add_command(trace)
     show_default=True,
     help="How many nodes crash, one after another.",
 )
-@click.option(
-    "--format",
-    "layout",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="How to print it.",
-)
+@format_option()
 def gossip(
     *,
     nodes: tuple[int, int] | None,
@@ -172,14 +164,7 @@ def gossip(
     help="How many to carry out, from SEED on.",
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Of all that is drawn.")
-@click.option(
-    "--format",
-    "layout",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="How to print it.",
-)
+@format_option()
 def scaling(nodes: tuple[int, int], models: int, schedules: int, seed: int, layout: str) -> int:
     """Let a cluster scale itself under changing loads, crashes and partitions.
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from blitzgw.cli.output import format_option
+from blitzgw.cli.simulating import HEADING
 from blitzgw.core.live import LivePolicy
 
 LIVE_EXAMPLES = """\
@@ -29,7 +31,7 @@ def _units(_context: click.Context, _option: click.Parameter, value: float) -> f
     return int(value) if value == int(value) else value
 
 
-@click.command(epilog="\b\nExamples:\n" + LIVE_EXAMPLES)
+@click.command(epilog=HEADING + LIVE_EXAMPLES)
 @click.option(
     "--layers",
     type=click.IntRange(1, MOST_LAYERS),
@@ -80,14 +82,7 @@ def _units(_context: click.Context, _option: click.Parameter, value: float) -> f
     show_default=True,
     help="Time for one layer's KV, or the hidden states, of a request that is passed on.",
 )
-@click.option(
-    "--format",
-    "layout",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="How to print it.",
-)
+@format_option()
 def live(*, policy: str, layout: str, **numbers: Any) -> int:
     """Serve a burst at one instance while others, which help it, are loading.
 

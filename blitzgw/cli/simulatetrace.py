@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from blitzgw.cli.output import format_option
 from blitzgw.cli.simulating import no_collector, status
 
 EXAMPLES = """\
@@ -209,14 +210,7 @@ def _rate(_context: click.Context, _option: click.Parameter, text: str | None) -
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for records, tables and figures; what it has already is not simulated again.",
 )
-@click.option(
-    "--format",
-    "layout",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="How to print it.",
-)
+@format_option()
 def trace(*, layout: str, **asked: Any) -> int:
     """Let clusters serve a real trace, by several ways of bringing instances up.
 

@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+HEADING = "\b\nExamples:\n"
+"""Before the examples of a command's help."""
+
 
 @contextmanager
 def status() -> Iterator[Callable[[str], None]]:

@@ -1,7 +1,9 @@
 """What nodes say to each other to measure a link, which belongs to no operation.
 
-asked node ── ProbeOrder ──► nodes of both ends     ProbeDone, from each end
-── ProbeCancel ─►
+    asked node ── ProbeOrder ──► nodes of both ends     ProbeDone, from each end
+               ── ProbeCancel ─►
+
+`ProbeWish` and `ProbeFacts` are what an operator asks for, and is told.
 """
 
 from __future__ import annotations

@@ -325,8 +325,8 @@ class Scheduler:
                 lane.allocator.commit(number, seq.tokens, end)
         if event.result.prompt_logprobs:
             take_scores(posted, event.result.prompt_logprobs)
-        batch = self._planner.follow(posted) if self._live.is_still else None
-        tokens = take_sampled(posted, event.result, self._planner, batch, self._end)
+        begun = self._planner.follow(posted) if self._live.is_still else None
+        tokens = take_sampled(posted, event.result, self._planner, begun, self._end)
         if not (tokens.plain or tokens.events):
             return []
         if not self._live.kept:
