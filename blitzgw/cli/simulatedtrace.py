@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from blitzgw.cli.simulatedparts import Cell, simulate_parts
 from blitzgw.cli.tracesettings import Setting, Wish, settings_of
 from blitzgw.cli.units import duration
 from blitzgw.errors import ConfigError
@@ -65,7 +66,7 @@ def run(wish: Wish, show: Callable[[str], None]) -> Found:
     for setting in settings:
         store = _store(wish, setting) if wish.out else None
         rows = [
-            _cell(setting, system, seed, latencies, store, found, show)
+            _cell(setting, system, seed, latencies, wish.parts, store, found, show)
             for seed in range(wish.seed, wish.seed + wish.seeds)
             for system in wish.systems
         ]
@@ -80,6 +81,7 @@ def _cell(
     system: str,
     seed: int,
     latencies: Latencies,
+    parts: int,
     store: Store | None,
     found: Found,
     show: Callable[[str], None],
@@ -87,7 +89,7 @@ def _cell(
     """Simulate a cell, or take it from the folder; return its row."""
     record = store.get(system, seed) if store is not None else None
     if record is None:
-        record = _simulated(setting, system, seed, latencies, show)
+        record = _simulated(setting, system, seed, latencies, parts, store, show)
         found.events += int(record.about.get("events", 0))
         found.wall_s += float(record.about.get("wall_s", 0.0))
         if store is not None:
@@ -104,6 +106,8 @@ def _simulated(
     system: str,
     seed: int,
     latencies: Latencies,
+    parts: int,
+    store: Store | None,
     show: Callable[[str], None],
 ) -> Record:
     where = ", ".join([system, f"seed {seed}", *(f"{k} {v:g}" for k, v in setting.label.items())])
@@ -116,7 +120,11 @@ def _simulated(
             show(f"{where}: {share:.0%}, {what}{_left(share, time.perf_counter() - begun)}")
 
     show(f"{where}: it is set up")
-    setup = setup_of(setting.about_of(system, seed), SYSTEMS[system], seed, latencies)
+    about = setting.about_of(system, seed)
+    if parts > 1:
+        begun = time.perf_counter()
+        return simulate_parts(Cell(about, system, seed, latencies), parts, store, progress)
+    setup = setup_of(about, SYSTEMS[system], seed, latencies)
     begun = time.perf_counter()
     record = simulate_cluster(setup, progress)
     record.about.setdefault("wall_s", round(time.perf_counter() - begun, 3))
@@ -192,7 +200,10 @@ def print_trace(found: Found) -> None:
         Console(highlight=False, width=FILE_COLUMNS).print(_sweep(found))
     if found.wall_s:
         rate = f"{found.events:,} events, {found.events / found.wall_s:,.0f} per second"
-        click.echo(f"simulated in {found.wall_s:.1f} s: {rate}")
+        beside = (
+            " of processes side by side" if any("parts" in s.about for s, _ in found.rows) else ""
+        )
+        click.echo(f"simulated in {found.wall_s:.1f} s{beside}: {rate}")
     for folder in dict.fromkeys(file.parent for file in found.files):
         names = sorted(file.name for file in found.files if file.parent == folder)
         click.echo(f"written in {folder}: {', '.join(names)}")

@@ -17,7 +17,7 @@ Examples:
   blitzgw simulate trace --trace scripts/traces/azure2023_code_first_800s.csv --window 540:800
   blitzgw simulate trace --trace … --window 540:800 --nodes 8,64,512 --systems stop+disk,live-zigzag
   blitzgw simulate trace --trace … --load-over-compute 1,3,6,12,24 --seeds 3 --out sweep
-  blitzgw simulate trace --trace … --nodes 4000 --models 200 --duration 3600 --failures-per-hour 0.1
+  blitzgw simulate trace --trace … --nodes 4000 --models 200 --duration 3600 --parts 6 --out hour
 """
 
 SYSTEMS = "static-full,stop+disk,stop+chain,live-zigzag,oracle"
@@ -187,7 +187,16 @@ def _rate(_context: click.Context, _option: click.Parameter, text: str | None) -
     "duration_s",
     metavar="S",
     type=click.FloatRange(1, 7 * 86_400),
-    help="Seconds: the window is repeated.  [default: once]",
+    help="Seconds: the window is repeated, or cut.  [default: once]",
+)
+@click.option(
+    "--parts",
+    metavar="N",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="Of the time: simulated side by side on all cores, each begun a minute early with a"
+    " cluster that starts. In --out they are kept as they end.",
 )
 @click.option(
     "--failures-per-hour",

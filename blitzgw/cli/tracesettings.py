@@ -63,6 +63,7 @@ class Wish:
     host_rate: float | None
     models: int
     duration_s: float | None
+    parts: int
     failures_per_hour: float
     constants: Path | None
     out: Path | None
@@ -172,6 +173,7 @@ def _about(wish: Wish, profile: Profile, window: tuple[float, float]) -> dict[st
         "keep_s": KEEP_S,
         "drain_timeout_s": NodeConfig().drain_timeout_s,
         "dilation": 1.0,
+        **({"parts": wish.parts} if wish.parts > 1 else {}),
     }
 
 

@@ -115,7 +115,7 @@ def arrivals_of(about: Mapping[str, Any], seed: int, count: int) -> Iterable[Seq
         if number:
             shift_s = random.Random(f"offset {own}").uniform(0.0, window_s)  # noqa: S311
             one = _moved(one, shift_s, window_s)
-        yield one if until_s <= window_s else list(traces.repeated(one, window_s, until_s))
+        yield one if until_s == window_s else list(traces.repeated(one, window_s, until_s))
 
 
 def _moved(arrivals: Iterable[Arrival], shift_s: float, window_s: float) -> list[Arrival]:

@@ -2,6 +2,7 @@
 
     DIR/about.json                 what all cells have in common, and what has become of each
     DIR/cells/SYSTEM-SEED.json.gz  a record
+    DIR/cells/SYSTEM-SEED.part-K-of-N.json.gz  a part of one that is simulated in parts
     DIR/cells/SYSTEM-SEED.void-N.json.gz   one that another has taken the place of, for it was void
 
 Cells of other settings are never mixed: a folder that was begun with others is refused.
@@ -22,7 +23,7 @@ import msgspec
 
 from blitzgw.sim.evaluation.record import Record
 
-CELLS, ABOUT, SETTINGS, VOID = "cells", "about.json", "settings", ".void-"
+CELLS, ABOUT, SETTINGS, PART, VOID = "cells", "about.json", "settings", ".part-", ".void-"
 LEVEL = 6
 """Of gzip: records are some megabytes of digits, a tenth of that when packed."""
 
@@ -107,13 +108,14 @@ class Store:
         """Add to what is told of the whole. Raises OSError."""
         self.write(ABOUT, json.dumps({**self.about(), **more}, indent=1) + "\n")
 
-    def file(self, system: str, seed: int) -> Path:
-        """Where a cell is kept."""
-        return self.folder / CELLS / f"{_UNSAFE.sub('_', system)}-{seed}.json.gz"
+    def file(self, system: str, seed: int, part: str = "") -> Path:
+        """Where a cell is kept, or a part of one."""
+        name = f"{_UNSAFE.sub('_', system)}-{seed}{PART + part if part else ''}"
+        return self.folder / CELLS / f"{name}.json.gz"
 
-    def put(self, record: Record) -> None:
+    def put(self, record: Record, part: str = "") -> None:
         """Keep a record. Raises OSError."""
-        write_record(self.file(record.system, record.seed), record)
+        write_record(self.file(record.system, record.seed, part), record)
 
     def set_aside(self, system: str, seed: int) -> None:
         """Keep a cell's record, if there is one, beside those that count. Raises OSError."""
@@ -126,17 +128,17 @@ class Store:
         if file.exists():
             file.rename(beside)
 
-    def get(self, system: str, seed: int) -> Record | None:
+    def get(self, system: str, seed: int, part: str = "") -> Record | None:
         """Return a record that is there and can be read."""
         try:
-            return read_record(self.file(system, seed))
+            return read_record(self.file(system, seed, part))
         except (OSError, ValueError):
             return None
 
     def records(self) -> Iterator[Record]:
         """Yield all that count and can be read, one at a time, in the order of their names."""
         for file in sorted((self.folder / CELLS).glob("*.json*")):
-            if VOID in file.name:
+            if VOID in file.name or PART in file.name:
                 continue
             try:
                 yield read_record(file)

@@ -1,0 +1,99 @@
+"""`blitzgw simulate trace --parts`: a simulation by several processes, each part kept at its end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
+from typing import Any
+
+from blitzgw.cli.local import follow_parent
+from blitzgw.cli.simulating import no_collector
+from blitzgw.sim.cluster.cell import duration_s, setup_of
+from blitzgw.sim.cluster.parts import Part, counted, joined, parts_of, setup_of_part
+from blitzgw.sim.cluster.setup import Latencies
+from blitzgw.sim.cluster.simulate import simulate_cluster
+from blitzgw.sim.evaluation.ladder import SYSTEMS
+from blitzgw.sim.evaluation.record import Record
+from blitzgw.sim.evaluation.store import Store
+
+TOLD_S = 0.5
+"""Between two lines of progress, on the wall."""
+
+Told = SimpleQueue[tuple[int, float]]
+_told: Told | None = None
+"""Where a process says how far its parts are: (part, share)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What is simulated in parts."""
+
+    about: Mapping[str, Any]
+    system: str
+    seed: int
+    latencies: Latencies
+
+
+def simulate_parts(
+    cell: Cell, count: int, store: Store | None, progress: Callable[[float, str], None]
+) -> Record:
+    """Simulate a cell in so many parts, on all cores; those that a store has are not begun again.
+
+    ^C ends all processes. Raises OSError for the store.
+    """
+    parts = parts_of(duration_s(cell.about), count)
+    found: dict[int, Record] = {}
+    if store is not None:
+        kept = {part.number: store.get(*_key(cell, part, count)) for part in parts}
+        found = {number: record for number, record in kept.items() if record is not None}
+    shares = {part.number: float(part.number in found) for part in parts}
+    context = get_context("spawn")
+    told: Told = context.SimpleQueue()
+    cores = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(min(cores, count), context, _begin, (os.getpid(), told)) as pool:
+        running = {
+            pool.submit(_simulated, cell, part): part for part in parts if part.number not in found
+        }
+        while running:
+            over, _ = wait(running, TOLD_S, FIRST_COMPLETED)
+            while not told.empty():
+                number, share = told.get()
+                shares[number] = share
+            for future in over:
+                part = running.pop(future)
+                found[part.number] = record = future.result()
+                shares[part.number] = 1.0
+                if store is not None:
+                    store.put(record, _key(cell, part, count)[2])
+            progress(sum(shares.values()) / count, f"{len(found)} of {count} parts")
+    ordered = [found[part.number] for part in parts]
+    return joined(ordered, cell.system, cell.seed, cell.about)
+
+
+def _key(cell: Cell, part: Part, count: int) -> tuple[str, int, str]:
+    return cell.system, cell.seed, f"{part.number + 1}-of-{count}"
+
+
+def _begin(parent: int, told: Told) -> None:
+    """Begin a process: it ends with its parent, however that ends."""
+    global _told  # noqa: PLW0603  a process has one
+    _told = told
+    follow_parent(parent)
+
+
+def _simulated(cell: Cell, part: Part) -> Record:
+    """Simulate one part."""
+
+    def progress(share: float, _what: str) -> None:
+        if _told is not None:
+            _told.put((part.number, share))
+
+    setup = setup_of(cell.about, SYSTEMS[cell.system], cell.seed, cell.latencies)
+    with no_collector():
+        record = counted(simulate_cluster(setup_of_part(setup, part), progress), part)
+    record.seed = cell.seed
+    return record
