@@ -1,17 +1,21 @@
-"""`blitzgw simulate trace --parts`: a simulation by several processes, each part kept at its end."""
+"""`blitzgw simulate trace --parts`: a cell by several processes; parts are kept as they end."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from multiprocessing.queues import SimpleQueue
 from typing import Any
 
 from blitzgw.cli.local import follow_parent
 from blitzgw.cli.simulating import no_collector
+from blitzgw.errors import BlitzError
 from blitzgw.sim.cluster.cell import duration_s, setup_of
 from blitzgw.sim.cluster.parts import Part, counted, joined, parts_of, setup_of_part
 from blitzgw.sim.cluster.setup import Latencies
@@ -22,6 +26,11 @@ from blitzgw.sim.evaluation.store import Store
 
 TOLD_S = 0.5
 """Between two lines of progress, on the wall."""
+
+ENDED = (
+    "a process that simulated a part was ended from outside, perhaps because memory is short;"
+    " with --out, parts that are done are not simulated again"
+)
 
 Told = SimpleQueue[tuple[int, float]]
 _told: Told | None = None
@@ -43,7 +52,7 @@ def simulate_parts(
 ) -> Record:
     """Simulate a cell in so many parts, on all cores; those that a store has are not begun again.
 
-    ^C ends all processes. Raises OSError for the store.
+    ^C ends all processes. Raises OSError for the store, BlitzError if a process is killed.
     """
     parts = parts_of(duration_s(cell.about), count)
     found: dict[int, Record] = {}
@@ -51,10 +60,9 @@ def simulate_parts(
         kept = {part.number: store.get(*_key(cell, part, count)) for part in parts}
         found = {number: record for number, record in kept.items() if record is not None}
     shares = {part.number: float(part.number in found) for part in parts}
-    context = get_context("spawn")
-    told: Told = context.SimpleQueue()
+    told: Told = get_context("spawn").SimpleQueue()
     cores = len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(min(cores, count), context, _begin, (os.getpid(), told)) as pool:
+    with _processes(min(cores, count), told) as pool:
         running = {
             pool.submit(_simulated, cell, part): part for part in parts if part.number not in found
         }
@@ -74,6 +82,21 @@ def simulate_parts(
     return joined(ordered, cell.system, cell.seed, cell.about)
 
 
+@contextmanager
+def _processes(count: int, told: Told) -> Iterator[ProcessPoolExecutor]:
+    """Have processes, and end them whatever they do where this is left by an exception."""
+    with ProcessPoolExecutor(count, get_context("spawn"), _begin, (os.getpid(), told)) as pool:
+        try:
+            yield pool
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise BlitzError(ENDED) from None
+            raise
+
+
 def _key(cell: Cell, part: Part, count: int) -> tuple[str, int, str]:
     return cell.system, cell.seed, f"{part.number + 1}-of-{count}"
 
@@ -82,7 +105,11 @@ def _begin(parent: int, told: Told) -> None:
     """Begin a process: it ends with its parent, however that ends."""
     global _told  # noqa: PLW0603  a process has one
     _told = told
-    follow_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's
+    try:
+        follow_parent(parent)
+    except BlitzError:
+        os._exit(1)  # it has gone already, and nobody is left to tell
 
 
 def _simulated(cell: Cell, part: Part) -> Record:

@@ -17,7 +17,7 @@ Examples:
   blitzgw simulate trace --trace scripts/traces/azure2023_code_first_800s.csv --window 540:800
   blitzgw simulate trace --trace … --window 540:800 --nodes 8,64,512 --systems stop+disk,live-zigzag
   blitzgw simulate trace --trace … --load-over-compute 1,3,6,12,24 --seeds 3 --out sweep
-  blitzgw simulate trace --trace … --nodes 4000 --models 200 --duration 3600 --parts 6 --out hour
+  blitzgw simulate trace --trace … --nodes 4000 --models 200 --duration 3600 --parts 2 --out hour
 """
 
 SYSTEMS = "static-full,stop+disk,stop+chain,live-zigzag,oracle"
@@ -195,7 +195,7 @@ def _rate(_context: click.Context, _option: click.Parameter, text: str | None) -
     type=click.IntRange(1, 1000),
     default=1,
     show_default=True,
-    help="Of the time: simulated side by side on all cores, each begun a minute early with a"
+    help="Of the time: simulated side by side on all cores, each begun minutes early with a"
     " cluster that starts. In --out they are kept as they end.",
 )
 @click.option(

@@ -1,8 +1,8 @@
 """A simulation in parts of its time, to be carried out side by side: for hours of large clusters.
 
     part      [start, stop) of the window: whose requests, looks and decisions count
-    lead      before it, to forget that the cluster begins as one that has just been started: its
-              instances come and go within seconds, its queues empty within their patience
+    lead      before it, to forget that the cluster begins as one that has just been started: queues
+              empty and instances come within seconds, but a policy remembers its doubts longer
     tail      after it, so that its last requests have as many beside them as any
 
 This is time-parallel simulation with states that are met approximately (R. M. Fujimoto, Parallel
@@ -19,10 +19,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from blitzgw.scaling.policy import CALM_S, FLAP_S
 from blitzgw.sim.cluster.setup import ClusterSetup, ModelSetup
 from blitzgw.sim.evaluation.record import Look, Record
 
-LEAD_S, TAIL_S = 60.0, 10.0
+LEAD_S = FLAP_S + CALM_S + 60.0
+"""Where instances come and go without end, doubts are never forgotten: then there is no such time,
+and parts find a little more change than one run."""
+
+TAIL_S = 10.0
 
 SEEDS_APART = 1_000_003
 """Between the dice of two parts: those of models and runs are nearer."""
