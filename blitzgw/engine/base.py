@@ -93,8 +93,9 @@ class SpanEngine(Protocol[Hidden, Logits]):
 
         A span from 0 embeds the rows' own tokens (`hidden` is None then) unless hidden states are
         given, which are the embedded tokens; any other span takes what left `span.start`. An empty
-        span returns its input (embedded when it starts at 0). Raises ValueError when a layer of
-        the span, or the embedding where it is needed, is not resident.
+        span returns its input (embedded when it starts at 0). What leaves the whole model at once
+        need have a meaning only where a row samples, unless one's sampling `scores`. Raises
+        ValueError when a layer of the span, or the embedding where it is needed, is not resident.
         """
 
     def logits(self, rows: Sequence[RowInput], hidden: Hidden) -> Logits:

@@ -105,7 +105,7 @@ class TorchEngine:
         x_TE = order.apply(x_TE)
         if x_TE is hidden:
             x_TE = x_TE.clone()  # layers may overwrite it
-        plan = self._plan(rows, order)
+        plan = self._plan(rows, order, len(span) == self._shape.n_layers > 1)
         layers = [self._layers[i] for i in span.layers()]
         caches = [self._kv.layer(i) for i in span.layers()]
         return order.undo(self._kernels.run(layers, x_TE, plan, caches))
@@ -121,16 +121,21 @@ class TorchEngine:
             tokens += row.sequence.tokens[row.start : row.start + row.count]
         return on_device(tokens, self._device)
 
-    def _plan(self, rows: Sequence[RowInput], order: _Order) -> Any:
+    def _plan(self, rows: Sequence[RowInput], order: _Order, whole: bool) -> Any:
+        few = whole and order.n_decode < len(rows) and not _scores(rows)
         extents: list[Extent] = []
         positions: list[int] = []
+        wanted: list[Extent] = []
         for i in order.rows:
             row = rows[i]
             slot, stop = self._slot_of(row), row.start + row.count
             extents.append(Extent(slot, row.start, stop, len(positions)))
             positions += range(row.start, stop)
+            if few and row.sample:
+                wanted.append(Extent(slot, stop - 1, stop, len(positions) - 1))
         at = on_device(positions, self._device)
-        return self._kernels.plan(extents, order.n_decode, self._cos[at], self._sin[at])
+        cos, sin = self._cos[at], self._sin[at]
+        return self._kernels.plan(extents, order.n_decode, cos, sin, wanted if few else None)
 
     def _slot_of(self, row: RowInput) -> int:
         """Return the slot of a row. Raises ValueError for positions its table does not have."""
@@ -202,6 +207,11 @@ class TorchEngine:
     def join_hidden(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return hidden states one after another."""
         return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _scores(rows: Sequence[RowInput]) -> bool:
+    """Tell whether logits may be asked for of other positions than those that sample."""
+    return any(row.sequence.sampling.scores for row in rows)
 
 
 class _Order:

@@ -32,9 +32,18 @@ class Kernels(Protocol):
         """Return a layer over views into its blob."""
 
     def plan(
-        self, extents: Sequence[Extent], n_decode: int, cos: torch.Tensor, sin: torch.Tensor
+        self,
+        extents: Sequence[Extent],
+        n_decode: int,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        wanted: Sequence[Extent] | None = None,
     ) -> Any:
-        """Prepare a step: its extents (decode rows first), and their angles `[T, D / 2]`."""
+        """Prepare a step: its extents (decode rows first), and their angles `[T, D / 2]`.
+
+        `wanted` are the tokens, one each, whose output of the last of the layers that are run is
+        asked for; None: all are. What is left of others need have no meaning, but for their KV.
+        """
 
     def run(
         self,

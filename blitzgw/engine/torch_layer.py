@@ -42,9 +42,15 @@ class TorchKernels:
         return TorchLayer(self._spec, tensors)
 
     def plan(
-        self, extents: Sequence[Extent], n_decode: int, cos: torch.Tensor, sin: torch.Tensor
+        self,
+        extents: Sequence[Extent],
+        n_decode: int,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        wanted: Sequence[Extent] | None = None,
     ) -> Any:
-        """Prepare a step; cos and sin are `[T, D / 2]`."""
+        """Prepare a step; cos and sin are `[T, D / 2]`. All layers are run for all tokens."""
+        del wanted
         window = self._spec.shape.window
         attend = SlotAttention(extents, n_decode, window, cos.device, self._paged)
         return self.plan_of(attend, cos, sin)

@@ -51,8 +51,11 @@ class Drawn:
             return 1 + self._normal(*size) / 8
         return self._normal(*size) * (size[-1] ** -0.5 if len(size) > 1 else 0.1)
 
-    def run(self, kernels_of, dtype, times=1):
-        """Return the answers of the layer, or of as many in a row, and the KV as it leaves it."""
+    def run(self, kernels_of, dtype, times=1, wanted=None):
+        """Return the answers of the layer, or of as many in a row, and the KV as it leaves it.
+
+        `wanted` are indices of tokens; None: all.
+        """
         spec = ModelSpec("drawn", "", self.shape, dtype, POSITIONS, (0,))
         kernels = kernels_of(spec)
         to = torch.float32 if dtype is Dtype.FLOAT32 else torch.bfloat16
@@ -63,7 +66,10 @@ class Drawn:
         extents = [Extent(*span, at) for span, at in zip(self.batch, offsets, strict=False)]
         cos, sin = rope_table(self.shape.rope, self.shape.head_dim, POSITIONS)
         at = torch.tensor([p for _, start, stop in self.batch for p in range(start, stop)])
-        plan = kernels.plan(extents, counts.count(1), cos[at], sin[at])
+        if wanted is not None:
+            each = [(e.slot, p) for e in extents for p in range(e.start, e.stop)]
+            wanted = [Extent(each[i][0], each[i][1], each[i][1] + 1, i) for i in wanted]
+        plan = kernels.plan(extents, counts.count(1), cos[at], sin[at], wanted)
         caches = [(kv[0], kv[1])] * times
         x = kernels.run([layer] * times, self.x.to(to, copy=True), plan, caches)
         return x.float(), kv.float()
@@ -131,6 +137,17 @@ def test_threads_share_several_layers_and_each_tile_is_attended_to_once(monkeypa
                 together, shared_kv = layer.run(native, Dtype.BFLOAT16, times=3)
             assert torch.equal(together, alone), f"seed {seed}, {threads} threads"
             assert torch.equal(shared_kv, kv), f"seed {seed}, {threads} threads"
+
+
+def test_tokens_that_are_wanted_are_what_they_are_among_all():
+    """Bit for bit, and so is the KV of those that are not."""
+    for seed in range(12):
+        layer, draw = drawn(seed), random.Random(seed)
+        whole, kv = layer.run(native, Dtype.BFLOAT16, times=2)
+        wanted = sorted(draw.sample(range(len(whole)), draw.choice([0, 1, len(whole) // 2])))
+        some, same_kv = layer.run(native, Dtype.BFLOAT16, times=2, wanted=wanted)
+        assert torch.equal(some[wanted], whole[wanted]), f"seed {seed}, {wanted}"
+        assert torch.equal(same_kv, kv), f"seed {seed}"
 
 
 @pytest.mark.parametrize("vocab", [16, 17, 31, 33, 1000, 1007])

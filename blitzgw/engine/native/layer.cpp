@@ -150,15 +150,35 @@ void swiglu(const Shape& s, const Weights& w, const uint32_t* packed, int m, uin
            });
 }
 
-// `kv` has this layer's own KV to ask for, and then that of `next`, which follows (null: none does).
+// Bring q, k, v and x of the wanted tokens to the front.
+void narrow(const Shape& s, const Batch& batch, bf16* qkv, bf16* x) {
+    const size_t width = size_t(s.heads + 2 * s.kv_heads) * s.head_dim, hidden = s.hidden;
+    for (int i = 0; i < batch.wanted->tokens; i++) {
+        const size_t at = batch.wanted_at[i];
+        if (at == size_t(i)) continue;
+        memcpy(qkv + i * width, qkv + at * width, width * sizeof(bf16));
+        memcpy(x + i * hidden, x + at * hidden, hidden * sizeof(bf16));
+    }
+}
+
+// Bring x of the wanted tokens back to where it was; other tokens' has no meaning.
+void widen(const Shape& s, const Batch& batch, bf16* x) {
+    const size_t hidden = s.hidden;
+    for (int i = batch.wanted->tokens - 1; i >= 0; i--)
+        if (batch.wanted_at[i] != i)
+            memcpy(x + batch.wanted_at[i] * hidden, x + i * hidden, hidden * sizeof(bf16));
+}
+
+// `kv` has this layer's own KV to ask for, and then that of `next`, which follows. Null: none does;
+// then only the KV is needed of tokens that are not wanted.
 void run_layer(const Shape& s, const Weights& w, const Batch& batch, const Cache& cache,
                const Cache* next, bf16* x, const Scratch& scratch, Taken* taken, NextKv& kv,
                Work work) {
-    const int m = batch.tokens, q_width = s.heads * s.head_dim;
+    const int q_width = s.heads * s.head_dim;
     const int qkv_width = q_width + 2 * s.kv_heads * s.head_dim;
-    norm_and_pack(x, w.attn_norm, m, s.hidden, s.eps, scratch.packed, work);
+    norm_and_pack(x, w.attn_norm, batch.tokens, s.hidden, s.eps, scratch.packed, work);
 #pragma omp barrier
-    linear_by_token(w.qkv, qkv_width, s.hidden, scratch.packed, m, work, kv,
+    linear_by_token(w.qkv, qkv_width, s.hidden, scratch.packed, batch.tokens, work, kv,
                     [&](int t, int n, __m512 y) {
                         if (w.qkv_bias) y = _mm512_add_ps(y, load_bf16(w.qkv_bias + n));
                         store_bf16(scratch.qkv + size_t(t) * qkv_width + n, y);
@@ -166,8 +186,15 @@ void run_layer(const Shape& s, const Weights& w, const Batch& batch, const Cache
 #pragma omp barrier
     place(s, w, batch, cache, scratch.qkv, work);
 #pragma omp barrier
+    const bool narrows = !next && batch.wanted;
+    if (narrows) {
+        if (work.thread == 0) narrow(s, batch, scratch.qkv, x);
+#pragma omp barrier
+    }
+    const Batch& rest = narrows ? *batch.wanted : batch;
+    const int m = rest.tokens;
     kv = next ? NextKv(s, batch, *next, work) : NextKv();
-    attend_all(s, Deal(s, batch, cache, scratch, work, taken));
+    attend_all(s, Deal(s, rest, cache, scratch, work, taken));
 #pragma omp barrier
     add_linear(w.out, w.out_bias, s.hidden, q_width, scratch.packed, m, x, work, kv);
 #pragma omp barrier
@@ -201,7 +228,7 @@ size_t blitzgw_scratch_bytes(const Shape* shape, int tokens) {
 }
 
 // Run `layers` layers, each with its weights and cache: x [tokens, hidden] is replaced by the last
-// one's output.
+// one's output, where that is wanted.
 void blitzgw_layers(const Shape* shape, int layers, const Weights* const* weights, const Batch* batch,
                     const Cache* const* caches, bf16* x, char* scratch_base, int threads) {
     Scratch scratch;
@@ -213,6 +240,7 @@ void blitzgw_layers(const Shape* shape, int layers, const Weights* const* weight
             run_layer(*shape, *weights[i], *batch, *caches[i], i + 1 < layers ? caches[i + 1] : nullptr,
                       x, scratch, &taken[size_t(i) * threads], kv, work);
     });
+    if (batch->wanted) widen(*shape, *batch, x);
 }
 
 // logits [tokens, vocab] (fp32) of x [tokens, hidden] after the final norm.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ class _Batch(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("slots", "starts", "stops", "offsets")),
         ("cos", ctypes.c_void_p),
         ("sin", ctypes.c_void_p),
+        ("wanted", ctypes.c_void_p),
+        ("wanted_at", ctypes.c_void_p),
     )
 
 
@@ -69,14 +72,32 @@ def supports(shape: ModelShape, dtype: Dtype) -> bool:
 class NativeBatch:
     """One step's rows as the kernels read them; keeps what the pointers point to."""
 
-    def __init__(self, extents: Sequence[Extent], cos: torch.Tensor, sin: torch.Tensor) -> None:
-        columns = ([e.slot, e.start, e.stop, e.offset] for e in extents)
-        self._extents = torch.tensor(list(columns), dtype=torch.int32).T.contiguous()
+    def __init__(
+        self,
+        extents: Sequence[Extent],
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        wanted: Sequence[Extent] | None,
+    ) -> None:
+        self.tokens = len(cos)
+        self._extents = _lines(extents)
         self._angles = (cos.contiguous(), sin.contiguous())
-        lines = [line.data_ptr() for line in self._extents]
-        tokens = len(cos)
-        self.tokens = tokens
-        self.c = _Batch(tokens, len(extents), *lines, *(a.data_ptr() for a in self._angles))
+        pointers = [one.data_ptr() for one in (*self._extents, *self._angles)]
+        self.c = _Batch(self.tokens, len(extents), *pointers)
+        if wanted is not None:
+            n = len(wanted)
+            self._wanted = _lines(replace(one, offset=at) for at, one in enumerate(wanted))
+            self._wanted_at = torch.tensor([one.offset for one in wanted], dtype=torch.int32)
+            lines = [line.data_ptr() for line in self._wanted]
+            self._wanted_c = _Batch(n, n, *lines)
+            self.c.wanted = ctypes.addressof(self._wanted_c)
+            self.c.wanted_at = self._wanted_at.data_ptr()
+
+
+def _lines(extents: Iterable[Extent]) -> torch.Tensor:
+    """Return slots, starts, stops and offsets `[4, extents]`."""
+    columns = [(e.slot, e.start, e.stop, e.offset) for e in extents]
+    return torch.tensor(columns, dtype=torch.int32).view(-1, 4).T.contiguous()
 
 
 class NativeKernels:
@@ -104,11 +125,16 @@ class NativeKernels:
         return NativeLayer(tensors)
 
     def plan(
-        self, extents: Sequence[Extent], n_decode: int, cos: torch.Tensor, sin: torch.Tensor
+        self,
+        extents: Sequence[Extent],
+        n_decode: int,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        wanted: Sequence[Extent] | None = None,
     ) -> NativeBatch:
         """Prepare a step; cos and sin are `[T, D / 2]`. Decode rows need no special place."""
         del n_decode
-        return NativeBatch(extents, cos, sin)
+        return NativeBatch(extents, cos, sin, wanted)
 
     def run(
         self,
@@ -117,7 +143,7 @@ class NativeKernels:
         plan: NativeBatch,
         caches: Sequence[tuple[torch.Tensor, torch.Tensor]],
     ) -> torch.Tensor:
-        """Replace `x` by the last layer's output in one call, and return it."""
+        """Replace `x` by the last layer's output where it is wanted, and return it."""
         n = len(layers)
         bound = [layer.bind(cache) for layer, cache in zip(layers, caches, strict=True)]
         self._library.blitzgw_layers(

@@ -17,6 +17,8 @@ struct Batch {
     int32_t tokens, extents;
     const int32_t *slots, *starts, *stops, *offsets;  // [extents]
     const float *cos, *sin;                           // [tokens][head_dim / 2]
+    const Batch* wanted;       // tokens whose output is asked for, an extent each; null: all
+    const int32_t* wanted_at;  // which of this batch they are, in order
 };
 
 constexpr int BLOCK = 128;  // positions between two rescalings of O, which lie together
