@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -77,7 +78,7 @@ class Outcome:
 
     tokens: list[list[int]]
     hidden: list[torch.Tensor]
-    """Before the final norm, of every step that sampled."""
+    """Before the final norm, of the positions of every step that sampled."""
     logits: list[torch.Tensor]
     kv: list[bytes]
     """Of all layers and positions that have been computed, by case."""
@@ -126,7 +127,9 @@ class Pair:
 
         def logits(rows, hidden):
             found = real(rows, hidden)
-            self._seen.append((hidden.clone(), found.clone()))
+            ends = accumulate(row.count for row in rows)
+            lines = [end - 1 for end, row in zip(ends, rows, strict=True) if row.sample]
+            self._seen.append((hidden[lines], found.clone()))
             return found
 
         engine.logits = logits
