@@ -181,7 +181,7 @@ def test_names_are_coloured_on_a_terminal(tmp_path):
     with family(tmp_path, "--local-nodes", "1", "--port", "0", stderr=theirs) as run:
         os.close(theirs)
         text = b""
-        while b"Ready" not in text:
+        while b"Ready" not in text or b"serving" not in text:
             text += os.read(ours, 65536)
         assert run.end(signal.SIGTERM) == 0
     os.close(ours)

@@ -65,7 +65,7 @@ def wish(trace, **changed):
         "trace": trace, "window": (10.0, 50.0), "factor": 1.0, "level": None,
         "systems": ("static-full",), "seeds": 1, "seed": 1, "nodes": (8,), "profile": "a800-8b",
         "ratios": (), "link_rate": None, "disk_rate": None, "host_rate": None, "models": 1,
-        "duration_s": None, "failures_per_hour": 0.0, "constants": None, "out": None,
+        "duration_s": None, "failures_per_hour": 0.0, "parts": 1, "constants": None, "out": None,
     }  # fmt: skip
     return Wish(**values | changed)
 

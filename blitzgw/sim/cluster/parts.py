@@ -8,7 +8,8 @@
 This is time-parallel simulation with states that are met approximately (R. M. Fujimoto, Parallel
 and Distributed Simulation Systems, 2000, chapter 6.3); by how much, tests/sim measures. Parts are
 thrown their own dice for failures and routers. What links carry is counted for lead and tail too,
-and is taken in proportion; what `about` counts (events, operations, decisions) is all that was done.
+and is taken in proportion; what `about` counts (events, operations, decisions) is all of what was
+done.
 """
 
 from __future__ import annotations
