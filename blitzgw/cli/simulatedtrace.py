@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,9 @@ class Found:
 def run(wish: Wish, show: Callable[[str], None]) -> Found:
     """Simulate all cells. Raises ConfigError for what cannot be meant, OSError for a folder."""
     found = Found()
-    latencies = _latencies(wish.constants)
-    settings = [*settings_of(wish)]
+    constants = _constants(wish.constants)
+    latencies = Latencies.measured(constants)
+    settings = [_with(constants, setting) for setting in settings_of(wish)]
     for setting in settings:
         store = _store(wish, setting) if wish.out else None
         rows = [
@@ -144,17 +145,25 @@ def _events_per_s(record: Record) -> float | None:
     return round(events / wall_s) if events and wall_s else None
 
 
-def _latencies(file: Path | None) -> Latencies:
+def _constants(file: Path | None) -> dict[str, float]:
     """Return what was measured of real nodes, which here keep real time."""
     if file is None:
-        return Latencies()
+        return {}
     try:
         told = json.loads(file.read_bytes())["constants"]
         values = {name: one["value"] for name, one in told.items() if one["value"] is not None}
         own = {name: value for name, value in values.items() if not name.endswith(OF_ONE_BOX)}
-        return Latencies.measured(own)
+        made = asdict(Latencies.measured(own))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError([f"{file}: not what validate_sim --measure writes: {error}"]) from None
+    return {name: made[name] for name in own if name in made}
+
+
+def _with(constants: Mapping[str, float], setting: Setting) -> Setting:
+    """Return a setting that tells of constants: a folder has cells of no others."""
+    if not constants:
+        return setting
+    return replace(setting, about={**setting.about, "constants": constants})
 
 
 def _store(wish: Wish, setting: Setting) -> Store:

@@ -297,6 +297,18 @@ def test_here_no_two_nodes_share_processors(trace, simulated, tmp_path):
     assert simulated[0].latencies == Latencies(serve_s=0.04)
 
 
+def test_cells_of_other_constants_are_not_taken(trace, simulated, tmp_path):
+    file, out = tmp_path / "constants.json", tmp_path / "out"
+    options = ["--trace", trace, "--factor", 1, "--systems", "oracle", "--out", out]
+    for serve_s in (0.04, 0.05):
+        file.write_text(json.dumps({"constants": {"serve_s": {"value": serve_s}}}))
+        done = run(*options, "--constants", file)
+    assert isinstance(done.exception, ConfigError)
+    assert "constants" in str(done.exception)
+    assert isinstance(run(*options).exception, ConfigError)
+    assert len(simulated) == 1
+
+
 def test_help_says_which_constants_nothing_measures():
     said = CliRunner().invoke(simulate, ["trace", "--help"]).output
     guesses = {field.name for field in fields(Latencies)} - {*microconstants.HOW}
