@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -61,11 +62,14 @@ def simulate_parts(
         found = {number: record for number, record in kept.items() if record is not None}
     shares = {part.number: float(part.number in found) for part in parts}
     told: Told = get_context("spawn").SimpleQueue()
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     with _processes(min(cores, count), told) as pool:
-        running = {
-            pool.submit(_simulated, cell, part): part for part in parts if part.number not in found
-        }
+        with _interrupts_wait():
+            running = {
+                pool.submit(_simulated, cell, part): part
+                for part in parts
+                if part.number not in found
+            }
         while running:
             over, _ = wait(running, TOLD_S, FIRST_COMPLETED)
             while not told.empty():
@@ -95,6 +99,19 @@ def _processes(count: int, told: Told) -> Iterator[ProcessPoolExecutor]:
             if isinstance(error, BrokenProcessPool):
                 raise BlitzError(ENDED) from None
             raise
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Have ^C wait, here and in processes that are started.
+
+    A terminal sends it to them too, and until they ignore it they would tell of it.
+    """
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def _key(cell: Cell, part: Part, count: int) -> tuple[str, int, str]:

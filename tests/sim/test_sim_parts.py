@@ -111,21 +111,34 @@ def test_parts_that_are_done_are_not_begun_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_processes_end_with_their_parent_whatever_ends_it(sent: signal.Signals) -> None:
     command = [*TRACE, "--nodes", "512", "--duration", "3600", "--parts", "8", "--factor", "40"]
+    processes = min(8, len(os.sched_getaffinity(0)))
     with subprocess.Popen(command, stderr=subprocess.PIPE) as parent:
         children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
         until_s = time.monotonic() + 60
-        while len(pids := children.read_text().split()) < 2 and time.monotonic() < until_s:
-            time.sleep(0.05)
-        assert pids
+        while sum(map(simulates, pids := children.read_text().split())) < processes:
+            assert time.monotonic() < until_s, pids
+            time.sleep(0.02)
+        deaf = [is_deaf_to_interrupts(pid) for pid in pids if simulates(pid)]
         time.sleep(1.0)  # they import, or simulate: at any moment
         os.kill(parent.pid, sent)
         _, said = parent.communicate(timeout=20)
         assert parent.returncode == (130 if sent == signal.SIGINT else -sent)
         assert sent == signal.SIGKILL or b"Traceback" not in said, said
+    assert deaf == [True] * processes, "a terminal sends ^C to all, and they begin to import"
     until_s = time.monotonic() + 10
     while left := [pid for pid in pids if runs(pid)]:
         assert time.monotonic() < until_s, f"{left} go on"
         time.sleep(0.05)
+
+
+def simulates(pid: str) -> bool:
+    return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def is_deaf_to_interrupts(pid: str) -> bool:
+    """Tell whether a process blocks or ignores SIGINT, which a terminal sends to all."""
+    told = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool((int(told["SigBlk"], 16) | int(told["SigIgn"], 16)) >> (signal.SIGINT - 1) & 1)
 
 
 def runs(pid: str) -> bool:
