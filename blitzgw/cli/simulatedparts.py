@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,28 +60,26 @@ def simulate_parts(
     if store is not None:
         kept = {part.number: store.get(*_key(cell, part, count)) for part in parts}
         found = {number: record for number, record in kept.items() if record is not None}
-    shares = {part.number: float(part.number in found) for part in parts}
+    shares = {part.number: 0.0 for part in parts if part.number not in found}
     told: Told = get_context("spawn").SimpleQueue()
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     with _processes(min(cores, count), told) as pool:
         with _interrupts_wait():
             running = {
-                pool.submit(_simulated, cell, part): part
-                for part in parts
-                if part.number not in found
+                pool.submit(_simulated, cell, parts[number]): parts[number] for number in shares
             }
         while running:
             over, _ = wait(running, TOLD_S, FIRST_COMPLETED)
             while not told.empty():
                 number, share = told.get()
                 shares[number] = share
-            for future in over:
+            for future in sorted(over, key=_has_failed):  # what is done is kept, whatever fails
                 part = running.pop(future)
                 found[part.number] = record = future.result()
                 shares[part.number] = 1.0
                 if store is not None:
                     store.put(record, _key(cell, part, count)[2])
-            progress(sum(shares.values()) / count, f"{len(found)} of {count} parts")
+            progress(sum(shares.values()) / len(shares), f"{len(found)} of {count} parts")
     ordered = [found[part.number] for part in parts]
     return joined(ordered, cell.system, cell.seed, cell.about)
 
@@ -112,6 +110,10 @@ def _interrupts_wait() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def _has_failed(future: Future[Record]) -> bool:
+    return future.exception() is not None
 
 
 def _key(cell: Cell, part: Part, count: int) -> tuple[str, int, str]:

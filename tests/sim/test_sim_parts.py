@@ -8,12 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from blitzgw.cli import simulatedparts
 from blitzgw.sim.cluster.parts import LEAD_S, TAIL_S, counted, joined, parts_of, setup_of_part
+from blitzgw.sim.cluster.setup import Latencies
 from blitzgw.sim.cluster.simulate import simulate_cluster
 from blitzgw.sim.evaluation.arrivals import Arrival
 from blitzgw.sim.evaluation.record import Record
@@ -106,6 +111,42 @@ def test_parts_that_are_done_are_not_begun_again(tmp_path: Path) -> None:
     store.file("live-zigzag", 1).unlink()
     assert rows()[0]["requests"] == int(str(first[0]["requests"])) - 1
     assert len([*store.records()]) == 1, "parts are no cells"
+
+
+class Pool:
+    """Parts that are over at once, but for the first of those that are asked for: it is killed."""
+
+    def __init__(self) -> None:
+        self.futures: list[Future[Record]] = []
+
+    def submit(self, _simulate: object, cell: simulatedparts.Cell, _part: object) -> Future[Record]:
+        future: Future[Record] = Future()
+        self.futures.append(future)
+        if len(self.futures) == 1:
+            future.set_exception(BrokenProcessPool())
+        else:
+            future.set_result(Record(cell.system, cell.seed, virtual=True))
+        return future
+
+
+def test_what_is_done_is_kept_when_another_part_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And how far it is is told of what is simulated, not of what was there."""
+    pool, waits, told = Pool(), iter((False, True)), list[float]()
+    monkeypatch.setattr(simulatedparts, "_processes", lambda *_: nullcontext(pool))
+    monkeypatch.setattr(
+        simulatedparts, "wait", lambda *_: (pool.futures if next(waits) else [], set())
+    )
+    store = Store(tmp_path)
+    store.begin({})
+    store.put(Record("live-zigzag", 1, virtual=True), "1-of-3")
+    cell = simulatedparts.Cell({"window": (0, 60)}, "live-zigzag", 1, Latencies())
+    with pytest.raises(BrokenProcessPool):
+        simulatedparts.simulate_parts(cell, 3, store, lambda share, _: told.append(share))
+    assert told == [0.0]
+    assert store.get("live-zigzag", 1, "2-of-3") is None
+    assert store.get("live-zigzag", 1, "3-of-3") is not None
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
