@@ -10,6 +10,7 @@ import click
 
 from blitzgw.cli.output import format_option
 from blitzgw.cli.simulating import no_collector, status
+from blitzgw.errors import BlitzError
 
 EXAMPLES = """\
 \b
@@ -241,8 +242,15 @@ def trace(*, layout: str, **asked: Any) -> int:
     cells = len(asked["nodes"]) * max(1, len(asked["ratios"]))
     if cells * len(asked["systems"]) * asked["seeds"] > MOST_CELLS:
         raise click.UsageError(f"more than {MOST_CELLS} simulations; make the sweep smaller")
-    with no_collector(), status() as show:
-        found = simulatedtrace.run(tracesettings.Wish(**asked), show)
+    try:
+        with no_collector(), status() as show:
+            found = simulatedtrace.run(tracesettings.Wish(**asked), show)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if asked["out"] is None:
+            raise
+        raise BlitzError(f"--out {asked['out']}: {error.strerror or error}") from None
     if layout == "json":
         simulatedtrace.print_json_trace(found)
     else:

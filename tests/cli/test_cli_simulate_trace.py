@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import fields
 
@@ -9,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from blitzgw.cli import simulatedtrace
+from blitzgw.cli.main import EXIT_FAILED, main
 from blitzgw.cli.simulate import simulate
 from blitzgw.cli.tracesettings import Wish, settings_of
 from blitzgw.config import NodeConfig
@@ -307,6 +309,18 @@ def test_cells_of_other_constants_are_not_taken(trace, simulated, tmp_path):
     assert "constants" in str(done.exception)
     assert isinstance(run(*options).exception, ConfigError)
     assert len(simulated) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_told_of(
+    trace, simulated, tmp_path, capsys, monkeypatch
+):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(simulatedtrace.Store, "put", full)
+    options = ["--trace", str(trace), "--factor", "1", "--systems", "oracle"]
+    assert main(["simulate", "trace", *options, "--out", str(tmp_path / "out")]) == EXIT_FAILED
+    assert capsys.readouterr().err == f"blitzgw: --out {tmp_path}/out: No space left on device\n"
 
 
 def test_help_says_which_constants_nothing_measures():
