@@ -73,12 +73,17 @@ def weights_bytes(shape: ModelShape, dtype: Dtype) -> int:
 
 
 def roofline_s(what: str, context: int, shape: ModelShape, dtype: Dtype, limits: Limits) -> float:
-    """Return the least seconds of a workload: "prefill", or a decode step of so many rows."""
+    """Return the least seconds of a workload: "prefill", or a decode step of so many rows.
+
+    Of a prompt the last layer needs K and V; all else there of the token only that is sampled at.
+    """
     layers = shape.n_layers * shape.layer_parameters()
     head = shape.vocab * shape.hidden
     attention = 4 * shape.n_layers * shape.n_heads * shape.head_dim
     if what == "prefill":
-        flops = 2 * context * layers + 2 * head + attention * context * context / 2
+        once = shape.layer_parameters() - 2 * shape.n_kv_heads * shape.head_dim * shape.hidden
+        flops = 2.0 * context * (layers - once) + 2 * (once + head)
+        flops += attention / shape.n_layers * context * ((shape.n_layers - 1) * context / 2 + 1)
         return flops / limits.rate
     batch = int(what)
     moved = weights_bytes(shape, dtype) + batch * context * shape.kv_bytes_per_token(dtype)
