@@ -62,7 +62,8 @@ class Machine:
                 rate = self._rate_of(host)
             tx, rx = reserved.get(network.name, (0.0, 0.0))
             busy = 0.0 if network.name else float(f"{serving:.1g}")
-            networks.append(NetworkFacts(network.name, host, rate, tx, rx, busy))
+            most = self._config.max_weight_rate
+            networks.append(NetworkFacts(network.name, host, rate, tx, rx, busy, most))
         read = float(f"{max([report.disk for report in traffic], default=0.0):.2g}")
         return HostFacts(
             self._free_bytes,

@@ -136,10 +136,11 @@ def _node(node: NodeView, age_s: float) -> dict[str, Any]:
 
 
 def _host(facts: HostFacts) -> dict[str, Any]:
-    """Return what is known of a machine; rates that are not known are null."""
+    """Return what is known of a machine; rates that are not known, and limits of none, are null."""
     networks = [asdict(network) for network in sorted(facts.networks, key=lambda n: n.name)]
     for network in networks:
-        network["rate_bytes_per_s"] = network["rate_bytes_per_s"] or None
+        for key in ("rate_bytes_per_s", "weights_tx_bytes_per_s"):
+            network[key] = network[key] or None
     return {
         "free_bytes": facts.free_bytes,
         "zone": facts.zone or None,

@@ -10,6 +10,7 @@ A worker is named `node/device`. Bytes and seconds throughout.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from enum import StrEnum
@@ -81,12 +82,14 @@ class Port:
     """A node's interface to a network: what a plan may use of it, in bytes of payload per second.
 
     Reservations of other operations are taken off already. `serving_tx` is what its workers send
-    for requests (KV, activations): a plan avoids a port that has much of it.
+    for requests (KV, activations): a plan avoids a port that has much of it. `worker_tx` is what
+    each of them sends of weights at most.
     """
 
     tx_bytes_per_s: float
     rx_bytes_per_s: float
     serving_tx_bytes_per_s: float = 0.0
+    worker_tx_bytes_per_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)

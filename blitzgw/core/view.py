@@ -54,7 +54,8 @@ class NetworkFacts:
     """A node's interface for the data plane; `name` is what all nodes on that network call it.
 
     Rates are of payload, in each direction; 0: not known. `reserved_tx` and `reserved_rx` are
-    promised to scale operations, `serving_tx` is what requests (KV, activations) send now.
+    promised to scale operations, `serving_tx` is what requests (KV, activations) send now. Each of
+    its workers sends `weights_tx` of weights at most, over all networks; 0: no limit.
     """
 
     name: str
@@ -63,6 +64,7 @@ class NetworkFacts:
     reserved_tx_bytes_per_s: float = 0.0
     reserved_rx_bytes_per_s: float = 0.0
     serving_tx_bytes_per_s: float = 0.0
+    weights_tx_bytes_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -156,15 +157,18 @@ def _port(
     own: tuple[float, float] = NOTHING,
     others: tuple[float, float] = NOTHING,
 ) -> Port:
+    """Return what a plan may use; what a port has promised counts as one worker's promise."""
     rate = told_rate(network.rate_bytes_per_s, RATE_BYTES_PER_S)
-    left = [
-        min(rate, max(rate - max(_part(told, rate) - ours, theirs), MIN_PORT_SHARE * rate))
-        for told, ours, theirs in (
-            (network.reserved_tx_bytes_per_s, own[0], others[0]),
-            (network.reserved_rx_bytes_per_s, own[1], others[1]),
-        )
-    ]
-    return Port(left[0], left[1], _part(network.serving_tx_bytes_per_s, rate))
+    most = told_rate(network.weights_tx_bytes_per_s, math.inf)
+    tx = (network.reserved_tx_bytes_per_s, own[0], others[0])
+    rx = (network.reserved_rx_bytes_per_s, own[1], others[1])
+    serving = _part(network.serving_tx_bytes_per_s, rate)
+    return Port(_left(rate, *tx), _left(rate, *rx), serving, _left(most, *tx))
+
+
+def _left(rate: float, told: float, ours: float, theirs: float) -> float:
+    """Return what promises to others leave of a rate."""
+    return min(rate, max(rate - max(_part(told, rate) - ours, theirs), MIN_PORT_SHARE * rate))
 
 
 def told_rate(rate: float, default: float) -> float:

@@ -94,20 +94,30 @@ def _what_is_left(
 
 
 def _rates(plan: Plan, links: Links, unpromised: Collection[str]) -> list[float]:
-    """Share each port among the edges that use it; an edge is promised the lesser of both ends."""
+    """Share each port, and what a worker may send, among the edges that use it.
+
+    An edge is promised the least of these.
+    """
     ends = [
         ((node_of(edge.source), edge.network), (node_of(edge.target), edge.network))
         for edge in plan.edges
     ]
     crossing = [(tx, rx) for tx, rx in ends if tx[0] != rx[0]]
     sending = Counter(tx for tx, _ in crossing)
+    sources = Counter(e.source for e in plan.edges if node_of(e.source) != node_of(e.target))
     receiving = Counter(rx for _, rx in crossing)
     rates = []
-    for tx, rx in ends:
+    for edge, (tx, rx) in zip(plan.edges, ends, strict=True):
         known = tx in links.ports and rx in links.ports and tx[0] != rx[0]
         if not known or tx[0] in unpromised or rx[0] in unpromised:
             rates.append(0.0)
             continue
-        share = links.ports[tx].tx_bytes_per_s / sending[tx]
-        rates.append(min(share, links.ports[rx].rx_bytes_per_s / receiving[rx]))
+        port = links.ports[tx]
+        rates.append(
+            min(
+                port.tx_bytes_per_s / sending[tx],
+                port.worker_tx_bytes_per_s / sources[edge.source],
+                links.ports[rx].rx_bytes_per_s / receiving[rx],
+            )
+        )
     return rates

@@ -60,7 +60,7 @@ class _Kind(NamedTuple):
     disk: frozenset[str]
     zone: str
     disk_bytes_per_s: float
-    ports: tuple[tuple[str, float, float, float], ...]
+    ports: tuple[tuple[str, float, float, float, float], ...]
 
 
 @dataclass(slots=True)
@@ -118,12 +118,13 @@ def _reads(node: NodeView, view: ClusterView) -> tuple[_Kind, str] | None:
     return _Kind(disk, host.zone, host.disk_bytes_per_s, ports), worker
 
 
-def _port(network: NetworkFacts) -> tuple[str, float, float, float]:
+def _port(network: NetworkFacts) -> tuple[str, float, float, float, float]:
     return (
         network.name,
         network.rate_bytes_per_s,
         network.reserved_tx_bytes_per_s,
         network.serving_tx_bytes_per_s,
+        network.weights_tx_bytes_per_s,
     )
 
 

@@ -29,7 +29,10 @@ DEVICE = DeviceFacts("cpu0", DeviceKind.CPU, "Xeon", 1 << 30, 2, data_ports={"fa
 HOST = HostFacts(
     8 << 30,
     "rack-1",
-    (NetworkFacts("fast", "10.1.0.1", 1e9, 5e8), NetworkFacts("", "10.0.0.1")),
+    (
+        NetworkFacts("fast", "10.1.0.1", 1e9, 5e8, weights_tx_bytes_per_s=2e8),
+        NetworkFacts("", "10.0.0.1"),
+    ),
 )
 
 
@@ -123,10 +126,11 @@ async def test_nodes_are_told_with_all_that_is_known(world, cluster):
                     "reserved_tx_bytes_per_s": reserved,
                     "reserved_rx_bytes_per_s": 0.0,
                     "serving_tx_bytes_per_s": 0.0,
+                    "weights_tx_bytes_per_s": most,
                 }
-                for name, host, rate, reserved in (
-                    ("", "10.0.0.1", None, 0.0),
-                    ("fast", "10.1.0.1", 1e9, 5e8),
+                for name, host, rate, reserved, most in (
+                    ("", "10.0.0.1", None, 0.0, None),
+                    ("fast", "10.1.0.1", 1e9, 5e8, 2e8),
                 )
             ],
         },

@@ -71,6 +71,7 @@ def two_growths(nodes: Cluster) -> Iterator[tuple[dict[str, Any], dict[str, Any]
     alone = tokens(nodes, "a")
     scale(nodes, "b", "auto")
     first = until(lambda: bringing(nodes), "blobs of the owner's growth")
+    assert first["predicted_s"]["complete"] > 1.0, "plans know how slowly the source sends"
     begun = scale(nodes, "c", 4)
     assert begun["id"] != first["id"], begun
     second = until(lambda: with_edges(nodes, begun["id"]), "the second one's edges")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from hypothesis import strategies as st
@@ -106,7 +107,8 @@ def links_of(draw: st.DrawFn, nodes: Sequence[str]) -> Links:
             if draw(st.integers(0, 9)) < share:
                 tx, rx = draw(rates), draw(rates)
                 serving = draw(st.sampled_from([0.0, 0.0, 0.01, 0.5, 2.0])) * tx
-                ports[node, network] = Port(tx, rx, serving)
+                most = draw(st.sampled_from([math.inf, math.inf, tx / 3, 2 * tx]))
+                ports[node, network] = Port(tx, rx, serving, most)
     return Links(
         ports=ports,
         disks={node: draw(rates) for node in nodes if draw(st.booleans())},

@@ -120,6 +120,29 @@ def test_serving_takes_its_share_of_tx_only() -> None:
     assert predict(plan, task, taking).complete_s == pytest.approx(ONE_S, rel=1e-3)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_each_worker_may_send_is_shared_by_its_edges_on_all_networks(workers: int) -> None:
+    """Two workers of a node together send twice as much as one may, where its ports allow it."""
+    nodes, every = ("n0", "n1", "n2"), tuple(range(32))
+    networks = dict(zip(nodes, ("net", "net", "other"), strict=True))
+    ports = {(node, network): Port(RATE, RATE) for node, network in networks.items()}
+    for network in ("net", "other"):
+        ports["n0", network] = Port(RATE, RATE, worker_tx_bytes_per_s=RATE / 4)
+    sources = [f"n0/{i % workers}" for i in range(2)]
+    targets = ("n1/0", "n2/0")
+    task = Task(
+        (SIZE // 32,) * 32,
+        targets,
+        tuple(Holder(s, frozenset(every)) for s in dict.fromkeys(sources)),
+    )
+    edges = zip(sources, targets, strict=True)
+    plan = Plan(
+        "two", targets, tuple(Edge(s, t, every, networks[t.partition("/")[0]]) for s, t in edges)
+    )
+    done = predict(plan, task, Links(ports=ports))
+    assert done.complete_s == pytest.approx(8 / workers * ONE_S, rel=1e-3)
+
+
 def test_a_full_port_still_gives_a_little() -> None:
     task, links = even_task(1), even_links(2)
     full = replace(links, ports={**links.ports, ("n0", "net"): Port(RATE, RATE, 2 * RATE)})

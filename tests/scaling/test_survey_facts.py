@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 
 from blitzgw.core.instance import DeviceKind, InstanceState
 from blitzgw.core.operation import ScaleOrder
-from blitzgw.core.plan import Holder, Tier
+from blitzgw.core.plan import Edge, Holder, Plan, Tier
 from blitzgw.core.rumours import Status
 from blitzgw.core.view import (
     CopyFacts,
@@ -23,6 +24,7 @@ from blitzgw.scaling.holders import holders_of
 from blitzgw.scaling.links import MIN_PORT_SHARE, RATE_BYTES_PER_S, dial_address, links_of
 from blitzgw.scaling.operation import Surroundings
 from blitzgw.scaling.operations import Operations
+from blitzgw.scaling.orders import edge_orders
 from blitzgw.scaling.planner.choose import choose
 from blitzgw.scaling.survey import ModelDefinition, instances_of
 from tests.scaling.view_kit import MODEL, W, device, holders, instance, node, view
@@ -156,6 +158,26 @@ def test_ports_less_what_is_promised_to_others():
     assert (port.tx_bytes_per_s, port.rx_bytes_per_s) == (50.0, 60.0)
     port = links_of(view(node("a", net=NetworkFacts("net", "h")))).ports["a", "net"]
     assert port.tx_bytes_per_s == RATE_BYTES_PER_S
+
+
+def test_what_a_worker_may_send_is_told_shared_and_promised():
+    net = NetworkFacts("net", "h", 100.0, weights_tx_bytes_per_s=30.0)
+    there = view(
+        node("a", net=net, devices=2),
+        *(node(n, net=NetworkFacts("net", "h", 100.0)) for n in "bcd"),
+    )
+    links = links_of(there)
+    assert links.ports["a", "net"].worker_tx_bytes_per_s == 30.0
+    assert links.ports["b", "net"].worker_tx_bytes_per_s == math.inf
+    others = {("a", "net"): (20.0, 0.0)}
+    assert links_of(there, None, others).ports["a", "net"].worker_tx_bytes_per_s == 10.0
+    assert links_of(there, others).ports["a", "net"].worker_tx_bytes_per_s == 30.0
+    ways = [("a/g0", "b/g0"), ("a/g0", "c/g0"), ("a/g1", "d/g0")]
+    plan = Plan("star", (), tuple(Edge(*way, (0,), "net") for way in ways))
+    orders = edge_orders(
+        plan, links, there, name="o.1", secret=bytes, unpromised=(), former=(), held={}
+    )
+    assert [order.rate_bytes_per_s for order in orders] == [15.0, 15.0, 30.0]
 
 
 def test_where_a_worker_listens():

@@ -12,6 +12,7 @@ handful of events however many blobs there are.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -98,10 +99,12 @@ class Resources:
         ends = [self._links.ports.get((node, edge.network)) for node in (source, target)]
         if ends[0] is None or ends[1] is None:
             raise ValueError(f"{edge.source} and {edge.target} share no network {edge.network!r}")
-        return (
+        both = (
             self._number(("tx", source, edge.network), usable_tx(ends[0])),
             self._number(("rx", target, edge.network), ends[1].rx_bytes_per_s),
         )
+        most = ends[0].worker_tx_bytes_per_s
+        return both if most == math.inf else (*both, self._number(("weights", edge.source), most))
 
     def of_read(self, read: Read) -> tuple[int, ...]:
         """Return what a read uses."""

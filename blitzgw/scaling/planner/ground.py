@@ -8,7 +8,7 @@ from itertools import product
 from typing import NamedTuple
 
 from blitzgw.core.plan import Holder, Links, Task, Tier, node_of
-from blitzgw.scaling.planner.rates import host_rate, is_busy, read_rate, usable_tx
+from blitzgw.scaling.planner.rates import host_rate, is_busy, read_rate, weights_tx
 
 WORTH_WAITING = 0.5
 """A busy source is avoided while a free one gives at least this part of its rate: half as fast is
@@ -61,7 +61,7 @@ class Ground:
         workers = (*self.targets, *(holder.worker for holder in task.holders))
         for place in product(sorted({self._nodes[w] for w in workers}), links.networks):
             if (port := links.ports.get(place)) is not None:
-                self._tx.setdefault(place[0], {})[place[1]] = usable_tx(port)
+                self._tx.setdefault(place[0], {})[place[1]] = weights_tx(port)
                 self._rx.setdefault(place[0], {})[place[1]] = port.rx_bytes_per_s
                 if is_busy(port):
                     self._serving.add(place)

@@ -21,6 +21,11 @@ def usable_tx(port: Port) -> float:
     return max(port.tx_bytes_per_s - port.serving_tx_bytes_per_s, LEAST_SHARE * port.tx_bytes_per_s)
 
 
+def weights_tx(port: Port) -> float:
+    """Return what one worker sends of weights through a port at most, in bytes per second."""
+    return min(usable_tx(port), port.worker_tx_bytes_per_s)
+
+
 def is_busy(port: Port) -> bool:
     """Return whether a port has requests to serve, so that it had better send nothing else."""
     return port.serving_tx_bytes_per_s > BUSY_SHARE * port.tx_bytes_per_s

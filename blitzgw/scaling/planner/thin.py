@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from blitzgw.core.plan import Holder, Links, Task, node_of
-from blitzgw.scaling.planner.rates import is_busy, read_rate, usable_tx
+from blitzgw.scaling.planner.rates import is_busy, read_rate, weights_tx
 
 PAIRS = 1024
 """Sources times targets that strategies look at: each asks for the rate of every pair, at some
@@ -78,4 +78,4 @@ def _ports(node: str, links: Links) -> Iterator[tuple[str, float, bool]]:
     for network in links.networks:
         port = links.ports.get((node, network))
         if port is not None:
-            yield network, usable_tx(port), is_busy(port)
+            yield network, weights_tx(port), is_busy(port)
