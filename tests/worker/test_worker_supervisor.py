@@ -304,8 +304,12 @@ async def test_stop_during_a_load_and_twice(supervise, tmp_path):
     large = write_checkpoint(tmp_path / "large", layers=300)
     supervisor, listener = supervise(load_message(large))
     await listener.wait("loading")
-    pid, told = supervisor.pid, len(listener.log)
-    await asyncio.gather(supervisor.stop(), supervisor.stop())
+    pid = supervisor.pid
+    async with asyncio.TaskGroup() as stops:
+        for _ in range(2):
+            stops.create_task(supervisor.stop())
+        await asyncio.sleep(0)  # until both have begun; something may still come before them
+        told = len(listener.log)
     assert is_gone(pid)
     await supervisor.stop()
     assert len(listener.log) == told
