@@ -73,6 +73,25 @@ def test_a_chain_takes_one_model_and_a_piece_for_each_further_hop(targets):
     assert found.ends == [""] * targets
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_late_in_a_simulation_fast_links_go_on(seed):
+    """A few bytes may be nearer than the next moment that a float can tell."""
+    rng = random.Random(seed)
+    heap, network = make(9, link=(rate := 150 * LINK / 8))
+    heap.run_until(rng.uniform(1e3, 1e5))
+    for _ in range(200):
+        found = Landings(heap, 9, [rng.randrange(1, 3 * PIECE_BYTES) for _ in range(BLOBS)])
+        found.whole(0)
+        for i in range(8):
+            found.stream(network, i, i + 1)
+        handled, began_s = heap.handled, heap.now
+        stuck = lambda handled=handled: heap.handled > handled + 10_000  # noqa: E731
+        heap.run_until(began_s + rng.uniform(0.9, 1.0), stuck)
+        assert found.ends == [""] * 8
+        least_s = sum(found.stores[0].sizes) / rate
+        assert found.last_s - began_s == pytest.approx(least_s + 7 * PIECE_BYTES / rate, rel=0.3)
+
+
 @pytest.mark.parametrize("targets", [1, 2, 7, 60])
 def test_a_star_takes_a_model_for_each_target(targets):
     heap, network = make(targets + 1)

@@ -198,12 +198,14 @@ class Stream(Flow):
             return False
         if source is None or blob in source.whole:
             return True
-        self._follow(source.filling.get(blob))
-        if self._leader is None:
+        leader = source.filling.get(blob)
+        self._follow(leader)
+        if leader is None:
             source.wait(blob, self)
             return False
         self.position = target.prefix(blob)
-        return self._lead(self._leader) >= -NEAR_BYTES
+        # by time: a few bytes may be nearer than any later moment that a float can tell
+        return _time_s(-self._lead(leader), leader.rate) <= EARLY_S
 
     def _begin(self, blob: int) -> None:
         if self.began_s < 0.0:
